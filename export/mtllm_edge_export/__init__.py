@@ -1,0 +1,1 @@
+"""Exporters: a trained checkpoint becomes an edge bundle."""

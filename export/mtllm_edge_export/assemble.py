@@ -1,0 +1,192 @@
+"""A checkpoint becomes a bundle: load, run torch, convert every part, compare, and only then take the name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from mtllm_edge import __version__
+from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME, list_files, write_bundle
+from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Bridge, Encoder, Llm, Manifest, Task
+from mtllm_edge_export import parts
+from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.licences import write_licenses
+from mtllm_edge_export.llm_gguf import GgufSummary, LlmBody, LlmQuantization, write_llm
+from mtllm_edge_export.llm_source import open_llm
+from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
+from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
+from mtllm_edge_train.config import StackConfig
+from mtllm_edge_train.encoders import LoadedEncoder
+
+Array = NDArray[np.float32]
+Log = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    *,
+    encoder_quantization: EncoderQuantization = "int8",
+    llm_quantization: LlmQuantization = "q8_0",
+    force: bool = False,
+    log: Log = _silent,
+) -> Manifest:
+    """Compile a checkpoint into a bundle.
+
+    Args:
+        checkpoint: Folder of a trained stack.
+        out: Folder to write; it appears when everything is done, or not at all.
+        encoder_quantization: Type of the encoder's weights.
+        llm_quantization: Type of the LLM's weights.
+        force: Replace an existing bundle.
+        log: Told each step as it begins.
+
+    Returns:
+        The manifest, with the comparison of every part with torch.
+
+    Raises:
+        UsageError: No checkpoint there, or `out` exists.
+        ModelError: The checkpoint cannot be exported, or the result does not follow torch.
+    """
+    job = _Job.open(checkpoint, encoder_quantization, llm_quantization, log)
+    with write_bundle(out, force=force) as folder:
+        return job.write(folder, lora=read_lora(checkpoint))
+
+
+def export_parts(
+    checkpoint: Path,
+    out: Path,
+    *,
+    encoder_quantization: EncoderQuantization = "int8",
+    llm_quantization: LlmQuantization = "q8_0",
+    force: bool = False,
+    log: Log = _silent,
+) -> Manifest:
+    """Compile a checkpoint, but ship the LLM as a recipe: where it comes from, and the adapter in float16.
+
+    The whole bundle is built and compared first, from the same rounded adapter that is shipped; `join` builds it again.
+    Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts.
+    """
+    job = _Job.open(checkpoint, encoder_quantization, llm_quantization, log)
+    lora = parts.rounded(read_lora(checkpoint))
+    with write_bundle(out, force=force) as folder:
+        manifest = job.write(folder, lora=lora)
+        return parts.take_llm_out(folder, manifest, job.config, lora, checkpoint)
+
+
+@dataclass(frozen=True)
+class _Job:
+    checkpoint: Path
+    config: StackConfig
+    encoder_quantization: EncoderQuantization
+    llm_quantization: LlmQuantization
+    log: Log
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: Path,
+        encoder_quantization: EncoderQuantization,
+        llm_quantization: LlmQuantization,
+        log: Log,
+    ) -> _Job:
+        if not checkpoint.is_dir():
+            raise UsageError(f"{checkpoint} is not a folder; name the folder of a trained checkpoint")
+        config = StackConfig.load(checkpoint)
+        if config.encoder is None:
+            raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
+        return cls(checkpoint, config, encoder_quantization, llm_quantization, log)
+
+    def write(self, folder: Path, *, lora: dict[str, Array]) -> Manifest:
+        """Fill an empty folder; torch's copy of the LLM is let go before the files are written."""
+        self.log("loading the checkpoint in torch")
+        sentences = load_sentences()
+        encoder, _ = load_framed_encoder(self.checkpoint, self.config)
+        stack = load_stack(self.checkpoint)
+        self.log(f"running torch on {len(sentences)} sentences")
+        reference = torch_reference(stack, sentences, encoder.languages)
+        del stack
+        self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
+        write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)
+        (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
+        self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
+        llm = self._write_llm(folder / LLM_NAME, lora)
+        self.log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in llm.matrix_types.items()))
+        manifest = self._write_rest(folder, encoder, llm)
+        self.log("comparing the bundle with torch")
+        return self._compared(folder, manifest, reference)
+
+    def _write_llm(self, path: Path, lora: dict[str, Array]) -> GgufSummary:
+        body = LlmBody(
+            weights=open_llm(self.config.llm.source, self.checkpoint),
+            layers=self.config.llm.layers,
+            attention=self.config.llm.attention,
+            lora=lora,
+            lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
+        )
+        return write_llm(path, body, self.llm_quantization)
+
+    def _write_rest(self, folder: Path, encoder: LoadedEncoder, llm: GgufSummary) -> Manifest:
+        """Bridge, heads, licences, and a manifest that has not been compared yet."""
+        assert self.config.encoder is not None  # checked in `open`
+        weight, bias = read_bridge(self.checkpoint)
+        save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
+        tasks = {name: self._write_task(folder, name) for name in self.config.tasks}
+        sources = write_licenses(folder, self.config.sources, self.checkpoint)
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            name=self.config.name,
+            created_with=f"mtllm-edge {__version__}",
+            encoder=Encoder(
+                family=encoder.family,
+                backend="ctranslate2",
+                quantization=self.encoder_quantization,
+                d_model=encoder.d_model,
+                max_tokens=self.config.encoder.max_tokens,
+                prefix_tokens=encoder.prefix_tokens,
+                suffix_tokens=encoder.suffix_tokens,
+            ),
+            bridge=Bridge(kind="linear"),
+            llm=Llm(
+                architecture=llm.architecture,
+                n_embd=llm.n_embd,
+                n_layer=llm.n_layer,
+                quantization=self.llm_quantization,
+                attention=self.config.llm.attention,
+                pooling="mean",
+            ),
+            tasks=tasks,
+            languages=encoder.languages,
+            sources=sources,
+            parity=(),
+            files=list_files(folder),
+        )
+
+    def _write_task(self, folder: Path, name: str) -> Task:
+        weight, bias = read_head(self.checkpoint, name)
+        path = folder / "tasks" / name / "head.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, path)
+        task = self.config.tasks[name]
+        return Task(kind=task.kind, labels=task.labels, head=path.relative_to(folder).as_posix())
+
+    def _compared(self, folder: Path, manifest: Manifest, reference: Reference) -> Manifest:
+        """The manifest with the comparison in it, as it lies in the folder in the end."""
+        (folder / MANIFEST_NAME).write_bytes(manifest.to_json())  # the runtime opens the unfinished bundle by it
+        parity = compare(folder, reference)
+        quantized = (self.encoder_quantization, self.llm_quantization) != ("float32", "f32")
+        check_parity(parity, quantized=quantized)
+        manifest = msgspec.structs.replace(manifest, parity=parity)
+        (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
+        return manifest

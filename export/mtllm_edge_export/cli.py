@@ -1,0 +1,121 @@
+"""The commands `export` and `join`; the heavy imports wait until the extra is known to be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mtllm_edge.extras import require
+from mtllm_edge.manifest import Manifest
+from mtllm_edge.render import megabytes
+
+if TYPE_CHECKING:
+    from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization
+    from mtllm_edge_export.llm_gguf import LlmQuantization
+
+_FOLDER = click.Path(path_type=Path)
+_OUT = click.option("--out", type=_FOLDER, required=True, metavar="BUNDLE", help="Folder to write.")
+_FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is complete.")
+
+
+@click.command()
+@click.argument("checkpoint", type=_FOLDER)
+@_OUT
+@click.option(
+    "--encoder-quantization",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Type of the encoder's weights.",
+)
+@click.option(
+    "--llm-quantization",
+    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "f16", "f32"]),
+    default="q8_0",
+    show_default=True,
+    help="Type of the LLM's weights.",
+)
+@click.option(
+    "--without-llm", is_flag=True, help="Write the trained parts and where the LLM comes from; `join` completes them."
+)
+@_FORCE
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    encoder_quantization: EncoderQuantization,
+    llm_quantization: LlmQuantization,
+    without_llm: bool,
+    force: bool,
+) -> None:
+    """Compile a trained CHECKPOINT into a bundle that runs without torch, and compare the two."""
+    require("export", "torch", "transformers", "peft", "gguf")
+    _quiet_transformers()
+    from mtllm_edge_export.assemble import export_bundle, export_parts
+
+    write = export_parts if without_llm else export_bundle
+    with _steps() as log:
+        manifest = write(
+            checkpoint,
+            out,
+            encoder_quantization=encoder_quantization,
+            llm_quantization=llm_quantization,
+            force=force,
+            log=log,
+        )
+    _summary(manifest, out)
+
+
+@click.command()
+@click.argument("parts", type=_FOLDER)
+@_OUT
+@_FORCE
+def join(parts: Path, out: Path, *, force: bool) -> None:
+    """Complete PARTS made by `export --without-llm` with the LLM that they name. Needs no torch."""
+    require("reference", "gguf")
+    from mtllm_edge_export.join import join as join_parts
+
+    with _steps() as log:
+        manifest = join_parts(parts, out, force=force, log=log)
+    _summary(manifest, out)
+
+
+def _quiet_transformers() -> None:
+    """Keep the libraries' own bars and warnings out of the command's output."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str], None]]:
+    """Print a line on stderr as each step begins, with a spinner under them on a terminal."""
+    console = Console(stderr=True, highlight=False)
+    with console.status("working"):
+        yield lambda step: console.print(step, markup=False, soft_wrap=True)
+
+
+def _summary(manifest: Manifest, out: Path) -> None:
+    """Parity and sizes."""
+    console = Console(highlight=False)
+    table = Table(title="against the torch stack", title_justify="left")
+    for heading in ("part", "cosine, worst", "cosine, mean", "FVU", "vectors"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for row in manifest.parity:
+        numbers = f"{row.cosine_min:.6f}", f"{row.cosine_mean:.6f}", f"{row.fvu:.2g}", str(row.samples)
+        table.add_row(row.component, *numbers)
+    console.print(table)
+    for path, file in sorted(manifest.files.items(), key=lambda item: -item[1].size):
+        console.print(f"{megabytes(file.size):>10}  {path}", markup=False)
+    total = sum(file.size for file in manifest.files.values())
+    console.print(f"{megabytes(total):>10}  {out}", markup=False, soft_wrap=True)

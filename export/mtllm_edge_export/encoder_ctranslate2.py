@@ -1,0 +1,99 @@
+"""The translation encoder as a CTranslate2 model, encoder only.
+
+CTranslate2 registers one loader per transformers configuration class, so one road serves every family: let the loader
+describe the whole model and keep the encoder's part of the description.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge.machine import calm_openmp
+from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
+
+calm_openmp()
+from ctranslate2.converters import transformers as converters  # noqa: E402 (see mtllm_edge.encoders.ctranslate2)
+from ctranslate2.specs import transformer_spec  # noqa: E402
+
+if TYPE_CHECKING:
+    from mtllm_edge_train.encoders import LoadedEncoder
+
+EncoderQuantization = Literal["float32", "int8"]
+
+
+def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQuantization) -> None:
+    """Write a CTranslate2 model folder that maps token ids to the encoder's last hidden states.
+
+    Args:
+        encoder: The loaded transformers model; it is left unchanged.
+        folder: Where to write; created here.
+        quantization: Type of the stored weights.
+
+    Raises:
+        ModelError: CTranslate2 has no loader for this family, or its loader refuses the model.
+    """
+    specification = _specification(encoder)
+    rows = specification.get_vocabulary_size()
+    specification.register_vocabulary(encoder.vocabulary[:rows])  # Marian's loader drops the last row, its padding
+    _set_special_tokens(specification.config, encoder)
+    epsilon = getattr(encoder.full_model.config, "layer_norm_eps", None)  # BERT's is not CTranslate2's default
+    if epsilon is not None:
+        specification.config.layer_norm_epsilon = epsilon
+    specification.validate()
+    specification.optimize(quantization=None if quantization == "float32" else quantization)
+    folder.mkdir()
+    specification.save(str(folder))
+
+
+def _specification(encoder: LoadedEncoder) -> Any:
+    config_class = type(encoder.full_model.config).__name__
+    loader = converters._MODEL_LOADERS.get(config_class)
+    if loader is None:
+        raise ModelError(
+            f"CTranslate2 cannot convert {config_class} (family {encoder.family!r}); "
+            "train the stack on a BERT, M2M100, NLLB, BART or Marian encoder"
+        )
+    model = copy.deepcopy(encoder.full_model)  # loaders write into the configuration of the model that they read
+    _mend(model)
+    try:
+        described = loader.get_model_spec(model)
+    except (AssertionError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"CTranslate2's loader for {config_class} refuses the encoder "
+            f"({type(error).__name__}: {error}); try another release of ctranslate2 or another encoder"
+        ) from None
+    return transformer_spec.TransformerEncoderModelSpec(described.encoder, pooling_layer=False)
+
+
+def _mend(model: Any) -> None:
+    """Give back to a copy what CTranslate2's loaders (4.8) expect and transformers 5 or the stack left out."""
+    import torch
+
+    if not hasattr(model.config, "position_embedding_type"):
+        # transformers 5 removed the choice together with every scheme but this one.
+        model.config.position_embedding_type = "absolute"
+    if getattr(model, "pooler", ...) is None:
+        # The BERT loader reads the pooler unconditionally; its part of the description is dropped afterwards.
+        model.pooler = torch.nn.Module()
+        model.pooler.dense = torch.nn.Linear(1, 1)
+
+
+def _set_special_tokens(config: Any, encoder: LoadedEncoder) -> None:
+    config.unk_token = _unknown_token(encoder.tokenizer_json) or config.unk_token
+    before = [token for token in encoder.prefix_tokens if token != LANGUAGE_PLACEHOLDER]
+    after = [token for token in encoder.suffix_tokens if token != LANGUAGE_PLACEHOLDER]
+    config.bos_token = before[0] if before else config.bos_token
+    config.eos_token = after[-1] if after else config.eos_token
+
+
+def _unknown_token(tokenizer_json: str) -> str | None:
+    """The token for what the vocabulary lacks; Unigram models name its index, the others its text."""
+    model = json.loads(tokenizer_json)["model"]
+    if model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    unknown: str | None = model.get("unk_token")
+    return unknown

@@ -1,0 +1,74 @@
+"""Shipped parts and an LLM from elsewhere become a bundle. Needs numpy and gguf, neither torch nor transformers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from mtllm_edge.bundle import LLM_NAME, Bundle, list_files, write_bundle
+from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge_export.llm_gguf import LlmBody, write_llm
+from mtllm_edge_export.llm_source import open_llm, source_digest
+from mtllm_edge_export.parts import RECIPE_NAME, LlmRecipe
+from mtllm_edge_train.checkpoint import read_lora
+from mtllm_edge_train.config import LORA_NAME
+
+
+def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], None] | None = None) -> Manifest:
+    """Build a bundle from parts made by `export --without-llm` and the LLM that they name.
+
+    Args:
+        parts: The parts folder; every file's SHA-256 is checked first.
+        out: Folder to write; it appears when everything is done, or not at all.
+        force: Replace an existing bundle.
+        log: Told each step as it begins.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        UsageError: No folder there, or `out` exists.
+        ModelError: The parts are damaged, or the LLM is not installed or not the one that they were trained on.
+    """
+    log = log or (lambda _: None)
+    log("verifying the parts")
+    manifest, recipe = _open_parts(parts)
+    log(f"reading {recipe.source}")
+    weights = open_llm(recipe.source, parts)
+    found = source_digest(recipe.source, parts)
+    if found != recipe.source_sha256:
+        raise ModelError(
+            f"{recipe.source} has SHA-256 {found}, but {parts} was trained on {recipe.source_sha256}; "
+            "install the release of it that the parts were made with"
+        )
+    lora = read_lora(parts) if LORA_NAME in manifest.files else {}
+    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale)
+    with write_bundle(out, force=force) as folder:
+        for name in manifest.files.keys() - {RECIPE_NAME, LORA_NAME}:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(parts / name, folder / name)
+        log(f"writing the LLM ({recipe.attention}, {recipe.quantization})")
+        write_llm(folder / LLM_NAME, body, recipe.quantization)
+        manifest = msgspec.structs.replace(manifest, files=list_files(folder))
+        (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
+        Bundle.open(folder)  # widths and counts of the new llm.gguf are those of the manifest
+    return manifest
+
+
+def _open_parts(parts: Path) -> tuple[Manifest, LlmRecipe]:
+    if not parts.is_dir():
+        raise UsageError(f"{parts} is not a folder; name a folder made by export --without-llm")
+    path = parts / MANIFEST_NAME
+    if not path.is_file():
+        raise ModelError(f"{parts} holds no {MANIFEST_NAME}; name a folder made by export --without-llm")
+    manifest = Manifest.from_json(path.read_bytes(), origin=str(path))
+    if LLM_NAME in manifest.files:
+        raise UsageError(f"{parts} is a whole bundle already; there is nothing to join")
+    if RECIPE_NAME not in manifest.files:
+        raise ModelError(f"{path} does not list {RECIPE_NAME}; name a folder made by export --without-llm")
+    Bundle(parts, manifest).verify()
+    return manifest, LlmRecipe.load(parts)

@@ -1,0 +1,150 @@
+"""The LLM body as a headless GGUF file: no vocabulary, no output head, adapters merged.
+
+The stack feeds the LLM vectors and reads vectors, so the file carries a stub where llama.cpp insists on a vocabulary.
+The writer is our own over the `gguf` package and needs no torch; each weight is read, merged, reordered and written
+before the next one is touched, so the memory needed is that of the largest tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge_export.llama_shape import LlamaShape
+from mtllm_edge_export.lora import check_lora, merge_lora
+from mtllm_edge_export.quantize import quantize_gguf
+from mtllm_edge_train.llm_weights import LlmWeights, permute_rope_rows
+
+Array = NDArray[np.float32]
+Attention = Literal["causal", "bidirectional"]
+LlmQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+
+ARCHITECTURES: dict[Attention, str] = {"causal": "llama", "bidirectional": "llama-embed"}
+_STUB_ROWS = 32
+
+
+@dataclass(frozen=True)
+class LlmBody:
+    """What is to be written."""
+
+    weights: LlmWeights
+    layers: int | None
+    """How many of the first layers; None is all."""
+    attention: Attention
+    lora: Mapping[str, Array] = field(default_factory=dict)
+    """``layers.<i>.<module>.lora_A`` (rank, in) and ``.lora_B`` (out, rank); empty without an adapter."""
+    lora_scale: float = 0.0
+    """Factor on ``lora_B @ lora_A``."""
+
+
+@dataclass(frozen=True)
+class GgufSummary:
+    """What was written."""
+
+    architecture: str
+    n_embd: int
+    n_layer: int
+    matrix_types: dict[str, int]
+    """Type found in the file -> number of matrices: llama.cpp replaces k-quants where a width is no multiple of 256."""
+
+
+def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> GgufSummary:
+    """Write a headless GGUF file.
+
+    Args:
+        path: The file to write.
+        body: Weights, depth, attention and adapter.
+        quantization: ``f32`` and ``f16`` are written directly; the others by llama.cpp, from a float32 file that lies
+            beside `path` for that long.
+
+    Raises:
+        ModelError: A tensor is missing, the adapter does not fit, or the model has parts that cannot be exported.
+        EngineError: llama.cpp refuses to quantise.
+    """
+    shape = LlamaShape.read(body.weights.config, body.layers)
+    check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
+    if quantization == "f32" or quantization == "f16":  # mypy narrows by equality, not by `in`
+        _write(path, body, shape, np.dtype(np.float32 if quantization == "f32" else np.float16))
+    else:
+        full = path.with_suffix(".float32.gguf")
+        try:
+            _write(full, body, shape, np.dtype(np.float32))
+            quantize_gguf(full, path, quantization)
+        finally:
+            full.unlink(missing_ok=True)
+    return GgufSummary(ARCHITECTURES[body.attention], shape.n_embd, shape.n_layer, _matrix_types(path))
+
+
+def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -> None:
+    """Write header, tensor table and then the tensors, in the table's order."""
+    fixed = {"token_embd.weight": np.zeros((_STUB_ROWS, shape.n_embd), np.float32)}
+    if shape.rope_factors is not None:
+        fixed["rope_freqs.weight"] = shape.rope_factors
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[body.attention])
+    try:
+        _add_fields(writer, body, shape, dtype)
+        for name, tensor in fixed.items():
+            writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
+        for name, _, dimensions in shape.tensors():
+            stored = _stored_type(dimensions, dtype)
+            writer.add_tensor_info(name, dimensions, stored, math.prod(dimensions) * stored.itemsize)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in fixed.values():
+            writer.write_tensor_data(tensor)
+        for _, name, dimensions in shape.tensors():
+            weight = _weight(body, shape, name, dimensions)
+            writer.write_tensor_data(np.ascontiguousarray(weight, _stored_type(dimensions, dtype)))
+    finally:
+        writer.close()
+
+
+def _weight(body: LlmBody, shape: LlamaShape, name: str, dimensions: tuple[int, ...]) -> Array:
+    """One weight as llama.cpp wants it: adapter merged, rows of q and k in its order."""
+    weight = body.weights.tensor(name)
+    if weight.shape != dimensions:
+        raise ModelError(f"the LLM's {name} has shape {weight.shape}, its configuration says {dimensions}")
+    weight = merge_lora(weight, body.lora, name.removesuffix(".weight"), body.lora_scale)
+    if name.endswith("q_proj.weight"):
+        return permute_rope_rows(weight, shape.n_head)
+    if name.endswith("k_proj.weight"):
+        return permute_rope_rows(weight, shape.n_head_kv)
+    return weight
+
+
+def _stored_type(dimensions: tuple[int, ...], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """llama.cpp wants norms in float32 whatever the matrices are."""
+    return dtype if len(dimensions) > 1 else np.dtype(np.float32)
+
+
+def _add_fields(writer: gguf.GGUFWriter, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -> None:
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == np.float32 else gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_block_count(shape.n_layer)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_rms_eps(shape.epsilon)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_causal_attention(body.attention == "causal")
+    writer.add_vocab_size(_STUB_ROWS)
+    writer.add_tokenizer_model("none")
+
+
+def _matrix_types(path: Path) -> dict[str, int]:
+    tensors = gguf.GGUFReader(path).tensors
+    return dict(Counter(t.tensor_type.name.lower() for t in tensors if len(t.shape) > 1 and t.name.startswith("blk.")))

@@ -1,0 +1,53 @@
+"""Find the LLM that a checkpoint or shipped parts stand on, on disk or on the hub. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge_train.config import resolve_source
+from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_llm(source: str, folder: Path) -> LlmWeights:
+    """Open an LLM by its source, fetching a hub id into the hub's own cache.
+
+    Args:
+        source: As in `mtllm_edge_train.config.LlmConfig.source`.
+        folder: The checkpoint or parts folder, where relative paths start.
+
+    Raises:
+        ModelError: Not installed, not found, or not readable.
+    """
+    path = resolve_source(source, folder)
+    if not Path(path).exists() and _HUB_ID.fullmatch(path):
+        path = _download(path)
+    return open_llm_weights(path)
+
+
+def _download(name: str) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(f"{name} must be fetched from the hub; run: pip install huggingface_hub") from None
+    try:
+        return str(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ModelError(f"{name} cannot be fetched from the hub ({reason}); name a local folder") from None
+
+
+def source_digest(source: str, folder: Path) -> str | None:
+    """SHA-256 of a source that is one file; None for folders and hub ids."""
+    path = Path(resolve_source(source, folder))
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Batches by token count, texts of similar length together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TOKENS_PER_BATCH = 512
+"""Attention in llama.cpp runs over the whole unified batch, so a few hundred tokens at a time beat thousands."""
+TEXTS_PER_BATCH = 64
+
+
+def plan_batches(
+    lengths: Sequence[int], *, max_tokens: int = TOKENS_PER_BATCH, max_texts: int = TEXTS_PER_BATCH
+) -> list[list[int]]:
+    """Group texts into batches, longest first, so that little padding is needed and memory peaks at once.
+
+    Args:
+        lengths: Tokens of each text, from 1 to `max_tokens`.
+        max_tokens: Most tokens in a batch, padding not counted.
+        max_texts: Most texts in a batch.
+
+    Returns:
+        Indices into `lengths`, each exactly once.
+
+    Raises:
+        ValueError: A length is out of bounds.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if order and (lengths[order[-1]] < 1 or lengths[order[0]] > max_tokens):
+        raise ValueError(f"lengths from {lengths[order[-1]]} to {lengths[order[0]]}, expected 1 to {max_tokens}")
+    batches: list[list[int]] = []
+    room = 0
+    for index in order:
+        if not batches or lengths[index] > room or len(batches[-1]) == max_texts:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(index)
+        room -= lengths[index]
+    return batches

@@ -1,0 +1,255 @@
+"""The commands of the runtime: classify, embed, info, verify, doctor.
+
+The engines are imported inside the commands that compute, so that the others answer at once, and where an engine is
+broken.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import click
+import msgspec
+
+from mtllm_edge import doctor as checkup
+from mtllm_edge import outputs, render
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.sheets import STDIN, Sheet, read_sheet
+
+if TYPE_CHECKING:
+    from mtllm_edge.classifier import Prediction
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+_INPUTS_HELP = """TEXTS are texts, or files of texts: .txt with a text per line; .csv and .jsonl with a column 'text',
+or the one that --text-column names, or the only one. '-', or nothing at all, reads a text per line from a pipe. All is
+UTF-8; blank lines are left out."""
+
+
+def _input_options(command: _Command) -> _Command:
+    """The arguments and options that classify and embed share, as `--help` lists them from the top."""
+    options: list[Callable[[_Command], _Command]] = [
+        click.argument("texts", metavar="[TEXTS]...", nargs=-1),
+        click.option("-b", "--bundle", type=_PATH, required=True, metavar="FOLDER", help="The model, as a bundle."),
+        click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told."),
+        click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
+        click.option("--force", is_flag=True, help="Replace the --output file if it exists."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(epilog=_INPUTS_HELP)
+@_input_options
+@click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .csv or .jsonl.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl"]),
+    help="By default what the name of --output says; else a table on a terminal and csv in a pipe.",
+)
+def classify(
+    texts: tuple[str, ...],
+    bundle: Path,
+    *,
+    language: str | None,
+    text_column: str | None,
+    threads: int | None,
+    force: bool,
+    task: str | None,
+    output: Path | None,
+    form: str | None,
+) -> None:
+    """Classify texts in many languages.
+
+    csv and jsonl results keep the input's columns and add label, confidence, and truncated: whether the text was longer
+    than the model takes and lost its end. jsonl also has the probability of every label. Where the input has a column
+    of that name already, the new one is called predicted_label and so on.
+    """
+    form = form or _form_of(output, {".csv": "csv", ".jsonl": "jsonl"}, ("table", "csv"))
+    sheet = _read(texts, text_column)
+    opened = Bundle.open(bundle)
+    with _destination(output, force=force) as file:
+        with render.busy("loading the model"):
+            from mtllm_edge.classifier import Classifier
+
+            classifier = Classifier.load(opened, task=task, threads=threads)
+        with classifier, render.counting(len(sheet.texts)) as progress:
+            started = time.perf_counter()
+            predictions = classifier.classify(sheet.texts, language=language, progress=progress)
+            seconds = time.perf_counter() - started
+        if form == "table":
+            table = render.predictions_table(sheet.texts, predictions)
+            render.show(table) if output is None else file.write(render.to_bytes(table))
+        else:
+            _write_predictions(file, sheet, predictions, form)
+    truncated = sum(prediction.truncated for prediction in predictions)
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens)
+
+
+def _write_predictions(file: BinaryIO, sheet: Sheet, predictions: list[Prediction], form: str) -> None:
+    wanted = ["label", "confidence", "truncated"] + (["probabilities"] if form == "jsonl" else [])
+    names = _free_names(sheet, wanted)
+    records = (
+        record
+        | {
+            names["label"]: prediction.label,
+            names["confidence"]: round(prediction.confidence, 6),
+            names["truncated"]: prediction.truncated,
+        }
+        | ({names["probabilities"]: _rounded(prediction.probabilities)} if form == "jsonl" else {})
+        for record, prediction in zip(sheet.records, predictions, strict=True)
+    )
+    if form == "jsonl":
+        outputs.write_jsonl(file, records)
+    else:
+        outputs.write_csv(file, [*sheet.columns, *names.values()], records)
+
+
+def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
+    return {label: round(probability, 6) for label, probability in probabilities.items()}
+
+
+@click.command(epilog=_INPUTS_HELP)
+@_input_options
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .npy or .jsonl.")
+def embed(
+    texts: tuple[str, ...],
+    bundle: Path,
+    *,
+    language: str | None,
+    text_column: str | None,
+    threads: int | None,
+    force: bool,
+    output: Path | None,
+) -> None:
+    """Turn texts into vectors.
+
+    A .npy file holds one float32 row per text, in the order of the input. jsonl, which is also what a pipe gets, keeps
+    the input's columns and adds embedding and truncated.
+    """
+    form = _form_of(output, {".npy": "npy", ".jsonl": "jsonl"}, ("jsonl", "jsonl"))
+    sheet = _read(texts, text_column)
+    opened = Bundle.open(bundle)
+    with _destination(output, force=force) as file:
+        with render.busy("loading the model"):
+            from mtllm_edge.embedder import Embedder
+
+            embedder = Embedder.load(opened, threads=threads)
+        with embedder, render.counting(len(sheet.texts)) as progress:
+            started = time.perf_counter()
+            encoded = embedder.encode(sheet.texts, language=language)
+            pooled_ND = embedder.pool(encoded, progress=progress)
+            seconds = time.perf_counter() - started
+        if form == "npy":
+            outputs.write_npy(file, pooled_ND)
+        else:
+            names = _free_names(sheet, ["embedding", "truncated"])
+            outputs.write_jsonl(
+                file,
+                # 9 significant digits give every float32 back exactly
+                (
+                    record
+                    | {names["embedding"]: [float(f"{x:.9g}") for x in pooled_D], names["truncated"]: text.truncated}
+                    for record, pooled_D, text in zip(sheet.records, pooled_ND, encoded, strict=True)
+                ),
+            )
+    _summarise(sheet, seconds, sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
+def info(bundle: Path, *, as_json: bool) -> None:
+    """Show what a model bundle is made of, and its licences."""
+    manifest = Bundle.open(bundle).manifest
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+    else:
+        render.show(render.manifest_view(manifest))
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+def verify(bundle: Path) -> None:
+    """Compare every file of a model bundle with its recorded SHA-256."""
+    opened = Bundle.open(bundle)
+    with render.busy("reading every file"):
+        opened.verify()
+    files = opened.manifest.files
+    size = sum(file.size for file in files.values())
+    click.echo(f"{render.count(len(files), 'file')}, {render.megabytes(size)}, all as recorded")
+
+
+@click.command()
+@click.argument("bundle", type=_PATH, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def doctor(bundle: Path | None, *, as_json: bool) -> None:
+    """Show what is installed and whether it works here.
+
+    With a BUNDLE, its model is tried in a process of its own, and the settings that are safe here are shown.
+    """
+    opened = None if bundle is None else Bundle.open(bundle)
+    with render.busy("asking the engines"):
+        report = checkup.examine(opened)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        render.show(render.facts_table(report.facts()))
+        for advice in report.advice:
+            click.echo(f"\n{advice}")  # not wrapped: it is there to be copied
+    if report.faults:
+        raise EngineError("; ".join(report.faults))
+
+
+def _form_of(output: Path | None, by_suffix: dict[str, str], without: tuple[str, str]) -> str:
+    """The form of the results; `without` an output file, that for a terminal and that for a pipe."""
+    if output is None:
+        return without[0] if sys.stdout.isatty() else without[1]
+    try:
+        return by_suffix[output.suffix.lower()]
+    except KeyError:
+        raise UsageError(f"--output {output} should end in {' or '.join(by_suffix)}") from None
+
+
+def _read(texts: tuple[str, ...], text_column: str | None) -> Sheet:
+    if not texts and (sys.stdin is None or sys.stdin.isatty()):
+        raise UsageError("no texts; give some in quotes, name a file of texts, or pipe them in")
+    return read_sheet(texts or (STDIN,), read_stdin=lambda: sys.stdin.buffer.read(), text_column=text_column)
+
+
+@contextmanager
+def _destination(output: Path | None, *, force: bool) -> Iterator[BinaryIO]:
+    if output is not None:
+        with outputs.replacing(output, force=force) as file:
+            yield file
+        return
+    yield sys.stdout.buffer
+    sys.stdout.flush()
+
+
+def _free_names(sheet: Sheet, wanted: list[str]) -> dict[str, str]:
+    names = outputs.free_names(wanted, sheet.columns)
+    for name, free in names.items():
+        if name != free:
+            render.note(f"note: the input has a column {name!r}; the new one is called {free!r}")
+    return names
+
+
+def _summarise(sheet: Sheet, seconds: float, truncated: int, max_tokens: int) -> None:
+    if sheet.skipped:
+        render.note(f"note: {render.count(sheet.skipped, 'blank line')} left out")
+    if truncated:
+        render.note(f"note: {render.count(truncated, 'text')} longer than {max_tokens} tokens lost the end")
+    rate = len(sheet.texts) / max(seconds, 1e-9)
+    render.note(f"{render.count(len(sheet.texts), 'text')} in {seconds:.1f} s, {rate:.1f} texts/s")

@@ -1,0 +1,144 @@
+"""The stack as a pipeline: texts -> tokens -> encoder -> bridge -> LLM body -> pooled vectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge.bridge import Bridge
+from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME, Bundle
+from mtllm_edge.encoders.base import Encoder
+from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.llms.base import Llm
+from mtllm_edge.machine import default_threads
+from mtllm_edge.safety import engine_settings
+from mtllm_edge.tokenizer import Encoded, Tokenizer
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the encoder takes and were cut at the end."""
+
+
+class Embedder:
+    """Sentence vectors from a bundle; one object may serve several threads."""
+
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, encoder: Encoder, bridge: Bridge, llm: Llm) -> None:
+        """Join loaded parts; use `Embedder.load`."""
+        self.bundle = bundle
+        self._tokenizer, self._encoder, self._bridge, self._llm = tokenizer, encoder, bridge, llm
+        self._tokens_per_batch = _tokens_per_batch(bundle)
+
+    @classmethod
+    def load(cls, bundle: str | Path | Bundle, *, threads: int | None = None) -> Embedder:
+        """Load a bundle.
+
+        The first time on a machine a child process tries the LLM for a few seconds (see `mtllm_edge.safety`).
+
+        Args:
+            bundle: The bundle or its folder.
+            threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
+
+        Raises:
+            UsageError: `bundle` is no folder, or `threads` is not positive.
+            ModelError: The bundle is incomplete or damaged.
+            EngineError: An engine is missing or refuses.
+        """
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected 1 or more")
+        threads = threads or default_threads()
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        folder, parts = bundle.path, bundle.manifest
+        tokenizer = Tokenizer(
+            folder / TOKENIZER_NAME,
+            prefix_tokens=parts.encoder.prefix_tokens,
+            suffix_tokens=parts.encoder.suffix_tokens,
+            max_tokens=parts.encoder.max_tokens,
+            languages=parts.languages,
+        )
+        bridge = Bridge.load(folder / BRIDGE_NAME)
+        settings = engine_settings(folder / LLM_NAME, parts.llm)
+        try:  # only now: the probe has shown that llama.cpp can be loaded at all
+            from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
+            from mtllm_edge.llms.gguf import GgufLlm
+        except (ImportError, OSError, RuntimeError) as error:
+            raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
+        encoder = CTranslate2Encoder(folder / ENCODER_NAME, parts.encoder, threads=threads)
+        llm = GgufLlm(
+            folder / LLM_NAME, parts.llm, settings=settings, threads=threads, max_tokens=_tokens_per_batch(bundle)
+        )
+        return cls(bundle, tokenizer, encoder, bridge, llm)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        language: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Vectors of texts.
+
+        Args:
+            texts: The texts, in any languages that the encoder knows.
+            language: Code of the language of all of them, for encoders that must be told.
+            progress: Called after every batch with the number of texts in it.
+
+        Returns:
+            float32 (texts, n_embd), in the order of `texts`.
+
+        Warns:
+            TruncationWarning: Some texts were cut.
+
+        Raises:
+            DataError: A text is empty or not a string.
+            UsageError: The language is missing, unknown, or not wanted.
+            EngineError: An engine failed.
+        """
+        encoded = self.encode(texts, language=language)
+        cut = [index for index, text in enumerate(encoded) if text.truncated]
+        if cut:
+            limit = self.bundle.manifest.encoder.max_tokens
+            message = (
+                f"{len(cut)} of {len(encoded)} texts lost their end after {limit} tokens, the first is text {cut[0]}"
+            )
+            warnings.warn(message, TruncationWarning, stacklevel=2)
+        return self.pool(encoded, progress=progress)
+
+    def encode(self, texts: Sequence[str], *, language: str | None = None) -> list[Encoded]:
+        """Tokenize texts; each result says whether its text was cut. Arguments and errors as for `embed`."""
+        return self._tokenizer.encode(texts, language=language)
+
+    def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+        """Vectors, float32 (texts, n_embd), of what `encode` returned, in its order. Errors as for `embed`."""
+        pooled_NE = np.empty((len(encoded), self.bundle.manifest.llm.n_embd), np.float32)
+        lengths = [len(text.ids) for text in encoded]
+        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch):
+            hidden = self._encoder.encode([encoded[index].ids for index in batch])  # each (length, d_model)
+            inputs = self._bridge(hidden)  # each (length, n_embd)
+            pooled_NE[batch] = self._llm.pool(inputs)
+            if progress is not None:
+                progress(len(batch))
+        return pooled_NE
+
+    def close(self) -> None:
+        """Give the engines' memory back; harmless when repeated."""
+        self._encoder.close()
+        self._llm.close()
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tokens_per_batch(bundle: Bundle) -> int:
+    """The longest text must fit into a batch."""
+    return max(TOKENS_PER_BATCH, bundle.manifest.encoder.max_tokens)

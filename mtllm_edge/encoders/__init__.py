@@ -1,0 +1,1 @@
+"""Translation encoders: token ids in, hidden states out."""

@@ -1,0 +1,19 @@
+"""What the pipeline asks of an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Encoder(Protocol):
+    """A translation encoder in some engine."""
+
+    def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Hidden states of a batch of token id sequences, each (length, d_model), without padding."""
+
+    def close(self) -> None:
+        """Give the memory back; harmless when repeated."""

@@ -1,0 +1,94 @@
+"""The encoder in CTranslate2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge import manifest
+from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.formats.ctranslate2 import read_shapes
+from mtllm_edge.machine import calm_openmp
+
+calm_openmp()
+import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is loaded)
+
+
+class CTranslate2Encoder:
+    """A `ctranslate2.Encoder`; safe to use from several threads."""
+
+    def __init__(self, folder: Path, expected: manifest.Encoder, *, threads: int) -> None:
+        """Load the model folder.
+
+        Args:
+            folder: The bundle's `encoder/`, whose header has been checked.
+            expected: The manifest's word on it.
+            threads: CPU threads.
+
+        Raises:
+            EngineError: CTranslate2 refuses the folder or the quantisation.
+        """
+        self._folder = folder
+        self._d_model = expected.d_model
+        self._vocabulary_size = read_shapes(folder / "model.bin")["encoder/embeddings_0/weight"][0]
+        try:
+            self._encoder: ctranslate2.Encoder | None = ctranslate2.Encoder(
+                str(folder),
+                device="cpu",
+                compute_type=expected.quantization,
+                inter_threads=1,
+                intra_threads=threads,
+            )
+        except Exception as error:  # C++ exceptions arrive as RuntimeError, ValueError, IndexError ...
+            raise EngineError(
+                f"{folder}: CTranslate2 cannot load it ({_one_line(error)}); see `mtllm-edge doctor`"
+            ) from None
+
+    def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Hidden states of a batch of token id sequences, each (length, d_model), without padding.
+
+        Raises:
+            ModelError: An id lies outside the encoder's vocabulary.
+            EngineError: CTranslate2 failed, or the encoder is closed.
+        """
+        if self._encoder is None:
+            raise EngineError(f"{self._folder}: the encoder is closed; load the bundle again")
+        if not batch:
+            return []
+        self._check_ids(batch)
+        try:
+            output = self._encoder.forward_batch([list(ids) for ids in batch])
+            hidden_NLD = np.array(output.last_hidden_state, dtype=np.float32)
+        except Exception as error:  # as above
+            raise EngineError(
+                f"{self._folder}: CTranslate2 failed ({_one_line(error)}); see `mtllm-edge doctor`"
+            ) from None
+        expected = (len(batch), max(map(len, batch)), self._d_model)
+        if hidden_NLD.shape != expected:
+            raise EngineError(f"{self._folder}: CTranslate2 returned shape {hidden_NLD.shape}, expected {expected}")
+        hidden = [hidden_LD[: len(ids)] for hidden_LD, ids in zip(hidden_NLD, batch, strict=True)]
+        if not all(np.isfinite(hidden_LD).all() for hidden_LD in hidden):
+            raise EngineError(f"{self._folder}: the encoder returned numbers that are not finite; export it again")
+        return hidden
+
+    def close(self) -> None:
+        """Give the memory back; harmless when repeated."""
+        self._encoder = None
+
+    def _check_ids(self, batch: Sequence[Sequence[int]]) -> None:
+        """CTranslate2 reads beyond its table for ids that are not in it."""
+        if not all(batch):
+            raise EngineError(f"{self._folder}: a text without tokens reached the encoder; report this as a bug")
+        lowest, highest = min(map(min, batch)), max(map(max, batch))
+        if lowest < 0 or highest >= self._vocabulary_size:
+            raise ModelError(
+                f"{self._folder}: token id {lowest if lowest < 0 else highest}, but the encoder knows "
+                f"{self._vocabulary_size} tokens; tokenizer.json belongs to another model"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

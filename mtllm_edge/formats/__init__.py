@@ -1,0 +1,1 @@
+"""Headers of foreign file formats, read without trusting a single number in them."""

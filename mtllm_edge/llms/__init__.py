@@ -1,0 +1,1 @@
+"""LLM bodies: input embeddings in, pooled vectors out."""

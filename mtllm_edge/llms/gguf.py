@@ -1,0 +1,229 @@
+"""The LLM body in llama.cpp, fed with embeddings: the only file that touches `llama_cpp`.
+
+llama.cpp ends the process where an assertion fails, so everything that could reach one is checked before each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge import manifest
+from mtllm_edge.batching import TEXTS_PER_BATCH, TOKENS_PER_BATCH
+from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.machine import calm_openmp
+from mtllm_edge.safety import EngineSettings
+
+# libgomp reads its environment when the library is loaded. Its default is to spin at barriers, and one other busy
+# process on the same cores then takes throughput from about 600 to 17 tokens per second.
+calm_openmp()
+import llama_cpp  # noqa: E402
+
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR as ggml.h counts; the binding's own table of levels is out of date
+_last_errors: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _: object) -> None:
+    """Keep llama.cpp's error lines to quote, and show nothing; must live as long as the process."""
+    if level == _LOG_ERROR and text.strip():
+        _last_errors.append(" ".join(text.decode("utf-8", errors="replace").split()))
+
+
+llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+
+
+class GgufLlm:
+    """One llama.cpp context, used again for every batch; a lock lets several threads share it."""
+
+    def __init__(
+        self,
+        path: Path,
+        expected: manifest.Llm,
+        *,
+        settings: EngineSettings,
+        threads: int,
+        max_tokens: int = TOKENS_PER_BATCH,
+        max_texts: int = TEXTS_PER_BATCH,
+    ) -> None:
+        """Load a headless GGUF.
+
+        Args:
+            path: The file, whose header has been checked.
+            expected: The manifest's word on it.
+            settings: What is safe on this machine.
+            threads: CPU threads.
+            max_tokens: Most tokens in a batch.
+            max_texts: Most texts in a batch.
+
+        Raises:
+            ModelError: The loaded model is not the one that the manifest describes.
+            EngineError: llama.cpp refuses the file or lacks the memory.
+        """
+        self._path, self._n_embd, self._max_texts = path, expected.n_embd, max_texts
+        self._lock = threading.Lock()
+        handles: dict[str, Any] = {}
+        self._handles = handles
+        self._free = weakref.finalize(self, _free, handles)
+        _last_errors.clear()
+        handles["model"] = llama_cpp.llama_model_load_from_file(os.fsencode(path), _model_parameters(settings))
+        if not handles["model"]:
+            raise EngineError(f"{path}: llama.cpp cannot load it{_quoted()}; see `mtllm-edge doctor`")
+        loaded = (llama_cpp.llama_model_n_embd(handles["model"]), llama_cpp.llama_model_n_layer(handles["model"]))
+        if loaded != (expected.n_embd, expected.n_layer):
+            self.close()
+            raise ModelError(
+                f"{path}: width and layers are {loaded}, the manifest says {(expected.n_embd, expected.n_layer)}; "
+                "export the bundle again"
+            )
+        parameters = _context_parameters(expected, settings, threads, max_tokens, max_texts)
+        handles["context"] = llama_cpp.llama_init_from_model(handles["model"], parameters)
+        if not handles["context"]:
+            self.close()
+            raise EngineError(f"{path}: llama.cpp cannot make a context{_quoted()}; see `mtllm-edge doctor`")
+        self._batch = _Batch(max_tokens, expected.n_embd)
+
+    def pool(self, batch: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Mean over the final states, (texts, n_embd), of a batch of input embeddings, each (length, n_embd).
+
+        Raises:
+            EngineError: The batch does not fit, holds numbers that are not finite, llama.cpp failed, or it is closed.
+        """
+        if not batch:
+            return np.empty((0, self._n_embd), np.float32)
+        with self._lock:
+            if not self._free.alive:
+                raise EngineError(f"{self._path}: the LLM is closed; load the bundle again")
+            self._check(batch)
+            self._batch.fill(batch)
+            pooled_NE = self._decode(len(batch))
+        if not np.isfinite(pooled_NE).all():
+            raise EngineError(f"{self._path}: llama.cpp returned numbers that are not finite; see `mtllm-edge doctor`")
+        return pooled_NE
+
+    def close(self) -> None:
+        """Give the memory back; harmless when repeated."""
+        with self._lock:
+            self._free()
+
+    def _check(self, batch: Sequence[NDArray[np.float32]]) -> None:
+        if len(batch) > self._max_texts:
+            raise EngineError(f"{self._path}: a batch of {len(batch)} texts, {self._max_texts} at most fit")
+        for inputs_LE in batch:
+            if inputs_LE.ndim != 2 or inputs_LE.shape[1] != self._n_embd or not len(inputs_LE):
+                raise EngineError(
+                    f"{self._path}: an input of shape {inputs_LE.shape}, expected (1 or more, {self._n_embd})"
+                )
+        n_tokens = sum(map(len, batch))
+        if n_tokens > self._batch.capacity:
+            raise EngineError(f"{self._path}: a batch of {n_tokens} tokens, {self._batch.capacity} at most fit")
+        if not all(np.isfinite(inputs_LE).all() for inputs_LE in batch):
+            raise EngineError(f"{self._path}: the encoder or the bridge gave numbers that are not finite")
+
+    def _decode(self, n_texts: int) -> NDArray[np.float32]:
+        context = self._handles["context"]
+        _last_errors.clear()
+        memory = llama_cpp.llama_get_memory(context)
+        if memory:
+            llama_cpp.llama_memory_clear(memory, False)
+            status = llama_cpp.llama_decode(context, self._batch.struct)
+        else:  # architectures made for bidirectional attention keep no memory
+            status = llama_cpp.llama_encode(context, self._batch.struct)
+        if status != 0:
+            raise EngineError(
+                f"{self._path}: llama.cpp failed with status {status}{_quoted()}; see `mtllm-edge doctor`"
+            )
+        pooled_NE = np.empty((n_texts, self._n_embd), np.float32)
+        for text in range(n_texts):
+            vector = llama_cpp.llama_get_embeddings_seq(context, text)
+            if not vector:
+                raise EngineError(f"{self._path}: llama.cpp returned no vector for a text; see `mtllm-edge doctor`")
+            pooled_NE[text] = np.ctypeslib.as_array(vector, (self._n_embd,))
+        return pooled_NE
+
+
+class _Batch:
+    """A `llama_batch` over numpy arrays, filled again for every call without a loop over tokens."""
+
+    def __init__(self, capacity: int, n_embd: int) -> None:
+        self.capacity = capacity
+        self._embeddings_TE = np.zeros((capacity, n_embd), np.float32)
+        self._positions_T = np.zeros(capacity, np.int32)
+        self._sequences_T = np.zeros(capacity, np.int32)
+        self._ones_T = np.ones(capacity, np.int32)  # every token belongs to one sequence
+        self._outputs_T = np.ones(capacity, np.int8)  # the mean is over all of them
+        # llama.cpp wants a pointer to each token's sequence ids; the addresses never change.
+        stride = self._sequences_T.itemsize
+        self._pointers_T = (self._sequences_T.ctypes.data + stride * np.arange(capacity)).astype(np.uintp)
+        self.struct = llama_cpp.llama_batch(n_tokens=0, token=None)
+        arrays: dict[str, NDArray[Any]] = {
+            "embd": self._embeddings_TE,
+            "pos": self._positions_T,
+            "n_seq_id": self._ones_T,
+            "seq_id": self._pointers_T,
+            "logits": self._outputs_T,
+        }
+        types = dict(llama_cpp.llama_batch._fields_)
+        for name, array in arrays.items():
+            setattr(self.struct, name, ctypes.cast(array.ctypes.data, types[name]))
+
+    def fill(self, batch: Sequence[NDArray[np.float32]]) -> None:
+        lengths_N = np.array([len(inputs_LE) for inputs_LE in batch])
+        n_tokens = int(lengths_N.sum())
+        begins_N = np.cumsum(lengths_N) - lengths_N
+        np.concatenate(list(batch), out=self._embeddings_TE[:n_tokens])
+        self._positions_T[:n_tokens] = np.arange(n_tokens) - np.repeat(begins_N, lengths_N)
+        self._sequences_T[:n_tokens] = np.repeat(np.arange(len(batch)), lengths_N)
+        self.struct.n_tokens = n_tokens
+
+
+def _model_parameters(settings: EngineSettings) -> Any:
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    parameters.use_extra_bufts = settings.extra_buffers
+    return parameters
+
+
+def _context_parameters(
+    llm: manifest.Llm, settings: EngineSettings, threads: int, max_tokens: int, max_texts: int
+) -> Any:
+    parameters = llama_cpp.llama_context_default_params()
+    # One micro-batch holds the whole batch: a mean over a sequence that is cut in two would be wrong.
+    # llama.cpp pads it to a multiple of the sequence count and ends the process where the two differ (514 with 64 did).
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = -(-max_tokens // max_texts) * max_texts
+    parameters.n_seq_max = max_texts
+    # Without it, llama.cpp splits a batch of unequal lengths and the pooled vectors are silently wrong.
+    parameters.kv_unified = True
+    parameters.embeddings = True
+    parameters.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_MEAN
+    bidirectional = llm.attention == "bidirectional"
+    parameters.attention_type = (
+        llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL if bidirectional else llama_cpp.LLAMA_ATTENTION_TYPE_CAUSAL
+    )
+    parameters.flash_attn_type = int(settings.flash_attention)
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.offload_kqv = parameters.op_offload = False
+    return parameters
+
+
+def _free(handles: dict[str, Any]) -> None:
+    context, model = handles.pop("context", None), handles.pop("model", None)
+    if context:
+        llama_cpp.llama_free(context)
+    if model:
+        llama_cpp.llama_model_free(model)
+
+
+def _quoted() -> str:
+    """llama.cpp's first complaint since the last call: the cause, while later ones tell of its consequences."""
+    return f" ({_last_errors[0]})" if _last_errors else ""

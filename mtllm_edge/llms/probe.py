@@ -1,0 +1,68 @@
+"""The child of `mtllm_edge.safety`: pools random inputs with given settings and prints the vectors, or dies trying.
+
+Run as ``python -m mtllm_edge.llms.probe FILE LLM EXTRA_BUFFERS FLASH_ATTENTION``, where LLM is the manifest's part as
+JSON and the switches are 0 or 1. The last line of the output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from mtllm_edge import manifest
+from mtllm_edge.errors import MtllmError
+from mtllm_edge.machine import default_threads
+from mtllm_edge.safety import MIN_COSINE, EngineSettings, ProbeResult, min_cosine
+
+_LENGTHS = (1, 7, 40)  # one row, less than a tile, and several tiles take different kernels
+_SCALE = 0.05  # about that of an LLM's own input embeddings
+_SEED = 20240618
+
+
+def probe(path: Path, llm: manifest.Llm, settings: EngineSettings) -> ProbeResult:
+    """Pool random inputs, together and one by one, and return the vectors."""
+    from mtllm_edge.llms.gguf import GgufLlm
+
+    rng = np.random.default_rng(_SEED)
+    batch = [rng.normal(0, _SCALE, (length, llm.n_embd)).astype(np.float32) for length in _LENGTHS]
+    body = GgufLlm(path, llm, settings=settings, threads=default_threads())
+    together_NE = body.pool(batch)
+    singly_NE = np.concatenate([body.pool([inputs_LE]) for inputs_LE in batch])
+    body.close()
+    if (cosine := min_cosine(together_NE, singly_NE)) < MIN_COSINE:
+        return ProbeResult(error=f"batched and single results differ (cosine {cosine:.3f})")
+    return ProbeResult(pooled=together_NE.tolist())
+
+
+def main(arguments: list[str]) -> None:
+    """Run the probe as the command line says and print its result."""
+    _leave_no_core_file()
+    path, described, extra_buffers, flash_attention = arguments
+    llm = msgspec.json.decode(described, type=manifest.Llm)
+    settings = EngineSettings(extra_buffers == "1", flash_attention == "1", note="under probe")
+    try:
+        result = probe(Path(path), llm, settings)
+    except (MtllmError, ImportError, OSError) as error:
+        result = ProbeResult(error=_reason(error, path))
+    print(msgspec.json.encode(result).decode())
+
+
+def _reason(error: Exception, path: str) -> str:
+    """The error without the frame that the parent puts around it again."""
+    text = " ".join(str(error).split())
+    return text.removeprefix(f"{path}: ").removesuffix("; see `mtllm-edge doctor`")
+
+
+def _leave_no_core_file() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,186 @@
+"""`bundle.json`: the one contract between the exporters and the runtime.
+
+The classes are the format. Unknown keys are an error within one format version, so a typo fails at once; a change of
+meaning raises `FORMAT_VERSION`.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from mtllm_edge.errors import ModelError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all manifest parts: immutable, strict about keys."""
+
+
+class Encoder(_Part, frozen=True):
+    """The translation encoder."""
+
+    family: str
+    """Architecture as transformers names it: ``bert``, ``m2m_100`` ..."""
+    backend: Literal["ctranslate2"]
+    quantization: Literal["float32", "int8"]
+    d_model: int
+    """Width of the encoder states."""
+    max_tokens: int
+    """Longest input in tokens, the special ones included."""
+    prefix_tokens: tuple[str, ...]
+    """Tokens put before the text; ``{language}`` stands for the language code's own token."""
+    suffix_tokens: tuple[str, ...]
+    """Tokens put after the text, ``{language}`` as above."""
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether every text must come with a language code."""
+        return "{language}" in self.prefix_tokens + self.suffix_tokens
+
+
+class Bridge(_Part, frozen=True):
+    """The up-projection from encoder states to LLM inputs."""
+
+    kind: Literal["linear"]
+
+
+class Llm(_Part, frozen=True):
+    """The LLM body."""
+
+    architecture: str
+    """GGUF architecture: ``llama`` (causal) or ``llama-embed`` (bidirectional)."""
+    n_embd: int
+    """Width of the LLM's inputs and of the pooled vectors."""
+    n_layer: int
+    quantization: Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+    attention: Literal["causal", "bidirectional"]
+    pooling: Literal["mean"]
+
+
+class Task(_Part, frozen=True):
+    """A classification head over the pooled vectors."""
+
+    kind: Literal["sequence"]
+    labels: tuple[str, ...]
+    """Label of each row of the head's weight."""
+    head: str
+    """Path of the safetensors file: ``weight`` (labels, n_embd), optional ``bias`` (labels)."""
+    temperature: float = 1.0
+    """The logits are divided by it before the softmax."""
+
+
+class Source(_Part, frozen=True):
+    """Where weights came from, and under which licence."""
+
+    part: str
+    """What it became: ``encoder``, ``llm``, ``tokenizer``, ``adapter``, ``task topic`` ..."""
+    name: str
+    license: str
+    """SPDX identifier, or the owner's own words."""
+    file: str | None = None
+    """Path of the licence text inside the bundle."""
+
+
+class Parity(_Part, frozen=True):
+    """How closely one exported part follows the torch stack on the same sentences."""
+
+    component: str
+    cosine_min: float
+    cosine_mean: float
+    fvu: float
+    """Fraction of variance unexplained: squared error over the variance of the torch outputs."""
+    samples: int
+
+
+class File(_Part, frozen=True):
+    """Size and digest of one file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(_Part, frozen=True):
+    """The whole of `bundle.json`."""
+
+    format_version: int
+    name: str
+    created_with: str
+    """Program and version, e.g. ``mtllm-edge 0.1.0``."""
+    encoder: Encoder
+    bridge: Bridge
+    llm: Llm
+    tasks: dict[str, Task]
+    languages: tuple[str, ...]
+    """Codes that stand for a language token; empty where the encoder takes none."""
+    sources: tuple[Source, ...]
+    parity: tuple[Parity, ...]
+    files: dict[str, File]
+    """Every other file of the bundle: POSIX path relative to the bundle -> size and digest."""
+
+    @classmethod
+    def from_json(cls, text: bytes, *, origin: str) -> Manifest:
+        """Parse and check a manifest.
+
+        Args:
+            text: Content of `bundle.json`.
+            origin: The file's path, for messages.
+
+        Raises:
+            ModelError: Not a manifest, one of another format version, or one whose parts contradict each other.
+        """
+        try:
+            version = msgspec.json.decode(text, type=_Versioned).format_version
+        except msgspec.DecodeError as error:
+            raise ModelError(f"{origin} is not a bundle manifest ({error}); export the bundle again") from None
+        if version != FORMAT_VERSION:
+            advice = "upgrade mtllm-edge" if version > FORMAT_VERSION else "export the bundle again"
+            raise ModelError(
+                f"{origin} has format version {version}, this mtllm-edge reads version {FORMAT_VERSION}: {advice}"
+            )
+        try:
+            manifest = msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            raise ModelError(f"{origin}: {error}; export the bundle again") from None
+        faults = manifest._faults()
+        if faults:
+            raise ModelError(f"{origin}: {'; '.join(faults)}; export the bundle again")
+        return manifest
+
+    def to_json(self) -> bytes:
+        """The manifest as indented UTF-8 JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def _faults(self) -> list[str]:
+        faults = [
+            f"{name} must be positive, found {value}"
+            for name, value in (
+                ("encoder.d_model", self.encoder.d_model),
+                ("encoder.max_tokens", self.encoder.max_tokens),
+                ("llm.n_embd", self.llm.n_embd),
+                ("llm.n_layer", self.llm.n_layer),
+            )
+            if value <= 0
+        ]
+        if self.encoder.needs_language and not self.languages:
+            faults.append("the encoder takes a language token but languages is empty")
+        for name, task in self.tasks.items():
+            if len(task.labels) < 2 or len(set(task.labels)) != len(task.labels):
+                faults.append(f"task {name!r} needs two or more different labels, found {list(task.labels)}")
+            if not task.temperature > 0:
+                faults.append(f"task {name!r} has temperature {task.temperature}, expected above 0")
+            if task.head not in self.files:
+                faults.append(f"task {name!r} names the head {task.head!r}, which files does not list")
+        for path in self.files:
+            parts = PurePosixPath(path).parts
+            if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or "." in parts:
+                faults.append(f"file path {path!r} does not stay inside the bundle")
+        return faults
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int

@@ -1,0 +1,187 @@
+"""What people see on a terminal: tables, progress, notes. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mtllm_edge.manifest import File, Manifest, Source
+
+if TYPE_CHECKING:
+    from mtllm_edge.classifier import Prediction
+
+_FILE_WIDTH = 120
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def note(message: str) -> None:
+    """Print one line for the person, on stderr."""
+    click.echo(plain(message), err=True)
+
+
+def plain(text: str) -> str:
+    """A text without line ends and control signs: escape sequences in somebody's data must not reach the terminal."""
+    return "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in text)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to stdout, as wide as the terminal."""
+    console = Console()
+    if console.is_terminal:
+        console.print(renderable)
+    else:
+        click.echo(to_bytes(renderable), nl=False)
+
+
+def to_bytes(renderable: RenderableType) -> bytes:
+    """The same as plain UTF-8 text, for a file."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=_FILE_WIDTH).print(renderable)
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines()).encode()
+
+
+@contextmanager
+def busy(message: str) -> Iterator[None]:
+    """Show a spinner on stderr while the block runs, on a terminal only."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(message):
+        yield
+
+
+@contextmanager
+def counting(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar over `total` texts on stderr, on a terminal only; yields a function that advances it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("texts", total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+class _Rate(ProgressColumn):
+    """Texts per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} texts/s" if task.speed else "")
+
+
+def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -> Table:
+    """One line per text; a long text is cut to what the terminal has room for."""
+    any_truncated = any(prediction.truncated for prediction in predictions)
+    table = Table()
+    table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
+    table.add_column("label", no_wrap=True)
+    table.add_column("confidence", justify="right", no_wrap=True)
+    if any_truncated:
+        table.add_column("truncated", no_wrap=True)
+    for text, prediction in zip(texts, predictions, strict=True):
+        shown = Text(plain(text), no_wrap=True, overflow="ellipsis")
+        cells = [shown, one_line(prediction.label), Text(f"{prediction.confidence:.3f}")]
+        table.add_row(*cells, *([Text("yes" if prediction.truncated else "")] if any_truncated else []))
+    return table
+
+
+def one_line(text: str) -> Text:
+    """A text as one harmless line that rich takes as it is, square brackets included."""
+    return Text(plain(text))
+
+
+def facts_table(facts: Mapping[str, str | Text]) -> Table:
+    """Names on the left, values on the right."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(one_line(name), value if isinstance(value, Text) else one_line(value))
+    return table
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes as people read it."""
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: ``1 text``, ``1,200 texts``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def manifest_view(manifest: Manifest) -> RenderableType:
+    """A bundle's manifest for people."""
+    encoder, llm = manifest.encoder, manifest.llm
+    facts: dict[str, str | Text] = {
+        "name": f"{manifest.name} (made with {manifest.created_with})",
+        "encoder": f"{encoder.family}, {encoder.quantization}, {encoder.d_model} wide, "
+        f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, 'encoder/')}",
+        "bridge": f"{manifest.bridge.kind}, {encoder.d_model} to {llm.n_embd}",
+        "LLM": f"{llm.architecture}, {llm.quantization}, {llm.n_layer} layers, {llm.n_embd} wide, "
+        f"{llm.attention} attention, {llm.pooling} pooling, {_part_size(manifest.files, 'llm.gguf')}",
+        "languages": _languages(manifest),
+        "size": f"{megabytes(sum(file.size for file in manifest.files.values()))} "
+        f"in {count(len(manifest.files), 'file')}",
+    }
+    for name, task in manifest.tasks.items():
+        facts[f"task {name}"] = ", ".join(task.labels)
+    if not manifest.tasks:
+        facts["tasks"] = "none: it embeds, it does not classify"
+    views: list[RenderableType] = [facts_table(facts)]
+    if manifest.parity:
+        views += ["", _parity_table(manifest)]
+    if manifest.sources:
+        views += ["", _sources_table(manifest.sources)]
+    return Group(*views)
+
+
+def _languages(manifest: Manifest) -> str:
+    if not manifest.encoder.needs_language:
+        return "all that the encoder knows; it takes no language code"
+    return f"--language takes one of {len(manifest.languages)}: {', '.join(manifest.languages)}"
+
+
+def _part_size(files: Mapping[str, File], prefix: str) -> str:
+    return megabytes(sum(file.size for path, file in files.items() if path.startswith(prefix)))
+
+
+def _parity_table(manifest: Manifest) -> Table:
+    table = Table(title="against the torch stack", title_justify="left")
+    for heading in ("part", "cosine, worst", "cosine, mean", "FVU", "sentences"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for parity in manifest.parity:
+        table.add_row(
+            one_line(parity.component),
+            f"{parity.cosine_min:.6f}",
+            f"{parity.cosine_mean:.6f}",
+            f"{parity.fvu:.2g}",
+            str(parity.samples),
+        )
+    return table
+
+
+def _sources_table(sources: Sequence[Source]) -> Table:
+    table = Table(title="weights and licences", title_justify="left")
+    for heading in ("part", "from", "licence"):
+        table.add_column(heading, overflow="fold")
+    for source in sources:
+        licence = one_line(source.license)
+        if is_non_commercial(source.license):
+            licence.append(" (NON-COMMERCIAL USE ONLY)", style="bold red")
+        table.add_row(one_line(source.part), one_line(source.name), licence)
+    return table
+
+
+def is_non_commercial(license_name: str) -> bool:
+    """Whether a licence, by its name, forbids commercial use."""
+    words = license_name.lower().replace("-", " ").replace("_", " ").split()
+    return "nc" in words or "noncommercial" in words or "non commercial" in " ".join(words)

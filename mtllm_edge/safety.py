@@ -1,0 +1,261 @@
+"""What llama.cpp may be trusted with on this machine, found out in a child process.
+
+A native crash cannot be caught, and some builds crash on some processors: a default build on a CPU with AMX dies in
+its first quantised matrix product (llama.cpp issues 20824 and 26954). So before the LLM is loaded into the user's
+process, a child loads it and pools a few random inputs (`llms.probe`). If the child dies, hangs, or computes something
+else than the plain kernels do, more careful settings are tried. The answer is kept in a cache, by processor, build and
+kind of weights, so this costs a few seconds once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from mtllm_edge import manifest
+from mtllm_edge.errors import EngineError
+from mtllm_edge.formats import gguf
+from mtllm_edge.machine import read_cpu
+
+CACHE_VARIABLE = "MTLLM_EDGE_CACHE"
+PROBE_SECONDS = 180.0
+"""Longest time for one child: an 8 B model read from a slow disk fits."""
+MIN_COSINE = 0.95
+"""Least agreement of two settings. Rounding leaves 0.999 and more, a wrong kernel about 0."""
+_PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad options: no engine dies with them
+_PROBE_VERSION = 1
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How llama.cpp is used on this machine."""
+
+    extra_buffers: bool
+    """Weights repacked for faster kernels (and for AMX, where the CPU has it)."""
+    flash_attention: bool
+    note: str
+    """Why these: one sentence for people."""
+
+    @property
+    def switches(self) -> tuple[bool, bool]:
+        """The settings without the reason."""
+        return self.extra_buffers, self.flash_attention
+
+
+class ProbeResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a child reports: the pooled vectors, or the engine's one-line refusal."""
+
+    pooled: list[list[float]] | None = None
+    error: str | None = None
+
+
+class _Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of the cache."""
+
+    key: dict[str, str]
+    settings: EngineSettings
+
+
+FAST = (True, True)
+NO_EXTRA_BUFFERS = (False, True)
+PLAIN = (False, False)
+_NAMES = {
+    FAST: "the fast settings",
+    NO_EXTRA_BUFFERS: "the settings without repacked weights",
+    PLAIN: "the plain kernels",
+}
+
+
+def engine_settings(path: Path, llm: manifest.Llm, *, fresh: bool = False) -> EngineSettings:
+    """The fastest settings with which this machine computes this LLM, and computes it right.
+
+    Args:
+        path: The GGUF file, whose header has been checked.
+        llm: The manifest's word on it.
+        fresh: Probe again even where the cache has an answer.
+
+    Raises:
+        EngineError: No settings work.
+    """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        # In a packaged application sys.executable is the application: starting it would open a second one.
+        return EngineSettings(*PLAIN, note="not tried: there is no Python to start, so the plain kernels are used")
+    key = _cache_key(path, llm)
+    file = cache_folder() / f"engine-{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]}.json"
+    known = None if fresh else _read_cache(file, key)
+    if known is not None:
+        return known
+    try:
+        settings = _probe_all(path, llm)
+    except _NoChildError as error:
+        return EngineSettings(*PLAIN, note=f"not tried: {error}, so the plain kernels are used")
+    _write_cache(file, _Verdict(key, settings))
+    return settings
+
+
+def cache_folder() -> Path:
+    """Where the answers are kept: `MTLLM_EDGE_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("mtllm-edge"))
+
+
+def _probe_all(path: Path, llm: manifest.Llm) -> EngineSettings:
+    """Try the settings from fast to plain; the plain kernels are the reference for the others' numbers."""
+    reference = _pooled_by_child(path, llm, PLAIN)
+    if isinstance(reference, _Failure) and reference.error is not None:
+        raise EngineError(f"{path}: {reference.error}; run `mtllm-edge doctor`")
+    failures = []
+    for switches in (FAST, NO_EXTRA_BUFFERS):
+        outcome = _pooled_by_child(path, llm, switches)
+        if isinstance(outcome, _Failure):
+            failures.append(f"{_NAMES[switches]} {outcome.reason}")
+        elif isinstance(reference, _Failure):
+            failures.append(f"{_NAMES[PLAIN]} {reference.reason}")
+            return _settings(switches, failures)
+        elif (cosine := min_cosine(outcome, reference)) < MIN_COSINE:
+            failures.append(f"{_NAMES[switches]} computed wrong numbers (cosine {cosine:.3f} with {_NAMES[PLAIN]})")
+        else:
+            return _settings(switches, failures)
+    if isinstance(reference, _Failure):
+        failures.append(f"{_NAMES[PLAIN]} {reference.reason}")
+        raise EngineError(f"{path}: llama.cpp does not work here ({'; '.join(failures)}); run `mtllm-edge doctor`")
+    return _settings(PLAIN, failures)
+
+
+def _settings(switches: tuple[bool, bool], failures: list[str]) -> EngineSettings:
+    return EngineSettings(*switches, note="; ".join([f"tried here: {_NAMES[switches]} work", *failures]))
+
+
+class _NoChildError(Exception):
+    """This process cannot start a Python that has this package: a sandbox, or Python inside another program."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    """The end of a sentence."""
+    error: str | None = None
+    """The child's own words, where it lived to tell: the fault is then in the file more likely than in the settings."""
+
+
+def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> NDArray[np.float32] | _Failure:
+    """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them."""
+    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
+    # found this package through a path that only it has.
+    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    try:
+        child = subprocess.run(
+            _child_command(path, llm, switches),
+            cwd=_PACKAGE_PARENT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _Failure(f"gave no answer in {PROBE_SECONDS:g} s")
+    except OSError as error:
+        raise _NoChildError(f"no child process could be started ({error.strerror})") from None
+    if child.returncode in _PYTHON_EXIT_CODES:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise _NoChildError(f"the child process could not run ({''.join(last)})")
+    if child.returncode != 0:
+        return _Failure(f"ended the process ({_cause_of_death(child.returncode)})")
+    try:
+        result = msgspec.json.decode(child.stdout.splitlines()[-1], type=ProbeResult)
+    except (IndexError, msgspec.DecodeError):
+        return _Failure("gave an unreadable answer")
+    if result.pooled is None:
+        return _Failure(f"failed: {result.error}", error=result.error)
+    pooled_NE = np.array(result.pooled, np.float32)
+    if pooled_NE.ndim != 2 or not np.isfinite(pooled_NE).all():
+        return _Failure("gave numbers that are not finite")
+    return pooled_NE
+
+
+def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
+    described = msgspec.json.encode(llm).decode()
+    return [
+        sys.executable,
+        "-m",
+        "mtllm_edge.llms.probe",
+        str(path.resolve()),
+        described,
+        *map(str, map(int, switches)),
+    ]
+
+
+def _cause_of_death(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def min_cosine(one_NE: NDArray[np.float32], other_NE: NDArray[np.float32]) -> float:
+    """Cosine of the row in which two arrays of vectors agree least; 0 where their shapes differ."""
+    if one_NE.shape != other_NE.shape:
+        return 0.0
+    norms_N = np.linalg.norm(one_NE, axis=1) * np.linalg.norm(other_NE, axis=1)
+    return float(np.min((one_NE * other_NE).sum(axis=1) / np.maximum(norms_N, 1e-30)))
+
+
+def _cache_key(path: Path, llm: manifest.Llm) -> dict[str, str]:
+    cpu = read_cpu()
+    types = gguf.read_header(path).types
+    return {
+        "probe": str(_PROBE_VERSION),
+        "cpu": cpu.model,
+        "flags": " ".join(cpu.flags),
+        "llama.cpp": engine_build(),
+        "architecture": f"{llm.architecture} {llm.attention} {llm.n_embd}",
+        "weights": f"{llm.quantization} {sorted(set(types.values()))}",
+    }
+
+
+def engine_build() -> str:
+    """Version of llama-cpp-python, and size and time of its libraries: a rebuild changes it."""
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or [])] if spec else []
+    libraries = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file())
+    described = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in libraries]
+    return f"{version} {hashlib.sha256(' '.join(described).encode()).hexdigest()[:16]}"
+
+
+def _read_cache(file: Path, key: dict[str, str]) -> EngineSettings | None:
+    try:
+        verdict = msgspec.json.decode(file.read_bytes(), type=_Verdict)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return verdict.settings if verdict.key == key else None
+
+
+def _write_cache(file: Path, verdict: _Verdict) -> None:
+    """Keep the answer; where nothing can be written, the next process probes again."""
+    temporary = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.encode(verdict))
+        temporary.replace(file)
+    except OSError:
+        return

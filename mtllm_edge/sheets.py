@@ -1,0 +1,250 @@
+"""Texts from the command line, from stdin and from .txt, .csv and .jsonl files, as one sheet.
+
+A file is read whole and checked whole before any model is loaded, and every fault names its file and line. Lines are
+the editor's (1-based); rows of a csv are the spreadsheet's, so the header is row 1 and a cell may span lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mtllm_edge.errors import DataError, UsageError
+
+SUFFIXES = (".txt", ".csv", ".jsonl")
+STDIN = "-"
+
+_LONGEST_PATH = 1024
+"""Characters; a longer argument is a text whatever its last word is."""
+_LINE_END = r"\r\n|\n|\r"
+# The csv module refuses cells above 128 KiB by default; this is the largest limit that a C long holds everywhere.
+_CELL_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Texts and the columns that came with them, in input order."""
+
+    texts: list[str]
+    records: list[dict[str, Any]]
+    """One per text: all columns of its input as they were, the text's own column included."""
+    skipped: int
+    """Blank lines left out."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column of any record, in order of first appearance."""
+        return list(dict.fromkeys(column for record in self.records for column in record))
+
+
+def read_sheet(arguments: Sequence[str], *, read_stdin: Callable[[], bytes], text_column: str | None = None) -> Sheet:
+    """Read all inputs of one command.
+
+    Args:
+        arguments: Texts, files of texts (told by their suffix), and at most one ``-`` for stdin.
+        read_stdin: Returns the whole of stdin; called only for ``-``.
+        text_column: Column of csv and jsonl files that holds the text; None takes ``text``, else the only column.
+
+    Raises:
+        UsageError: A file that is missing or of another kind, a column that is not there, ``-`` given twice.
+        DataError: Something in an input cannot be used as a text.
+    """
+    if arguments.count(STDIN) > 1:
+        raise UsageError("'-' (stdin) is given more than once; give it once")
+    if text_column is not None and not any(_suffix(argument) in (".csv", ".jsonl") for argument in arguments):
+        raise UsageError("--text-column names a column of csv and jsonl files, but no such file is given")
+    texts: list[str] = []
+    records: list[dict[str, Any]] = []
+    skipped = 0
+    for number, argument in enumerate(arguments, 1):
+        part = _read_argument(argument, number, read_stdin, text_column)
+        texts += part.texts
+        records += part.records
+        skipped += part.skipped
+    return Sheet(texts, records, skipped)
+
+
+def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], text_column: str | None) -> Sheet:
+    if argument == STDIN:
+        return _read_lines(_decode(read_stdin(), "stdin"), "stdin")
+    suffix = _suffix(argument)
+    if suffix:
+        path = _existing(argument)
+        text = _decode(path.read_bytes(), argument)
+        if suffix == ".txt":
+            return _read_lines(text, argument)
+        read = _csv_records if suffix == ".csv" else _jsonl_records
+        located, skipped = read(text, argument)
+        return _pick_texts(located, skipped, argument, text_column)
+    _refuse_other_file(argument)
+    _check_text(argument, f"argument {number}", advice="give it some words")
+    return Sheet([argument], [{"text": argument}], 0)
+
+
+def _suffix(argument: str) -> str:
+    """The suffix that makes an argument a file of texts, else an empty string."""
+    if "\n" in argument or len(argument) > _LONGEST_PATH:
+        return ""
+    lowered = argument.lower()
+    return next((suffix for suffix in SUFFIXES if lowered.endswith(suffix)), "")
+
+
+def _existing(argument: str) -> Path:
+    path = Path(argument)
+    if path.is_dir():
+        raise UsageError(f"{argument} is a folder; name a file of texts")
+    if not path.exists():
+        raise UsageError(f"{argument} does not exist; to use a text that ends like a file name, pipe it in")
+    return path
+
+
+def _refuse_other_file(argument: str) -> None:
+    """Refuse the name of a file that is not one of texts, instead of classifying the name itself."""
+    try:
+        other = bool(Path(argument).suffix) and Path(argument).is_file()
+    except (OSError, ValueError):  # too long for a path, or not one: a text, then
+        return
+    if other:
+        raise UsageError(f"{argument} is a file, but files of texts end in {', '.join(SUFFIXES)}; rename or convert it")
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = len(re.findall(_LINE_END.encode(), data[: error.start])) + 1
+        raise DataError(
+            f"{name} line {line} is not valid UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = len(re.findall(_LINE_END, text[: text.index("\0")])) + 1
+        raise DataError(f"{name} line {line} holds a NUL character; save it as plain UTF-8 text")
+    if not text.strip():
+        raise DataError(f"{name} holds no text; write one text per line")
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text, told by line ends alone: `str.splitlines` would also cut at U+2028 and others."""
+    lines = re.split(_LINE_END, text)
+    return lines[:-1] if not lines[-1] else lines
+
+
+def _read_lines(text: str, name: str) -> Sheet:
+    lines = _lines(text)
+    texts = [line for line in lines if line.strip()]
+    return Sheet(texts, [{"text": line} for line in texts], len(lines) - len(texts))
+
+
+_Located = list[tuple[str, dict[str, Any]]]
+"""Records with their places, as messages name them."""
+
+
+def _csv_records(text: str, name: str) -> tuple[_Located, int]:
+    header_line = text.lstrip("\r\n").split("\n", 1)[0]
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = next((sign for sign in ",;\t" if sign in header_line), ",")
+    numbered = _csv_rows(text, name, delimiter)
+    filled = [(number, cells) for number, cells in numbered if cells]
+    header = filled[0][1]
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
+    located: _Located = []
+    for number, cells in filled[1:]:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{name} row {number} has {len(cells)} cells, the header has {len(header)} columns; "
+                f"put cells that contain {delimiter!r} in double quotes"
+            )
+        located.append((f"{name} row {number}", dict(zip(header, cells, strict=True))))
+    if not located:
+        raise DataError(f"{name} holds a header but no rows; add a row per text")
+    return located, len(numbered) - len(filled)
+
+
+def _csv_rows(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    rows: list[tuple[int, list[str]]] = []
+    limit = csv.field_size_limit(_CELL_LIMIT)
+    try:
+        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            rows.append((len(rows) + 1, cells))
+    except csv.Error as error:
+        raise DataError(f"{name} row {len(rows) + 1} is not valid csv ({error}); check its double quotes") from None
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _jsonl_records(text: str, name: str) -> tuple[_Located, int]:
+    lines = _lines(text)
+    located: _Located = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                record = msgspec.json.decode(line, type=dict[str, Any])
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise DataError(f"{name} line {number}: {error}; write one JSON object per line") from None
+            located.append((f"{name} line {number}", record))
+    return located, len(lines) - len(located)
+
+
+def _pick_texts(located: _Located, skipped: int, name: str, text_column: str | None) -> Sheet:
+    column = _pick_column(located[0][1], name, text_column)
+    texts = []
+    for where, record in located:
+        if column not in record:
+            raise DataError(f"{where} lacks {column!r}; it has {_quoted(record)}")
+        text = record[column]
+        _check_text(text, f"{where}, column {column!r},", advice="fill it or remove the row")
+        texts.append(text)
+    return Sheet(texts, [record for _, record in located], skipped)
+
+
+def _pick_column(record: dict[str, Any], name: str, text_column: str | None) -> str:
+    """Name of the text's column, judged by the first record of a file."""
+    wanted = "text" if text_column is None else text_column
+    if wanted in record:
+        return wanted
+    if text_column is None and len(record) == 1:
+        return next(iter(record))
+    advice = "name one with --text-column" if text_column is None else "name one of them"
+    raise UsageError(f"{name} has no column {wanted!r}, only {_quoted(record)}; {advice}")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _check_text(text: object, where: str, *, advice: str) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"{where} is {_json_kind(text)}, expected a string")
+    if not text.strip():
+        raise DataError(f"{where} is empty; {advice}")
+    if "\0" in text:
+        raise DataError(f"{where} holds a NUL character; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # bytes of an argument that are no text
+        raise DataError(f"{where} is not valid UTF-8; give it as UTF-8") from None
+
+
+def _json_kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests, and a cache folder of their own so that nobody's home folder is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mtllm_edge.machine import calm_openmp
+
+calm_openmp()  # before anything here loads OpenMP: the tests share their cores, too
+from tests.tiny import make_tiny_bundle  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("MTLLM_EDGE_CACHE")
+    os.environ["MTLLM_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["MTLLM_EDGE_CACHE"]
+    else:
+        os.environ["MTLLM_EDGE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with random weights, shared: read only."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture
+def fresh_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_bundle` that the test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "fresh"))
+
+
+@pytest.fixture(scope="session")
+def tiny_variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Bundles by the keywords of `make_tiny_bundle`, each made once: read only."""
+    made: dict[tuple[tuple[str, object], ...], Path] = {}
+
+    def make(**keywords: object) -> Path:
+        key = tuple(sorted(keywords.items()))
+        if key not in made:
+            made[key] = make_tiny_bundle(tmp_path_factory.mktemp("variant") / "bundle", **keywords)  # type: ignore[arg-type]
+        return made[key]
+
+    return make

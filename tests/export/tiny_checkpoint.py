@@ -1,0 +1,187 @@
+"""Makes tiny random models of true architecture, and a checkpoint that stands on them. Nothing is downloaded.
+
+Byte-level tokenizers, so that every script has tokens; a few layers of a few dozen dimensions; weights large enough
+that attention and gates matter. Run as a script it writes one checkpoint: ``python tiny_checkpoint.py FOLDER``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from mtllm_edge.manifest import Source
+from mtllm_edge_train.config import (
+    CHECKPOINT_VERSION,
+    CONFIG_NAME,
+    EncoderConfig,
+    LlmConfig,
+    LoraConfig,
+    StackConfig,
+    TaskConfig,
+)
+
+Family = Literal["bert", "m2m_100"]
+LANGUAGES = ("deu_Latn", "eng_Latn", "tam_Taml")
+MAX_TOKENS = 160
+_WIDTH_ENCODER = 32
+
+
+def save_encoder(folder: Path, family: Family) -> None:
+    """A two-layer BERT, or an M2M100 with NLLB's frame of language tokens, and its tokenizer."""
+    folder.mkdir(parents=True)
+    tokenizer = _bert_tokenizer() if family == "bert" else _nllb_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(1)
+    rows = tokenizer.get_vocab_size() + 3  # like real models, some rows of the table have no token
+    if family == "bert":
+        config = transformers.BertConfig(
+            vocab_size=rows,
+            hidden_size=_WIDTH_ENCODER,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=192,
+            layer_norm_eps=1e-3,  # far from CTranslate2's default, so that a lost setting shows
+            initializer_range=0.2,
+        )
+        transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    else:
+        config = transformers.M2M100Config(
+            vocab_size=rows,
+            d_model=_WIDTH_ENCODER,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=192,
+            scale_embedding=True,
+            init_std=0.2,
+        )
+        transformers.M2M100ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def save_llm(folder: Path, *, width: int = 64, layers: int = 3, rope: dict[str, object] | None = None) -> None:
+    """A Llama with grouped-query attention."""
+    torch.manual_seed(2)
+    config = transformers.LlamaConfig(
+        vocab_size=100,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.15,
+        rope_parameters=rope or {"rope_type": "default", "rope_theta": 500.0},
+    )
+    model = transformers.LlamaModel(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+
+
+def random_lora(width: int, layers: int, rank: int = 4) -> dict[str, np.ndarray]:
+    """An adapter of all linear layers that changes the output plainly."""
+    rng = np.random.default_rng(3)
+    shapes = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (width // 2, width),
+        "self_attn.v_proj": (width // 2, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (2 * width, width),
+        "mlp.up_proj": (2 * width, width),
+        "mlp.down_proj": (width, 2 * width),
+    }
+    lora = {}
+    for layer in range(layers):
+        for module, (rows, columns) in shapes.items():
+            stem = f"layers.{layer}.{module}"
+            lora[f"{stem}.lora_A"] = (rng.standard_normal((rank, columns)) * 0.1).astype(np.float32)
+            lora[f"{stem}.lora_B"] = (rng.standard_normal((rows, rank)) * 0.2).astype(np.float32)
+    return lora
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    family: Family = "bert",
+    attention: Literal["causal", "bidirectional"] = "causal",
+    width: int = 64,
+    layers: int | None = 2,
+) -> Path:
+    """A trained-looking checkpoint: encoder and LLM folders inside it, bridge, adapter and two heads."""
+    rng = np.random.default_rng(4)
+    save_encoder(folder / "models" / "encoder", family)
+    save_llm(folder / "models" / "llm", width=width)
+    kept = layers or 3
+    config = StackConfig(
+        checkpoint_version=CHECKPOINT_VERSION,
+        name="tiny",
+        encoder=EncoderConfig(source="models/encoder", max_tokens=MAX_TOKENS),
+        llm=LlmConfig(source="models/llm", layers=layers, attention=attention),
+        lora=LoraConfig(rank=4, alpha=8.0),
+        tasks={
+            "topic": TaskConfig(kind="sequence", labels=("a", "b", "c", "d")),
+            "sentiment": TaskConfig(kind="sequence", labels=("negative", "neutral", "positive")),
+        },
+        sources=(
+            Source(part="encoder", name="tiny encoder", license="MIT"),
+            Source(part="llm", name="tiny llm", license="Apache-2.0"),
+            Source(part="task topic", name="tiny texts", license="CC-BY-SA-4.0"),
+        ),
+    )
+    folder.joinpath(CONFIG_NAME).write_bytes(config.to_json())
+    bridge = {
+        "weight": rng.standard_normal((width, _WIDTH_ENCODER)).astype(np.float32),
+        "bias": rng.standard_normal(width).astype(np.float32),
+    }
+    save_file(bridge, folder / "bridge.safetensors")
+    save_file(random_lora(width, kept), folder / "lora.safetensors")
+    folder.joinpath("tasks").mkdir()
+    topic = {"weight": rng.standard_normal((4, width)).astype(np.float32)}
+    sentiment = {
+        "weight": rng.standard_normal((3, width)).astype(np.float32),
+        "bias": rng.standard_normal(3).astype(np.float32),
+    }
+    save_file(topic, folder / "tasks" / "topic.safetensors")
+    save_file(sentiment, folder / "tasks" / "sentiment.safetensors")
+    return folder
+
+
+def _bert_tokenizer() -> Tokenizer:
+    return _byte_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], unknown="[UNK]", frame=("[CLS]", "[SEP]"))
+
+
+def _nllb_tokenizer() -> Tokenizer:
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    return _byte_tokenizer(specials, unknown="<unk>", frame=("eng_Latn", "</s>"), after=LANGUAGES)
+
+
+def _byte_tokenizer(
+    specials: list[str], *, unknown: str, frame: tuple[str, str], after: tuple[str, ...] = ()
+) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in [*specials, *after]])
+    ids = [(token, tokenizer.token_to_id(token)) for token in frame]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{frame[0]} $A {frame[1]}", pair=f"{frame[0]} $A {frame[1]} $B {frame[1]}", special_tokens=ids
+    )
+    return tokenizer
+
+
+if __name__ == "__main__":
+    save_checkpoint(Path(sys.argv[1]))

@@ -1,0 +1,29 @@
+"""Python processes of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_python(code: str, *arguments: str, customize: str = "", folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a child that sees the same packages.
+
+    Args:
+        code: The program.
+        arguments: Its command line.
+        customize: Run first in the child and in every Python that it starts in its turn.
+        folder: A folder of the test's own for it.
+    """
+    (folder / "sitecustomize.py").write_text(customize, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

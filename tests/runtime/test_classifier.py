@@ -1,0 +1,207 @@
+"""The pipeline from texts to labels on the tiny bundle."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mtllm_edge import Bundle, Classifier, Embedder, Prediction
+from mtllm_edge.bundle import list_files
+from mtllm_edge.embedder import TruncationWarning
+from mtllm_edge.errors import DataError, EngineError, ModelError, UsageError
+from tests import tiny
+from tests.runtime.reference import bert_states, cosine, llama_pooled, read_gguf
+
+TEXTS = [
+    "the team is good",
+    "a",
+    "Привет, мир! Матч был не очень хороший, но отель понравился всем.",
+    "यह होटल अच्छा है",
+    "这个国家的人很多",
+    "a bad match " * 3,
+    "الفريق جيد",
+    "Η ομάδα κέρδισε",
+    "z" * 500,
+    "가나다",
+]
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_bundle: Path) -> Iterator[Embedder]:
+    with Embedder.load(tiny_bundle, threads=2) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle: Path) -> Iterator[Classifier]:
+    with Classifier.load(tiny_bundle, task="topic", threads=2) as loaded:
+        yield loaded
+
+
+def test_whole_stack_matches_numpy(embedder: Embedder, tiny_bundle: Path) -> None:
+    encoded = embedder.encode(TEXTS)
+    pooled_NE = embedder.pool(encoded)
+    vocabulary = msgspec.json.decode((tiny_bundle / "encoder" / "vocabulary.json").read_bytes())
+    encoder = tiny.encoder_weights(np.random.default_rng(tiny.SEED), len(vocabulary))
+    bridge = safetensors.numpy.load_file(tiny_bundle / "bridge.safetensors")
+    llm = read_gguf(tiny_bundle / "llm.gguf")
+    for pooled_E, text in zip(pooled_NE, encoded, strict=True):
+        inputs_LE = bert_states(encoder, text.ids) @ bridge["weight"].T + bridge["bias"]
+        assert cosine(pooled_E, llama_pooled(llm, inputs_LE.astype(np.float32), causal=True)) >= 0.9999
+
+
+def test_batched_equals_single_in_any_order(embedder: Embedder) -> None:
+    texts = TEXTS * 20  # several batches, by tokens and by texts
+    together_NE = embedder.pool(embedder.encode(texts))
+    singly_NE = np.concatenate([embedder.pool(embedder.encode([text])) for text in TEXTS] * 20)
+    assert together_NE.dtype == np.float32
+    difference_N = np.linalg.norm(together_NE - singly_NE, axis=1) / np.linalg.norm(singly_NE, axis=1)
+    assert difference_N.max() <= 1e-3
+    shuffled = np.random.default_rng(0).permutation(len(texts))
+    shuffled_NE = embedder.pool(embedder.encode([texts[index] for index in shuffled]))
+    np.testing.assert_allclose(shuffled_NE, together_NE[shuffled], rtol=0, atol=2e-2)
+
+
+def test_embed_warns_of_truncation(embedder: Embedder) -> None:
+    with pytest.warns(TruncationWarning, match="2 of 10 texts lost their end after 64 tokens, the first is text 2"):
+        assert embedder.embed(TEXTS).shape == (10, tiny.N_EMBD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedder.embed(TEXTS[:2])
+
+
+def test_hundred_thousand_characters(classifier: Classifier) -> None:
+    (prediction,) = classifier.classify(["хороший отель " * 7200])
+    assert (prediction.tokens, prediction.truncated) == (tiny.MAX_TOKENS, True)
+
+
+def test_predictions(classifier: Classifier, embedder: Embedder, tiny_bundle: Path) -> None:
+    predictions = classifier.classify(TEXTS)
+    weight_CE = safetensors.numpy.load_file(tiny_bundle / "tasks/topic/head.safetensors")["weight"]
+    logits_NC = embedder.pool(embedder.encode(TEXTS)) @ weight_CE.T
+    for prediction, logits_C, text in zip(predictions, logits_NC, embedder.encode(TEXTS), strict=True):
+        assert prediction.label == classifier.labels[int(logits_C.argmax())]
+        assert tuple(prediction.probabilities) == classifier.labels == tiny.TASKS["topic"]
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+        assert prediction.confidence == max(prediction.probabilities.values())
+        assert (prediction.tokens, prediction.truncated) == (len(text.ids), text.truncated)
+    assert {prediction.label for prediction in predictions} != {predictions[0].label}  # not one for all
+
+
+def test_task_of_a_call(classifier: Classifier) -> None:
+    assert classifier.task == "topic"
+    (prediction,) = classifier.classify(TEXTS[:1], task="sentiment")
+    assert tuple(prediction.probabilities) == tiny.TASKS["sentiment"]
+    with pytest.raises(UsageError, match="has no task 'topics'; it has topic, sentiment"):
+        classifier.classify(TEXTS[:1], task="topics")
+
+
+def test_task_of_load(tiny_bundle: Path, tiny_variant: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="has the tasks topic, sentiment; name one"):
+        Classifier.load(tiny_bundle)
+    with pytest.raises(UsageError, match="has no task 'x'; it has topic, sentiment"):
+        Classifier.load(tiny_bundle, task="x")
+
+
+def test_only_task_needs_no_name(tmp_path: Path) -> None:
+    bundle = tiny.make_tiny_bundle(tmp_path / "one", tasks={"mood": ("up", "down")})
+    with Classifier.load(Bundle.open(bundle)) as classifier:
+        assert classifier.labels == ("up", "down")
+
+
+def test_bundle_without_a_task(tmp_path: Path) -> None:
+    bundle = tiny.make_tiny_bundle(tmp_path / "none", tasks={})
+    with pytest.raises(UsageError, match="none has no task; use `mtllm-edge embed`"):
+        Classifier.load(bundle)
+    with Embedder.load(bundle) as embedder:
+        assert embedder.embed(["a"]).shape == (1, tiny.N_EMBD)
+
+
+def test_no_texts(classifier: Classifier, embedder: Embedder) -> None:
+    assert classifier.classify([]) == []
+    assert embedder.embed([]).shape == (0, tiny.N_EMBD)
+
+
+def test_progress_counts_every_text(classifier: Classifier) -> None:
+    done: list[int] = []
+    classifier.classify(TEXTS * 10, progress=done.append)
+    assert sum(done) == 100
+    assert len(done) > 2
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\ud800"])
+def test_bad_text_names_its_index(classifier: Classifier, text: str) -> None:
+    with pytest.raises(DataError, match="text 1 "):
+        classifier.classify(["good", text])
+
+
+def test_language_is_not_taken(classifier: Classifier) -> None:
+    with pytest.raises(UsageError, match="takes no language"):
+        classifier.classify(["good"], language="deu_Latn")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_must_be_positive(tiny_bundle: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match=f"threads is {threads}, expected 1 or more"):
+        Embedder.load(tiny_bundle, threads=threads)
+
+
+def test_missing_head(fresh_bundle: Path) -> None:
+    (fresh_bundle / "tasks/sentiment/head.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"tasks/sentiment/head\.safetensors: missing.*copy or export"):
+        Classifier.load(fresh_bundle, task="topic")
+
+
+def test_tokenizer_of_another_model(fresh_bundle: Path) -> None:
+    path = fresh_bundle / "tokenizer.json"
+    content = msgspec.json.decode(path.read_bytes())
+    content["model"]["vocab"].append(["🦙", -1.0])
+    path.write_bytes(msgspec.json.encode(content))
+    tiny.write_manifest(fresh_bundle)
+    with Embedder.load(fresh_bundle) as embedder, pytest.raises(ModelError, match="belongs to another model"):
+        embedder.embed(["🦙"])
+
+
+def test_pooling_more_tokens_than_the_encoder_takes(fresh_bundle: Path) -> None:
+    manifest_path = fresh_bundle / "bundle.json"
+    content = msgspec.json.decode(manifest_path.read_bytes())
+    content["encoder"]["max_tokens"] = 65
+    content["files"] = msgspec.to_builtins(list_files(fresh_bundle))
+    manifest_path.write_bytes(msgspec.json.encode(content))
+    with pytest.raises(ModelError, match="64 positions, fewer than max_tokens 65"):
+        Embedder.load(fresh_bundle)
+
+
+def test_close_twice_and_use_after(tiny_bundle: Path) -> None:
+    classifier = Classifier.load(tiny_bundle, task="topic")
+    classifier.close()
+    classifier.close()
+    with pytest.raises(EngineError, match="closed; load the bundle again"):
+        classifier.classify(["good"])
+
+
+def test_threads_share_a_classifier(classifier: Classifier) -> None:
+    expected = classifier.classify(TEXTS)
+    with ThreadPoolExecutor(3) as executor:
+        for found in executor.map(lambda _: classifier.classify(TEXTS), range(6)):
+            assert found == expected
+
+
+def test_native_libraries_print_nothing(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Classifier.load(tiny_bundle, task="topic") as classifier:
+        classifier.classify(TEXTS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_prediction_is_frozen() -> None:
+    prediction = Prediction(label="a", probabilities={"a": 0.75, "b": 0.25}, tokens=3, truncated=False)
+    assert prediction.confidence == 0.75
+    with pytest.raises(AttributeError):
+        prediction.label = "b"  # type: ignore[misc]

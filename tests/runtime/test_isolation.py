@@ -1,0 +1,73 @@
+"""What the runtime does without: torch, transformers, and the network. Tried in children, on the real path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.children import run_python
+
+CLASSIFY = """
+import sys
+from mtllm_edge import Classifier
+with Classifier.load(sys.argv[1], task="topic") as classifier:
+    (prediction,) = classifier.classify(["the team is good"])
+print(prediction.label, prediction.tokens)
+"""
+UNWANTED = ("torch", "transformers", "gguf", "peft", "mtllm_edge_train", "mtllm_edge_export")
+UNIMPORTABLE = f"""
+import sys
+for name in {UNWANTED!r}:
+    sys.modules[name] = None  # makes the import fail
+"""
+OFFLINE = """
+import os, sys
+def refuse(event, arguments):
+    if event.startswith("socket."):
+        print("a socket:", event, file=sys.stderr, flush=True)
+        os._exit(77)
+sys.addaudithook(refuse)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _probe_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an empty cache the probing child runs under the same conditions."""
+    monkeypatch.setenv("MTLLM_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("customize", [UNIMPORTABLE, OFFLINE])
+def test_classifies(tiny_bundle: Path, tmp_path: Path, customize: str) -> None:
+    child = run_python(CLASSIFY, str(tiny_bundle), customize=customize, folder=tmp_path)
+    assert (child.returncode, child.stderr) == (0, "")
+    label, tokens = child.stdout.split()
+    assert label in {"science", "sports", "travel"}
+    assert int(tokens) > 3
+
+
+@pytest.mark.parametrize("name", UNWANTED)
+def test_the_block_blocks(tmp_path: Path, name: str) -> None:
+    child = run_python(f"import {name}", customize=UNIMPORTABLE, folder=tmp_path)
+    assert child.returncode == 1
+    assert f"import of {name} halted" in child.stderr
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket; socket.socket()",
+        "import socket; socket.getaddrinfo('localhost', 80)",
+        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import socket; socket.socket()']))",
+    ],
+)
+def test_the_alarm_rings(tmp_path: Path, code: str) -> None:
+    assert run_python(code, customize=OFFLINE, folder=tmp_path).returncode == 77
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    """The command line's help must not wait for an engine."""
+    code = "import mtllm_edge, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    child = run_python(code, folder=tmp_path)
+    assert child.returncode == 0, child.stderr
+    assert not {"ctranslate2", "llama_cpp", *UNWANTED} & set(child.stdout.split())

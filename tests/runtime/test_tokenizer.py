@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from mtllm_edge.errors import DataError, ModelError, UsageError
+from mtllm_edge.tokenizer import Tokenizer
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def file(tiny_bundle: Path) -> Path:
+    return tiny_bundle / "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(file: Path) -> Tokenizer:
+    return Tokenizer(file, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=10)
+
+
+@pytest.fixture(scope="module")
+def language_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny tokenizer with two language tokens, as NLLB has them."""
+    path = tmp_path_factory.mktemp("languages") / "tokenizer.json"
+    tiny.write_tokenizer(path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens(["deu_Latn", "swh_Latn"])
+    tokenizer.save(str(path))
+    return path
+
+
+def test_frame_and_text(file: Path, tokenizer: Tokenizer) -> None:
+    raw = tokenizers.Tokenizer.from_file(str(file))
+    (encoded,) = tokenizer.encode(["the team"])
+    assert encoded.ids[0] == raw.token_to_id("<s>")
+    assert encoded.ids[-1] == raw.token_to_id("</s>")
+    assert encoded.ids[1:-1] == raw.encode("the team", add_special_tokens=False).ids
+    assert not encoded.truncated
+
+
+def test_truncation_keeps_the_frame_and_says_so(tokenizer: Tokenizer) -> None:
+    fits, cut = tokenizer.encode(["b" * 7, "b" * 8])  # and one token for the word's beginning
+    assert (len(fits.ids), fits.truncated) == (10, False)
+    assert (len(cut.ids), cut.truncated) == (10, True)
+    assert cut.ids == fits.ids
+
+
+def test_hundred_thousand_characters(tokenizer: Tokenizer) -> None:
+    (encoded,) = tokenizer.encode(["Ж привет " * 12_000])
+    assert (len(encoded.ids), encoded.truncated) == (10, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "text 1 is empty"),
+        (" \t\u3000\n", "text 1 is empty"),
+        ("ab\ud800", "text 1 holds half of a surrogate pair at character 2"),
+        (None, "text 1 has the type NoneType, expected str"),
+    ],
+)
+def test_texts_that_are_none(tokenizer: Tokenizer, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tokenizer.encode(["good", text])
+
+
+def test_text_of_dropped_characters(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tiny.write_tokenizer(path)
+    raw = tokenizers.Tokenizer.from_file(str(path))
+    raw.normalizer = tokenizers.normalizers.Replace("x", "")
+    raw.save(str(path))
+    bare = Tokenizer(path, prefix_tokens=[], suffix_tokens=[], max_tokens=10)
+    with pytest.raises(DataError, match="text 0 has no tokens"):
+        bare.encode(["xxx"])
+
+
+def test_one_string_is_no_list(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="put it into a list"):
+        tokenizer.encode("the team")
+
+
+def test_no_texts(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode([]) == []
+
+
+def test_language_takes_its_place(language_file: Path) -> None:
+    tokenizer = Tokenizer(
+        language_file,
+        prefix_tokens=["{language}"],
+        suffix_tokens=["</s>"],
+        max_tokens=10,
+        languages=["deu_Latn", "swh_Latn"],
+    )
+    raw = tokenizers.Tokenizer.from_file(str(language_file))
+    (encoded,) = tokenizer.encode(["timu"], language="swh_Latn")
+    assert encoded.ids[0] == raw.token_to_id("swh_Latn")
+    with pytest.raises(UsageError, match="must know the language of the texts; name one of deu_Latn, swh_Latn"):
+        tokenizer.encode(["timu"])
+    with pytest.raises(UsageError, match="unknown language 'swa_Latn'; did you mean swh_Latn"):
+        tokenizer.encode(["timu"], language="swa_Latn")
+
+
+def test_language_where_none_is_taken(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="takes no language"):
+        tokenizer.encode(["timu"], language="swh_Latn")
+
+
+def test_tokenizer_of_another_model(file: Path) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json lacks the tokens \['\[CLS\]'\]"):
+        Tokenizer(file, prefix_tokens=["[CLS]"], suffix_tokens=["</s>"], max_tokens=10)
+    with pytest.raises(ModelError, match="max_tokens is 2, which leaves no room"):
+        Tokenizer(file, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=2)
+    with pytest.raises(ModelError, match="not a readable tokenizer"):
+        Tokenizer(file.parent / "bridge.safetensors", prefix_tokens=[], suffix_tokens=[], max_tokens=10)

@@ -1,0 +1,148 @@
+"""Stage 1, general adaptation: the stack learns to say in one vector what the plain LLM says of the same English text.
+
+Teacher: the LLM on its own tokens, LoRA off. Student: the stack, LoRA on. Trained: bridge and LoRA. English text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge.manifest import Source
+from mtllm_edge_train import checkpoint, loop
+from mtllm_edge_train.alignment import align_bridge
+from mtllm_edge_train.config import (
+    CHECKPOINT_VERSION,
+    EncoderConfig,
+    LlmConfig,
+    LoraConfig,
+    StackConfig,
+    resolve_source,
+)
+from mtllm_edge_train.data import BatchOrder
+from mtllm_edge_train.model import LlmBody, Stack, load_llm_body, load_llm_tokenizer, pad_right
+from mtllm_edge_train.targets import Standardizer, distillation_loss
+
+_ALIGNED = 4096
+"""Texts from which the bridge's first weights are regressed."""
+_SAMPLE = 1024
+"""Texts on which the teacher's mean and deviation are measured."""
+
+
+def adapt(
+    texts: Sequence[str],
+    out: Path,
+    *,
+    name: str,
+    encoder: EncoderConfig,
+    llm: LlmConfig,
+    lora: LoraConfig,
+    settings: loop.LoopSettings,
+    bridge_learning_rate: float,
+    sources: Sequence[Source] = (),
+    force: bool = False,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train a new stack on English text and save it as a checkpoint.
+
+    Args:
+        texts: English texts.
+        out: The checkpoint folder; an unfinished run of the same settings there is resumed.
+        name: The checkpoint's name.
+        encoder: The frozen encoder.
+        llm: The LLM whose body is adapted.
+        lora: The adapters.
+        settings: Optimisation; `learning_rate` is the adapters'.
+        bridge_learning_rate: The bridge starts from noise and takes larger steps.
+        sources: Origins and licences for the checkpoint.
+        force: Replace whatever is at `out`.
+        log: Takes one line of text.
+    """
+    config = StackConfig(
+        checkpoint_version=CHECKPOINT_VERSION,
+        name=name,
+        encoder=encoder,
+        llm=llm,
+        lora=lora,
+        tasks={},
+        sources=tuple(sources),
+    )
+    key = loop.fingerprint(config, loop.settings_dict(settings), bridge_learning_rate, list(texts))
+    state = loop.start_or_resume(out, "adapt", key, force=force)
+    torch.manual_seed(settings.seed)
+    stack, teacher_tokenizer = build_stack(config, None)
+    stack.to(settings.device)
+    if state is not None:
+        restore_weights(stack, out)
+    else:
+        align_bridge(stack, texts[:_ALIGNED], teacher_tokenizer)
+    student_ids = [encoded.ids for encoded in stack.tokenizer.encode(texts)]
+    order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
+
+    def teach(indices: Sequence[int]) -> Tensor:
+        batch = teacher_tokenizer(
+            [texts[i] for i in indices],
+            padding=True,
+            truncation=True,
+            max_length=encoder.max_tokens,
+            return_tensors="pt",
+        ).to(settings.device)
+        with torch.no_grad(), settings.autocast(), stack.llm.without_lora():
+            pooled: Tensor = stack.llm(batch["attention_mask"], ids_NL=batch["input_ids"])
+        return pooled
+
+    sample = [int(i) for i in torch.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts)))]
+    scale = Standardizer.fit(torch.cat([teach(sample[i : i + 32]) for i in range(0, len(sample), 32)]))
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        indices = [int(i) for i in order[step]]
+        ids_NL, mask_NL = pad_right([student_ids[i] for i in indices], device=settings.device)
+        stack.train()
+        stack.encoder.eval()
+        with settings.autocast():
+            student = stack(ids_NL, mask_NL)
+        return distillation_loss(student, teach(indices), scale)
+
+    groups: list[dict[str, Any]] = [
+        {"params": list(stack.bridge.parameters()), "lr": bridge_learning_rate},
+        {"params": [parameter for parameter in stack.llm.parameters() if parameter.requires_grad]},
+    ]
+    loop.optimise(
+        groups,
+        loss,
+        stage="adapt",
+        key=key,
+        folder=out,
+        settings=settings,
+        state=state,
+        save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),
+        log=log,
+    )
+
+
+def build_stack(config: StackConfig, folder: Path | None) -> tuple[Stack, Any]:
+    """A fresh stack for training, and the LLM's own tokenizer.
+
+    The frozen weights are kept in bfloat16, which is what autocast computes in; bridge and adapters stay in float32.
+    """
+    encoder, tokenizer = checkpoint.load_framed_encoder(folder, config)
+    if tokenizer.needs_language and "eng_Latn" not in encoder.languages:
+        raise UsageError(f"the encoder {config.encoder} has no token for English; training text is English")
+    source = resolve_source(config.llm.source, folder)
+    body = load_llm_body(source, config.llm.layers, dtype=torch.bfloat16)
+    llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
+    stack = Stack(encoder.module.to(torch.bfloat16), tokenizer, llm, d_encoder=encoder.d_model)
+    return stack, load_llm_tokenizer(source)
+
+
+def restore_weights(stack: Stack, folder: Path) -> None:
+    """Copy a checkpoint's bridge and adapters into a stack."""
+    weight, bias = checkpoint.read_bridge(folder)
+    stack.bridge.weight.data.copy_(torch.from_numpy(weight))
+    stack.bridge.bias.data.copy_(torch.from_numpy(bias))
+    stack.llm.load_lora_state(checkpoint.read_lora(folder))

@@ -1,0 +1,176 @@
+"""Checkpoints on disk: safetensors and one JSON, written into a temporary folder and renamed. No pickle.
+
+Reading single parts needs numpy only; torch is imported where a whole stack is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge_train.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, StackConfig, resolve_source
+
+if TYPE_CHECKING:
+    from mtllm_edge_train.model import LlmBody, Stack
+
+Array = NDArray[np.float32]
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """All tensors of a safetensors file as float32.
+
+    Raises:
+        ModelError: Missing or damaged.
+    """
+    try:
+        tensors: dict[str, NDArray[Any]] = load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; the checkpoint is incomplete, train or download it again") from None
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not readable ({error}); train or download the checkpoint again") from None
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+
+def read_bridge(folder: Path) -> tuple[Array, Array]:
+    """The bridge: weight (d_llm, d_encoder), bias (d_llm)."""
+    tensors = read_tensors(folder / BRIDGE_NAME)
+    return _named(tensors, "weight", folder / BRIDGE_NAME), _named(tensors, "bias", folder / BRIDGE_NAME)
+
+
+def read_lora(folder: Path) -> dict[str, Array]:
+    """The adapter's tensors by name, empty where the checkpoint has no adapter."""
+    path = folder / LORA_NAME
+    return read_tensors(path) if path.exists() else {}
+
+
+def head_path(folder: Path, task: str) -> Path:
+    """Where a checkpoint keeps a task's head."""
+    return folder / "tasks" / f"{task}.safetensors"
+
+
+def read_head(folder: Path, task: str) -> tuple[Array, Array | None]:
+    """A task's head: weight (labels, d_llm) and, where it has one, bias (labels)."""
+    path = head_path(folder, task)
+    tensors = read_tensors(path)
+    return _named(tensors, "weight", path), tensors.get("bias")
+
+
+def _named(tensors: dict[str, Array], name: str, path: Path) -> Array:
+    if name not in tensors:
+        raise ModelError(f"{path} lacks the tensor {name!r}, found {sorted(tensors)}; train the checkpoint again")
+    return tensors[name]
+
+
+def save_parts(folder: Path, config: StackConfig, stack: Stack | None, llm: LlmBody, heads: Any) -> None:
+    """Write the parts of a checkpoint into an existing folder.
+
+    Args:
+        folder: Where to write; the caller renames it into place.
+        config: Becomes `stack.json`.
+        stack: Gives the bridge; None for an LLM without encoder.
+        llm: Gives the adapter, if it has one.
+        heads: Module dictionary, task name -> linear head.
+    """
+    folder.joinpath(CONFIG_NAME).write_bytes(config.to_json())
+    if stack is not None:
+        save_file(_arrays(stack.bridge.state_dict()), folder / BRIDGE_NAME)
+    if config.lora is not None:
+        save_file(_arrays(llm.lora_state()), folder / LORA_NAME)
+    folder.joinpath("tasks").mkdir()
+    for task, head in heads.items():
+        save_file(_arrays(head.state_dict()), head_path(folder, task))
+
+
+def _arrays(state: dict[str, Any]) -> dict[str, Array]:
+    return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}
+
+
+def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = None) -> LlmBody:
+    """The checkpoint's LLM body with its adapter, in eval mode."""
+    import torch
+
+    from mtllm_edge_train.model import LlmBody, load_llm_body
+
+    config = config or StackConfig.load(folder)
+    body = load_llm_body(resolve_source(config.llm.source, folder), config.llm.layers, dtype=dtype or torch.float32)
+    llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
+    if config.lora is not None and (folder / LORA_NAME).exists():
+        llm.load_lora_state(read_lora(folder))
+    return llm.eval()
+
+
+def load_heads(folder: Path, config: StackConfig) -> Any:
+    """The checkpoint's heads as a module dictionary."""
+    import torch
+
+    heads = torch.nn.ModuleDict()
+    for task, task_config in config.tasks.items():
+        weight, bias = read_head(folder, task)
+        if weight.shape[0] != len(task_config.labels):
+            raise ModelError(
+                f"{head_path(folder, task)} has {weight.shape[0]} rows for {len(task_config.labels)} labels"
+            )
+        head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        head.weight.data.copy_(torch.from_numpy(weight))
+        if bias is not None:
+            head.bias.data.copy_(torch.from_numpy(bias))
+        heads[task] = head
+    return heads
+
+
+def load_stack(folder: Path) -> Stack:
+    """Rebuild a trained stack in float32 on the CPU, in eval mode.
+
+    Raises:
+        ModelError: A part is missing, damaged, or of another shape.
+    """
+    import torch
+
+    from mtllm_edge_train.model import Stack
+
+    config = StackConfig.load(folder)
+    if config.encoder is None:
+        raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
+    encoder, tokenizer = load_framed_encoder(folder, config)
+    stack = Stack(encoder.module, tokenizer, load_llm(folder, config), d_encoder=encoder.d_model)
+    weight, bias = read_bridge(folder)
+    if weight.shape != stack.bridge.weight.shape or bias.shape != stack.bridge.bias.shape:
+        expected = tuple(stack.bridge.weight.shape)
+        raise ModelError(f"{folder / BRIDGE_NAME} has weight {weight.shape}, encoder and LLM need {expected}")
+    stack.bridge.weight.data.copy_(torch.from_numpy(weight))
+    stack.bridge.bias.data.copy_(torch.from_numpy(bias))
+    stack.heads = load_heads(folder, config)
+    return stack.eval()
+
+
+def load_framed_encoder(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:
+    """The encoder named by a configuration, and the runtime's tokenizer for it."""
+    import tempfile
+
+    from mtllm_edge.tokenizer import Tokenizer
+    from mtllm_edge_train.encoders import load_encoder
+
+    assert config.encoder is not None
+    encoder = load_encoder(resolve_source(config.encoder.source, folder))
+    if config.encoder.max_tokens > encoder.max_positions:
+        raise ModelError(
+            f"{config.encoder.source} reads {encoder.max_positions} tokens, "
+            f"the configuration asks for {config.encoder.max_tokens}; lower max_tokens"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.json"
+        path.write_text(encoder.tokenizer_json, encoding="utf-8")
+        tokenizer = Tokenizer(
+            path,
+            prefix_tokens=encoder.prefix_tokens,
+            suffix_tokens=encoder.suffix_tokens,
+            max_tokens=config.encoder.max_tokens,
+            languages=encoder.languages,
+        )
+    return encoder, tokenizer

@@ -1,0 +1,111 @@
+"""Load a translation encoder from transformers, with the frame of special tokens that it was trained on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
+
+_LANGUAGE_TOKEN = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """A frozen encoder and everything that the stack and the exporters need to know of it."""
+
+    family: str
+    """transformers' model type: ``bert``, ``m2m_100`` ..."""
+    module: torch.nn.Module
+    """Maps ids (N, L) and mask (N, L) to ``last_hidden_state`` (N, L, d_model)."""
+    full_model: Any
+    """The whole transformers model that `module` is part of."""
+    d_model: int
+    max_positions: int
+    """Longest input in tokens that the architecture allows."""
+    tokenizer_json: str
+    prefix_tokens: tuple[str, ...]
+    suffix_tokens: tuple[str, ...]
+    languages: tuple[str, ...]
+    """Language tokens of the vocabulary, sorted; empty where the frame holds none."""
+    vocabulary: list[str]
+    """The token of each row of the embedding table."""
+
+
+def load_encoder(source: str) -> LoadedEncoder:
+    """Load an encoder, or the encoder of an encoder-decoder, in float32.
+
+    Args:
+        source: Local folder or hub id.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        if config.is_encoder_decoder:
+            full_model = transformers.AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32)
+            module = full_model.get_encoder()
+        else:
+            full_model = module = transformers.AutoModel.from_pretrained(
+                source, dtype=torch.float32, add_pooling_layer=False
+            )
+        tokenizer_json = _tokenizer_json(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ModelError(f"{source} cannot be loaded as an encoder ({reason}); name a model folder or hub id") from None
+    full_model.eval().requires_grad_(False)
+    prefix, suffix, languages = special_token_frame(tokenizer_json)
+    return LoadedEncoder(
+        family=config.model_type,
+        module=module,
+        full_model=full_model,
+        d_model=config.hidden_size,
+        max_positions=config.max_position_embeddings,
+        tokenizer_json=tokenizer_json,
+        prefix_tokens=prefix,
+        suffix_tokens=suffix,
+        languages=languages,
+        vocabulary=_vocabulary(tokenizer_json, config.vocab_size),
+    )
+
+
+def special_token_frame(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Read off which special tokens the tokenizer puts around a text.
+
+    A language code among them (NLLB) becomes ``{language}``, and all language codes of the vocabulary are listed.
+
+    Returns:
+        Tokens before the text, tokens after it, language codes.
+    """
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    encoding = tokenizer.encode("a")
+    specials = encoding.special_tokens_mask
+    start = specials.index(0) if 0 in specials else len(specials)
+    end = len(specials) - specials[::-1].index(0) if 0 in specials else len(specials)
+    frame = [LANGUAGE_PLACEHOLDER if _LANGUAGE_TOKEN.fullmatch(token) else token for token in encoding.tokens]
+    prefix, suffix = tuple(frame[:start]), tuple(frame[end:])
+    if LANGUAGE_PLACEHOLDER not in prefix + suffix:
+        return prefix, suffix, ()
+    languages = sorted(token for token in tokenizer.get_vocab() if _LANGUAGE_TOKEN.fullmatch(token))
+    return prefix, suffix, tuple(languages)
+
+
+def _tokenizer_json(source: str) -> str:
+    local = Path(source) / "tokenizer.json"
+    if local.is_file():
+        return local.read_text(encoding="utf-8")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    return str(tokenizer.backend_tokenizer.to_str())
+
+
+def _vocabulary(tokenizer_json: str, rows: int) -> list[str]:
+    by_id = {index: token for token, index in tokenizers.Tokenizer.from_str(tokenizer_json).get_vocab().items()}
+    return [by_id.get(index, f"<unused{index}>") for index in range(rows)]

@@ -1,0 +1,200 @@
+"""The MT-LLM in torch: encoder -> bridge -> LLM body -> masked mean -> head (Schmidt et al. 2024, arXiv 2406.12739).
+
+No prompt, no BOS, no extra tokens: the LLM reads one input per encoder state, and the encoder's mask is the LLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge.tokenizer import Encoded, Tokenizer
+from mtllm_edge_train.config import LoraConfig
+from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
+
+
+def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
+    """Mean over the unmasked positions, in float32: (N, L, D), (N, L) -> (N, D)."""
+    weights = mask_NL[..., None].float()
+    return (hidden_NLD.float() * weights).sum(1) / weights.sum(1)
+
+
+class LlmBody(nn.Module):
+    """A decoder LLM without vocabulary head, read as an encoder: mean over its final-normed states.
+
+    LoRA, where it is given, covers all linear layers and can be switched off: the LLM's own tokens with LoRA off are
+    the teacher of general adaptation, the stack with LoRA on is the student, in one set of weights.
+    """
+
+    def __init__(self, model: nn.Module, *, bidirectional: bool, lora: LoraConfig | None) -> None:
+        """Wrap a transformers decoder (``LlamaModel`` ...).
+
+        Args:
+            model: The body; its weights are frozen in place.
+            bidirectional: Whether a token sees the tokens after it.
+            lora: Low-rank adapters to add, initialised to no change; None adds none.
+        """
+        super().__init__()
+        model.requires_grad_(False)
+        self.bidirectional = bidirectional
+        self.model: Any = model
+        self.lora = lora
+        if lora is not None:
+            adapters = peft.LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
+            )
+            self.model = peft.get_peft_model(model, adapters)
+
+    @property
+    def width(self) -> int:
+        """Width of inputs and pooled vectors."""
+        return int(self.model.config.hidden_size)
+
+    def forward(self, mask_NL: Tensor, *, ids_NL: Tensor | None = None, inputs_NLD: Tensor | None = None) -> Tensor:
+        """Pooled vectors (N, D) of the LLM's own tokens, or of inputs made by the bridge."""
+        mask = mask_NL
+        if self.bidirectional:
+            dtype = torch.float32 if inputs_NLD is None else inputs_NLD.dtype
+            mask = torch.zeros(mask_NL.shape, dtype=dtype, device=mask_NL.device)
+            mask = mask.masked_fill(mask_NL == 0, torch.finfo(dtype).min)[:, None, None, :]
+            mask = mask.expand(-1, 1, mask_NL.shape[1], -1)
+        output = self.model(input_ids=ids_NL, inputs_embeds=inputs_NLD, attention_mask=mask, use_cache=False)
+        return masked_mean(output.last_hidden_state, mask_NL)
+
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """The plain LLM: adapters off and dropout off."""
+        training = self.training
+        self.eval()
+        with self.model.disable_adapter():
+            yield
+        self.train(training)
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """The adapters' weights under the names of the checkpoint format."""
+        return {
+            name.replace("base_model.model.", "").replace(".default.weight", ""): parameter.detach()
+            for name, parameter in self.model.named_parameters()
+            if ".lora_" in name
+        }
+
+    def load_lora_state(self, state: dict[str, Any]) -> None:
+        """Copy adapter weights in.
+
+        Raises:
+            ModelError: The names or shapes are not this body's.
+        """
+        own = self.lora_state()
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise ModelError(f"the adapter does not fit this LLM: {len(odd)} tensors differ, the first is {odd[0]}")
+        for name, parameter in own.items():
+            value = torch.as_tensor(state[name])
+            if value.shape != parameter.shape:
+                found, expected = tuple(value.shape), tuple(parameter.shape)
+                raise ModelError(f"the adapter's {name} has shape {found}, this LLM needs {expected}")
+            parameter.copy_(value)
+
+
+class Stack(nn.Module):
+    """The whole MT-LLM."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, llm: LlmBody, *, d_encoder: int) -> None:
+        """Put a frozen encoder under an LLM body with a fresh bridge (normal, sigma 0.02, bias zero)."""
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.bridge = nn.Linear(d_encoder, llm.width)
+        nn.init.normal_(self.bridge.weight, std=0.02)
+        nn.init.zeros_(self.bridge.bias)
+        self.llm = llm
+        self.heads = nn.ModuleDict()
+
+    def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """Encoder states (N, L, d_encoder); the encoder is frozen, so no gradient is kept."""
+        with torch.no_grad():
+            hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+        return hidden
+
+    def pool(self, inputs_NLD: Tensor, mask_NL: Tensor) -> Tensor:
+        """Pooled vectors (N, d_llm) of LLM inputs made by the bridge."""
+        pooled: Tensor = self.llm(mask_NL, inputs_NLD=inputs_NLD)
+        return pooled
+
+    def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """Pooled vectors (N, d_llm) of encoder tokens."""
+        hidden = self.encode(ids_NL, mask_NL)
+        return self.pool(self.bridge(hidden.to(self.bridge.weight.dtype)), mask_NL)
+
+
+def pad_right(encoded: Sequence[Encoded] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Rows of ids to a right-padded batch: ids (N, L) with 0 in the padding, mask (N, L) of ones and zeros."""
+    rows = [torch.tensor(row.ids if isinstance(row, Encoded) else list(row)) for row in encoded]
+    ids_NL = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths_N = torch.tensor([len(row) for row in rows])
+    mask_NL = (torch.arange(ids_NL.shape[1])[None] < lengths_N[:, None]).long()
+    return ids_NL.to(device), mask_NL.to(device)
+
+
+def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The body of an LLM: its first layers and its final norm.
+
+    Args:
+        source: GGUF file (Llama architecture), local folder or hub id.
+        layers: How many layers to keep; None keeps all.
+        dtype: Type of the weights.
+
+    Returns:
+        A transformers decoder in eval mode.
+
+    Raises:
+        ModelError: Nothing loadable there, or fewer layers than asked for.
+    """
+    if Path(source).is_file():
+        model = _from_weights(open_llm_weights(source), source, layers)
+    else:
+        try:
+            model = transformers.AutoModel.from_pretrained(source, dtype=dtype)
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ModelError(f"{source} cannot be loaded as an LLM ({reason}); name a folder, GGUF or hub id") from None
+        check_layers(layers, len(model.layers), source)
+        model.layers = model.layers[:layers]
+        model.config.num_hidden_layers = len(model.layers)
+    return model.to(dtype).eval()
+
+
+def check_layers(layers: int | None, available: int, source: str) -> int:
+    """Number of layers to keep, checked against what there is."""
+    if layers is not None and not 1 <= layers <= available:
+        raise ModelError(f"{source} has {available} layers, {layers} were asked for; choose 1 to {available}")
+    return available if layers is None else layers
+
+
+def _from_weights(weights: LlmWeights, source: str, layers: int | None) -> Any:
+    keep = check_layers(layers, weights.config["num_hidden_layers"], source)
+    config = transformers.LlamaConfig(**{**weights.config, "num_hidden_layers": keep})
+    model = transformers.LlamaModel(config)
+    state = {name: torch.from_numpy(weights.tensor(name).copy()) for name in model.state_dict()}
+    model.load_state_dict(state)
+    return model
+
+
+def load_llm_tokenizer(source: str) -> Any:
+    """The LLM's own tokenizer (the teacher reads English with it), padding on the right."""
+    path = Path(source)
+    if path.is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer

