@@ -33,15 +33,17 @@ or the one that --text-column names, or the only one. '-', or nothing at all, re
 UTF-8; blank lines are left out."""
 
 
-def _input_options(command: _Command) -> _Command:
-    """The arguments and options that classify and embed share, as `--help` lists them from the top."""
+_texts = click.argument("texts", metavar="[TEXTS]...", nargs=-1)
+_bundle = click.option("-b", "--bundle", type=_PATH, required=True, metavar="FOLDER", help="The model, as a bundle.")
+_force = click.option("--force", is_flag=True, help="Replace the --output file if it exists.")
+
+
+def _reading_options(command: _Command) -> _Command:
+    """What classify and embed share on how to read the texts, in the order of `--help`."""
     options: list[Callable[[_Command], _Command]] = [
-        click.argument("texts", metavar="[TEXTS]...", nargs=-1),
-        click.option("-b", "--bundle", type=_PATH, required=True, metavar="FOLDER", help="The model, as a bundle."),
         click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told."),
         click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
-        click.option("--force", is_flag=True, help="Replace the --output file if it exists."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -49,8 +51,10 @@ def _input_options(command: _Command) -> _Command:
 
 
 @click.command(epilog=_INPUTS_HELP)
-@_input_options
+@_texts
+@_bundle
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
+@_reading_options
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .csv or .jsonl.")
 @click.option(
     "--format",
@@ -58,17 +62,18 @@ def _input_options(command: _Command) -> _Command:
     type=click.Choice(["table", "csv", "jsonl"]),
     help="By default what the name of --output says; else a table on a terminal and csv in a pipe.",
 )
+@_force
 def classify(
     texts: tuple[str, ...],
     bundle: Path,
     *,
+    task: str | None,
     language: str | None,
     text_column: str | None,
     threads: int | None,
-    force: bool,
-    task: str | None,
     output: Path | None,
     form: str | None,
+    force: bool,
 ) -> None:
     """Classify texts in many languages.
 
@@ -121,8 +126,11 @@ def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
 
 
 @click.command(epilog=_INPUTS_HELP)
-@_input_options
+@_texts
+@_bundle
+@_reading_options
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .npy or .jsonl.")
+@_force
 def embed(
     texts: tuple[str, ...],
     bundle: Path,
@@ -130,8 +138,8 @@ def embed(
     language: str | None,
     text_column: str | None,
     threads: int | None,
-    force: bool,
     output: Path | None,
+    force: bool,
 ) -> None:
     """Turn texts into vectors.
 
@@ -225,7 +233,12 @@ def _form_of(output: Path | None, by_suffix: dict[str, str], without: tuple[str,
 def _read(texts: tuple[str, ...], text_column: str | None) -> Sheet:
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no texts; give some in quotes, name a file of texts, or pipe them in")
-    return read_sheet(texts or (STDIN,), read_stdin=lambda: sys.stdin.buffer.read(), text_column=text_column)
+    return read_sheet(texts or (STDIN,), read_stdin=_read_stdin, text_column=text_column)
+
+
+def _read_stdin() -> bytes:
+    # Piece by piece: one read to the end would not notice a Ctrl-C that comes while data flow.
+    return b"".join(iter(lambda: sys.stdin.buffer.read(65536), b""))
 
 
 @contextmanager

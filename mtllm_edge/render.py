@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,17 +37,24 @@ def plain(text: str) -> str:
 def show(renderable: RenderableType) -> None:
     """Print to stdout, as wide as the terminal."""
     console = Console()
-    if console.is_terminal:
-        console.print(renderable)
-    else:
+    if not console.is_terminal:
         click.echo(to_bytes(renderable), nl=False)
+        return
+    with console.capture() as capture:
+        console.print(renderable)
+    click.echo(_without_padding(capture.get()), nl=False)
 
 
 def to_bytes(renderable: RenderableType) -> bytes:
     """The same as plain UTF-8 text, for a file."""
     buffer = io.StringIO()
-    Console(file=buffer, width=_FILE_WIDTH).print(renderable)
-    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines()).encode()
+    Console(file=buffer, width=_FILE_WIDTH, force_terminal=False).print(renderable)
+    return _without_padding(buffer.getvalue()).encode()
+
+
+def _without_padding(lines: str) -> str:
+    """Drop the blanks at the ends of lines: where a terminal draws letters wider than rich thinks, they would wrap."""
+    return "\n".join(line.rstrip() for line in lines.split("\n"))
 
 
 @contextmanager
@@ -78,18 +86,22 @@ class _Rate(ProgressColumn):
 
 
 def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -> Table:
-    """One line per text; a long text is cut to what the terminal has room for."""
+    """One line per text; a long text is cut to what the terminal has room for.
+
+    The text stands last and without a border: terminals disagree on how wide the letters of many scripts are.
+    """
     any_truncated = any(prediction.truncated for prediction in predictions)
-    table = Table()
-    table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right", no_wrap=True)
     if any_truncated:
         table.add_column("truncated", no_wrap=True)
+    table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
     for text, prediction in zip(texts, predictions, strict=True):
-        shown = Text(plain(text), no_wrap=True, overflow="ellipsis")
-        cells = [shown, one_line(prediction.label), Text(f"{prediction.confidence:.3f}")]
-        table.add_row(*cells, *([Text("yes" if prediction.truncated else "")] if any_truncated else []))
+        cells = [one_line(prediction.label), Text(f"{prediction.confidence:.3f}")]
+        if any_truncated:
+            cells.append(Text("yes" if prediction.truncated else ""))
+        table.add_row(*cells, Text(plain(text), no_wrap=True, overflow="ellipsis"))
     return table
 
 

