@@ -11,6 +11,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtllm_edge.errors import ModelError
 from mtllm_edge.machine import calm_openmp
 from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
@@ -47,6 +50,13 @@ def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQua
     specification.optimize(quantization=None if quantization == "float32" else quantization)
     folder.mkdir()
     specification.save(str(folder))
+
+
+def word_embeddings(encoder: LoadedEncoder) -> NDArray[np.float32]:
+    """The table (vocabulary, d_model) of which `write_encoder` makes the variable `encoder/embeddings_0/weight`."""
+    rows = _specification(encoder).get_vocabulary_size()
+    table_VD: NDArray[np.float32] = encoder.full_model.get_input_embeddings().weight.detach().numpy()
+    return table_VD[:rows]
 
 
 def _specification(encoder: LoadedEncoder) -> Any:

@@ -11,6 +11,7 @@ import msgspec
 from mtllm_edge.bundle import LLM_NAME, Bundle, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge_export.embeddings import EMBEDDINGS_NAME, put_embeddings_back
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_source import open_llm, source_digest
 from mtllm_edge_export.parts import RECIPE_NAME, LlmRecipe
@@ -51,6 +52,9 @@ def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], No
         for name in manifest.files.keys() - {RECIPE_NAME, LORA_NAME}:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(parts / name, folder / name)
+        if EMBEDDINGS_NAME in manifest.files:
+            log("writing the encoder")
+            put_embeddings_back(folder)
         log(f"writing the LLM ({recipe.attention}, {recipe.quantization})")
         write_llm(folder / LLM_NAME, body, recipe.quantization)
         manifest = msgspec.structs.replace(manifest, files=list_files(folder))

@@ -1,7 +1,7 @@
 """A bundle shipped without its LLM: the recipe of `llm.gguf` in its place. Needs no torch.
 
-`llm.json` and `lora.safetensors` stand for `llm.gguf`; everything else is the bundle's, and `bundle.json` keeps what
-was measured on the whole. `join` puts the two together again.
+`llm.json` and `lora.safetensors` stand for `llm.gguf`, and a word embedding table may lie apart (see `embeddings`);
+everything else is the bundle's, and `bundle.json` keeps what was measured on the whole. `join` puts it together again.
 """
 
 from __future__ import annotations

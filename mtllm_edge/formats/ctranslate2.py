@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.formats.cursor import Cursor, DamagedFileError, open_cursor
@@ -15,8 +16,24 @@ _COUNT_LIMIT = 2**20
 _MAX_DIMENSIONS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """Where a variable lies."""
+
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte in the file."""
+    size: int
+    """In bytes."""
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every variable, aliases included, after walking the whole file.
+    """Name -> shape of every variable, as `read_variables` finds them."""
+    return {name: variable.shape for name, variable in read_variables(path).items()}
+
+
+def read_variables(path: Path) -> dict[str, Variable]:
+    """Name -> place of every variable, aliases included, after walking the whole file.
 
     Raises:
         DamagedFileError: Another version, or a count, type or size that does not fit.
@@ -27,21 +44,21 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise DamagedFileError(f"CTranslate2 binary version {version}, expected {VERSION}")
         _text(cursor)  # name of the specification
         cursor.integer("I")  # its revision
-        shapes: dict[str, tuple[int, ...]] = {}
+        variables: dict[str, Variable] = {}
         for _ in range(_count(cursor)):
             name = _text(cursor)
-            shapes[name] = _variable(cursor, name)
+            variables[name] = _variable(cursor, name)
         for _ in range(_count(cursor)):
             alias, name = _text(cursor), _text(cursor)
-            if name not in shapes:
+            if name not in variables:
                 raise DamagedFileError(f"{alias} stands for {name}, which is not there")
-            shapes[alias] = shapes[name]
+            variables[alias] = variables[name]
         if cursor.position != cursor.size:
             raise DamagedFileError(f"ends at byte {cursor.position}, the file has {cursor.size}")
-        return shapes
+        return variables
 
 
-def _variable(cursor: Cursor, name: str) -> tuple[int, ...]:
+def _variable(cursor: Cursor, name: str) -> Variable:
     n_dimensions = cursor.integer("B")
     if n_dimensions > _MAX_DIMENSIONS:
         raise DamagedFileError(f"{name} has {n_dimensions} dimensions, expected {_MAX_DIMENSIONS} at most")
@@ -51,8 +68,7 @@ def _variable(cursor: Cursor, name: str) -> tuple[int, ...]:
         raise DamagedFileError(f"{name} has type {kind}, which this release does not know")
     if n_bytes != math.prod(shape) * _TYPE_WIDTHS[kind]:
         raise DamagedFileError(f"{name} has {n_bytes} bytes, which does not fit its shape {list(shape)}")
-    cursor.skip(n_bytes)
-    return shape
+    return Variable(shape, cursor.skip(n_bytes), n_bytes)
 
 
 def _count(cursor: Cursor) -> int:

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mtllm_edge import Bundle, Embedder
 from mtllm_edge.errors import ModelError, UsageError
@@ -80,6 +82,33 @@ def test_joined_without_torch_is_the_exported_bundle(parts: Path, checkpoint: Pa
         np.testing.assert_allclose(weight, tensors[1][name], atol=0.02 * max(np.abs(weight).max(), 1e-6))
     with Embedder.load(joined, threads=1) as one, Embedder.load(exported, threads=1) as other:
         np.testing.assert_allclose(one.embed(["x y z"]), other.embed(["x y z"]), atol=0.05)
+
+
+def test_embeddings_that_were_4_bit_are_shipped_as_4_bit(checkpoint: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    weights = own / "models" / "encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
+    blocks = gguf.quants.quantize(tensors[name], gguf.GGMLQuantizationType.Q4_0)
+    tensors[name] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    options: Any = {"encoder_quantization": "int8", "llm_quantization": "q8_0"}
+    exported = export_bundle(own, tmp_path / "exported", **options)
+    parts = export_parts(own, tmp_path / "parts", **options)
+    assert "encoder/model.bin" not in parts.files
+    stored = sum(parts.files[f"encoder/{file}"].size for file in ("embeddings.gguf", "model.bin.rest"))
+    assert stored < exported.files["encoder/model.bin"].size
+    joined = join(tmp_path / "parts", tmp_path / "joined")
+    assert joined.files["encoder/model.bin"] == exported.files["encoder/model.bin"]
+    assert joined.files.keys() == exported.files.keys()
+
+    reader = gguf.GGUFReader(tmp_path / "parts" / "encoder" / "embeddings.gguf", "r+")
+    reader.tensors[0].data[10, 2] ^= 0x77  # two weights
+    del reader
+    relist(tmp_path / "parts", "encoder/embeddings.gguf")
+    with pytest.raises(ModelError, match=r"encoder/model\.bin came out with SHA-256"):
+        join(tmp_path / "parts", tmp_path / "joined", force=True)
+    assert Bundle.open(tmp_path / "joined").manifest == joined
 
 
 def test_joined_twice_is_the_same(parts: Path, tmp_path: Path) -> None:

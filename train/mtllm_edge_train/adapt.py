@@ -75,7 +75,7 @@ def adapt(
     key = loop.fingerprint(config, loop.settings_dict(settings), bridge_learning_rate, list(texts))
     state = loop.start_or_resume(out, "adapt", key, force=force)
     torch.manual_seed(settings.seed)
-    stack, teacher_tokenizer = build_stack(config, None)
+    stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype)
     stack.to(settings.device)
     if state is not None:
         restore_weights(stack, out)
@@ -125,18 +125,18 @@ def adapt(
     )
 
 
-def build_stack(config: StackConfig, folder: Path | None) -> tuple[Stack, Any]:
+def build_stack(config: StackConfig, folder: Path | None, dtype: torch.dtype) -> tuple[Stack, Any]:
     """A fresh stack for training, and the LLM's own tokenizer.
 
-    The frozen weights are kept in bfloat16, which is what autocast computes in; bridge and adapters stay in float32.
+    The frozen weights are kept in `dtype`; bridge and adapters stay in float32.
     """
     encoder, tokenizer = checkpoint.load_framed_encoder(folder, config)
     if tokenizer.needs_language and "eng_Latn" not in encoder.languages:
         raise UsageError(f"the encoder {config.encoder} has no token for English; training text is English")
     source = resolve_source(config.llm.source, folder)
-    body = load_llm_body(source, config.llm.layers, dtype=torch.bfloat16)
+    body = load_llm_body(source, config.llm.layers, dtype=dtype)
     llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
-    stack = Stack(encoder.module.to(torch.bfloat16), tokenizer, llm, d_encoder=encoder.d_model)
+    stack = Stack(encoder.module.to(dtype), tokenizer, llm, d_encoder=encoder.d_model)
     return stack, load_llm_tokenizer(source)
 
 

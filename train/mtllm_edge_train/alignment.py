@@ -53,15 +53,13 @@ def _targets(
 ) -> tuple[list[int], Tensor]:
     """For each encoder token: its place in the sequence, and the mean embedding of the LLM tokens that overlap it."""
     reading = llm_tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    owner = torch.full((len(text),), -1)
-    for index, (begin, end) in enumerate(reading["offset_mapping"]):
-        owner[begin:end] = index
-    ids = torch.tensor(reading["input_ids"])
-    kept: list[int] = []
-    rows: list[Tensor] = []
-    for place, begin, end in places:
-        owners = torch.tensor(sorted({int(index) for index in owner[begin:end]} - {-1}), dtype=torch.long)
-        if len(owners):
-            kept.append(place)
-            rows.append(table_VD[ids[owners]].mean(0))
-    return kept, torch.stack(rows) if rows else table_VD[:0]
+    embeddings_TD = table_VD[torch.tensor(reading["input_ids"])]
+    tokens_T2 = torch.tensor(reading["offset_mapping"])
+    pieces_P3 = torch.tensor(places)
+    starts_before_end = tokens_T2[None, :, 0] < pieces_P3[:, 2:]
+    ends_after_start = tokens_T2[None, :, 1] > pieces_P3[:, 1:2]
+    overlap_PT = (starts_before_end & ends_after_start).to(embeddings_TD.dtype)
+    counts_P = overlap_PT.sum(1)
+    kept_P = counts_P > 0
+    means_KD = (overlap_PT @ embeddings_TD)[kept_P] / counts_P[kept_P, None]
+    return [int(place) for place in pieces_P3[kept_P, 0]], means_KD

@@ -13,6 +13,7 @@ import transformers
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
+from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
 
 _LANGUAGE_TOKEN = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
@@ -46,34 +47,36 @@ def load_encoder(source: str) -> LoadedEncoder:
         source: Local folder or hub id.
 
     Raises:
-        ModelError: transformers cannot load it.
+        ModelError: Nothing loadable there, or a model or tokenizer that is damaged or incomplete.
     """
-    try:
+    if Path(source).is_file():
+        raise ModelError(f"{source} is a file; name the encoder's folder or hub id")
+    with one_line(f"{source} cannot be loaded as an encoder", "name a model folder or hub id, or get the model again"):
         config = transformers.AutoConfig.from_pretrained(source)
+        d_model, max_positions = config.hidden_size, config.max_position_embeddings
         if config.is_encoder_decoder:
-            full_model = transformers.AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32)
+            full_model = pretrained_model(transformers.AutoModelForSeq2SeqLM, source, dtype=torch.float32)
             module = full_model.get_encoder()
         else:
-            full_model = module = transformers.AutoModel.from_pretrained(
-                source, dtype=torch.float32, add_pooling_layer=False
+            full_model = module = pretrained_model(
+                transformers.AutoModel, source, dtype=torch.float32, add_pooling_layer=False
             )
-        tokenizer_json = _tokenizer_json(source)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ModelError(f"{source} cannot be loaded as an encoder ({reason}); name a model folder or hub id") from None
     full_model.eval().requires_grad_(False)
-    prefix, suffix, languages = special_token_frame(tokenizer_json)
+    with one_line(f"{source} has no readable tokenizer", "get the model again, with its tokenizer.json"):
+        tokenizer_json = _tokenizer_json(source)
+        prefix, suffix, languages = special_token_frame(tokenizer_json)
+        vocabulary = _vocabulary(tokenizer_json, config.vocab_size)
     return LoadedEncoder(
         family=config.model_type,
         module=module,
         full_model=full_model,
-        d_model=config.hidden_size,
-        max_positions=config.max_position_embeddings,
+        d_model=d_model,
+        max_positions=max_positions,
         tokenizer_json=tokenizer_json,
         prefix_tokens=prefix,
         suffix_tokens=suffix,
         languages=languages,
-        vocabulary=_vocabulary(tokenizer_json, config.vocab_size),
+        vocabulary=vocabulary,
     )
 
 
@@ -86,6 +89,7 @@ def special_token_frame(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str
         Tokens before the text, tokens after it, language codes.
     """
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
     encoding = tokenizer.encode("a")
     specials = encoding.special_tokens_mask
     start = specials.index(0) if 0 in specials else len(specials)
@@ -102,8 +106,7 @@ def _tokenizer_json(source: str) -> str:
     local = Path(source) / "tokenizer.json"
     if local.is_file():
         return local.read_text(encoding="utf-8")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    return str(tokenizer.backend_tokenizer.to_str())
+    return str(pretrained_tokenizer(source).backend_tokenizer.to_str())
 
 
 def _vocabulary(tokenizer_json: str, rows: int) -> list[str]:

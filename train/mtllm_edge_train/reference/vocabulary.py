@@ -13,23 +13,43 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-_CHUNK = 20_000
-
 
 def count_pieces(tokenizer_json: str, texts: Iterable[Sequence[str]]) -> NDArray[np.int64]:
-    """How often each id occurs: (vocabulary,).
+    """How often each id occurs, in parts per billion, every list of texts with the same weight: (vocabulary,).
 
     Args:
         tokenizer_json: The tokenizer.
-        texts: Lists of texts.
+        texts: A list of texts for each language.
     """
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    counts = np.zeros(tokenizer.get_vocab_size(), np.int64)
-    for part in texts:
-        for start in range(0, len(part), _CHUNK):
-            for encoding in tokenizer.encode_batch_fast(list(part[start : start + _CHUNK]), add_special_tokens=False):
-                np.add.at(counts, np.asarray(encoding.ids, np.int64), 1)
-    return counts
+    shares = np.zeros(tokenizer.get_vocab_size())
+    for number, part in enumerate(texts, start=1):
+        encodings = tokenizer.encode_batch_fast(list(part), add_special_tokens=False)
+        counts = np.bincount(np.concatenate([encoding.ids for encoding in encodings]), minlength=len(shares))
+        shares += (counts / counts.sum() - shares) / number
+    return np.ceil(shares * 1e9).astype(np.int64)
+
+
+def put_before(tokenizer_json: str, text: str) -> str:
+    """Put the pieces of a fixed text into the frame of special tokens, before the text that is encoded.
+
+    Args:
+        tokenizer_json: A `tokenizers` file with a template post-processor whose frame starts with one token.
+        text: Such as the `query:` that e5 was trained with.
+
+    Returns:
+        The new tokenizer file.
+    """
+    encoding = tokenizers.Tokenizer.from_str(tokenizer_json).encode(text, add_special_tokens=False)
+    document = json.loads(tokenizer_json)
+    template = document["post_processor"]
+    for name in ("single", "pair"):
+        first, *rest = template[name]
+        pieces = [{"SpecialToken": {"id": piece, "type_id": 0}} for piece in encoding.tokens]
+        template[name] = [first, *pieces, *rest]
+    for piece, index in zip(encoding.tokens, encoding.ids, strict=True):
+        template["special_tokens"][piece] = {"id": piece, "ids": [index], "tokens": [piece]}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> tuple[str, NDArray[np.int64]]:
@@ -41,14 +61,15 @@ def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> t
         size: Number of pieces to keep.
 
     Returns:
-        The new tokenizer file, and the old id of each new id: (size,).
+        The new tokenizer file, and the old id of each new id: (size,), or more where what must stay is more.
     """
     document = json.loads(tokenizer_json)
     pieces: list[tuple[str, float]] = document["model"]["vocab"]
     special = {token["id"] for token in document["added_tokens"]} | {document["model"]["unk_id"]}
+    special |= {index for token in document["post_processor"]["special_tokens"].values() for index in token["ids"]}
     needed = special | {i for i, (piece, _) in enumerate(pieces) if len(piece.lstrip("▁")) <= 1 and counts[i] > 0}
     by_count = [int(i) for i in np.argsort(-counts, kind="stable") if int(i) not in needed]
-    kept = np.array(sorted([*needed, *by_count[: size - len(needed)]]), np.int64)
+    kept = np.array(sorted([*needed, *by_count[: max(0, size - len(needed))]]), np.int64)
     new_id = {int(old): new for new, old in enumerate(kept)}
     document["model"]["vocab"] = [pieces[i] for i in kept]
     document["model"]["unk_id"] = new_id[document["model"]["unk_id"]]

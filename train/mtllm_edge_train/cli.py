@@ -1,0 +1,295 @@
+"""The commands `train adapt`, `train finetune`, `train distill` and `train evaluate`.
+
+The heavy imports wait until the extra is known to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge.extras import EXTRAS, require
+from mtllm_edge.machine import calm_openmp
+
+if TYPE_CHECKING:
+    from mtllm_edge_train.config import LlmConfig, LoraConfig
+    from mtllm_edge_train.loop import LoopSettings
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator, in the order of `--help`."""
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _option(name: str, default: Any, help_text: str, **more: Any) -> Callable[[_Command], _Command]:
+    return click.option(name, default=default, show_default=default is not None, help=help_text, **more)
+
+
+_OUTPUT = _options(
+    click.option("--out", type=_PATH, required=True, metavar="CHECKPOINT", help="Folder to write, or to resume."),
+    _option("--name", None, "Name of the checkpoint; by default that of the folder."),
+    click.option("--force", is_flag=True, help="Replace an existing checkpoint."),
+)
+_LLM = _options(
+    click.option("--llm", required=True, metavar="SOURCE", help="Folder, GGUF file or hub id of the LLM."),
+    _option("--layers", None, "Keep this many of the first layers; by default all.", type=click.IntRange(min=1)),
+    _option("--attention", "causal", "How the LLM reads.", type=click.Choice(["causal", "bidirectional"])),
+)
+_LORA = _options(
+    _option("--lora-rank", 16, "Rank of the adapters.", type=click.IntRange(min=1)),
+    _option("--lora-alpha", 32.0, "Scale of the adapters, times their rank."),
+    _option("--lora-dropout", 0.05, "Dropout before the adapters.", type=click.FloatRange(0, 1, max_open=True)),
+)
+_TEXT_COLUMN = _option("--text-column", "text", "Column of csv, jsonl and parquet files.", metavar="NAME")
+_LABEL_COLUMN = _option("--label-column", "label", "Likewise, for labels.", metavar="NAME")
+_DEVICE = _option("--device", None, "cpu or cuda; by default cuda where there is one.")
+
+
+def _optimisation(batch_size: int, learning_rate: float) -> Callable[[_Command], _Command]:
+    return _options(
+        _option("--batch-size", batch_size, "Texts per step.", type=click.IntRange(min=1)),
+        _option("--learning-rate", learning_rate, "Of the adapters, at its peak.", type=click.FloatRange(0)),
+        _option("--warmup", 0.01, "Fraction of the steps.", type=click.FloatRange(0, 1)),
+        _option("--save-every", 200, "Steps between saves to resume from.", type=click.IntRange(min=1)),
+        _option("--seed", 0, "Decides order and initialisation."),
+        _DEVICE,
+        _option("--dtype", "bfloat16", "Of the matrix products.", type=click.Choice(["bfloat16", "float32"])),
+    )
+
+
+@click.group(no_args_is_help=True)
+def train() -> None:
+    """Train a stack by self-distillation: adapt, finetune, distill; and evaluate it."""
+    require("train", *EXTRAS["train"])
+    calm_openmp()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@train.command()
+@click.argument("texts", type=_PATH)
+@click.option("--encoder", required=True, metavar="SOURCE", help="Folder or hub id of the translation encoder.")
+@_option("--max-tokens", 512, "Longest input of the encoder.", type=click.IntRange(min=4))
+@_LLM
+@_LORA
+@_option("--steps", 10_000, "Steps of training.", type=click.IntRange(min=1))
+@_option("--bridge-learning-rate", 2e-4, "Of the bridge, at its peak.", type=click.FloatRange(0))
+@_optimisation(256, 2e-4)
+@_TEXT_COLUMN
+@_OUTPUT
+def adapt(
+    texts: Path,
+    *,
+    encoder: str,
+    max_tokens: int,
+    steps: int,
+    bridge_learning_rate: float,
+    text_column: str,
+    out: Path,
+    name: str | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """General adaptation (stage 1): the stack learns to say what the LLM says of the English TEXTS.
+
+    TEXTS is a .txt or .txt.zst file with a text per line, or a .csv, .jsonl or .parquet file.
+    """
+    from mtllm_edge_train.adapt import adapt as run
+    from mtllm_edge_train.config import EncoderConfig
+    from mtllm_edge_train.data import read_texts
+
+    run(
+        read_texts(texts, column=text_column),
+        out,
+        name=name or out.name,
+        encoder=EncoderConfig(source=_absolute(encoder), max_tokens=max_tokens),
+        llm=_llm(options),
+        lora=_lora(options),
+        settings=_settings(options, steps),
+        bridge_learning_rate=bridge_learning_rate,
+        force=force,
+        log=_log,
+    )
+
+
+@train.command()
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK=FILE...")
+@_LLM
+@_LORA
+@_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
+@_option("--max-tokens", 512, "Longer texts lose their end.", type=click.IntRange(min=1))
+@_optimisation(32, 1e-4)
+@_TEXT_COLUMN
+@_LABEL_COLUMN
+@_OUTPUT
+def finetune(
+    tasks: tuple[str, ...],
+    *,
+    epochs: int,
+    max_tokens: int,
+    text_column: str,
+    label_column: str,
+    out: Path,
+    name: str | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Task fine-tuning: the LLM alone learns one or several tasks from English labels.
+
+    FILE is a .csv, .jsonl or .parquet file of labelled texts. The result is the teacher of `distill`.
+    """
+    from mtllm_edge_train.data import read_labelled
+    from mtllm_edge_train.finetune import finetune as run
+
+    files = dict(_task_file(task) for task in tasks)
+    if len(files) < len(tasks):
+        raise UsageError("a task is named twice; give each task one file")
+    run(
+        {task: read_labelled(file, text_column=text_column, label_column=label_column) for task, file in files.items()},
+        out,
+        name=name or out.name,
+        llm=_llm(options),
+        lora=_lora(options),
+        settings=_settings(options, 0),
+        epochs=epochs,
+        max_tokens=max_tokens,
+        force=force,
+        log=_log,
+    )
+
+
+@train.command()
+@click.argument("adapted", type=_PATH)
+@click.argument("teacher", type=_PATH)
+@click.argument("texts", type=_PATH, nargs=-1, required=True)
+@_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
+@_optimisation(32, 1e-4)
+@_TEXT_COLUMN
+@_OUTPUT
+def distill(
+    adapted: Path,
+    teacher: Path,
+    texts: tuple[Path, ...],
+    *,
+    epochs: int,
+    text_column: str,
+    out: Path,
+    name: str | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Task distillation (stage 2): the ADAPTED stack learns to say what the TEACHER says of English TEXTS.
+
+    ADAPTED is a checkpoint of `adapt`, TEACHER one of `finetune`. TEXTS are the tasks' training files; any other file
+    of English text may be added, no label is read.
+    """
+    from mtllm_edge_train.data import read_texts
+    from mtllm_edge_train.distill import distill as run
+
+    run(
+        [text for path in texts for text in read_texts(path, column=text_column)],
+        adapted,
+        teacher,
+        out,
+        name=name or out.name,
+        settings=_settings(options, 0),
+        epochs=epochs,
+        force=force,
+        log=_log,
+    )
+
+
+@train.command()
+@click.argument("checkpoint", type=_PATH)
+@click.argument("files", type=_PATH, nargs=-1, required=True)
+@click.option("-t", "--task", required=True, metavar="NAME", help="The task whose head answers.")
+@click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told.")
+@_TEXT_COLUMN
+@_LABEL_COLUMN
+@_DEVICE
+def evaluate(
+    checkpoint: Path,
+    files: tuple[Path, ...],
+    *,
+    task: str,
+    language: str | None,
+    text_column: str,
+    label_column: str,
+    device: str | None,
+) -> None:
+    """Classify labelled FILES with a CHECKPOINT in torch; print one line of JSON per file."""
+    import msgspec
+
+    from mtllm_edge_train.data import read_labelled
+    from mtllm_edge_train.evaluate import Evaluator
+
+    sets = {file: read_labelled(file, text_column=text_column, label_column=label_column) for file in files}
+    evaluator = Evaluator(checkpoint, device=_device(device))
+    for file, data in sets.items():
+        scores = evaluator.evaluate(task, data, language=language)
+        line = {"file": str(file), "task": task, **msgspec.structs.asdict(scores)}
+        click.echo(msgspec.json.encode(line).decode())
+
+
+def _log(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _task_file(argument: str) -> tuple[str, Path]:
+    task, separator, file = argument.partition("=")
+    if not separator or not task.isidentifier() or not file:
+        raise UsageError(f"{argument!r} is not TASK=FILE; name the task (letters, digits, _), then its training file")
+    return task, Path(file)
+
+
+def _absolute(source: str) -> str:
+    """A local path survives a change of folder; a hub id stays as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _llm(options: dict[str, Any]) -> LlmConfig:
+    from mtllm_edge_train.config import LlmConfig
+
+    return LlmConfig(source=_absolute(options["llm"]), layers=options["layers"], attention=options["attention"])
+
+
+def _lora(options: dict[str, Any]) -> LoraConfig:
+    from mtllm_edge_train.config import LoraConfig
+
+    return LoraConfig(rank=options["lora_rank"], alpha=options["lora_alpha"], dropout=options["lora_dropout"])
+
+
+def _settings(options: dict[str, Any], steps: int) -> LoopSettings:
+    from mtllm_edge_train.loop import LoopSettings
+
+    names = ("batch_size", "learning_rate", "warmup", "save_every", "seed", "dtype")
+    return LoopSettings(steps=steps, device=_device(options["device"]), **{name: options[name] for name in names})
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UsageError(f"--device {device} cannot be used here ({reason}); choose cpu") from None
+    return device

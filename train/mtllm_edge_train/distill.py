@@ -1,0 +1,107 @@
+"""Stage 2, task distillation: the stack learns to say what the fine-tuned LLM says of the same English texts.
+
+Teacher: the fine-tuned LLM on its own tokens, its vectors computed once. Student: the adapted stack. Trained: LoRA
+alone; the bridge stays as it is, and the teacher's heads are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge.manifest import Source
+from mtllm_edge_train import checkpoint, loop
+from mtllm_edge_train.adapt import build_stack, restore_weights
+from mtllm_edge_train.config import StackConfig, resolve_source
+from mtllm_edge_train.data import BatchOrder
+from mtllm_edge_train.finetune import embed_english
+from mtllm_edge_train.model import load_llm_tokenizer, pad_right
+from mtllm_edge_train.targets import Standardizer, distillation_loss
+
+
+def distill(
+    texts: Sequence[str],
+    adapted: Path,
+    teacher: Path,
+    out: Path,
+    *,
+    name: str,
+    settings: loop.LoopSettings,
+    epochs: int,
+    force: bool = False,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Distil a fine-tuned LLM into an adapted stack and save the result with the teacher's heads.
+
+    Args:
+        texts: The tasks' English training texts, to which any other English text may be added: no label is used.
+        adapted: Checkpoint of general adaptation.
+        teacher: Checkpoint of task fine-tuning, on the same LLM cut the same way.
+        out: The new checkpoint; an unfinished run of the same settings there is resumed.
+        name: Its name.
+        settings: Optimisation; `steps` is ignored, the number of epochs decides.
+        epochs: Passes over the texts.
+        force: Replace whatever is at `out`.
+        log: Takes one line of text.
+
+    Raises:
+        UsageError: The checkpoints do not belong together.
+    """
+    base, taught = StackConfig.load(adapted), StackConfig.load(teacher)
+    if base.encoder is None:
+        raise UsageError(f"{adapted} has no encoder; name the checkpoint of general adaptation")
+    if taught.encoder is not None or not taught.tasks:
+        raise UsageError(f"{teacher} is no fine-tuned LLM; name the checkpoint of task fine-tuning")
+    if base.llm != taught.llm:
+        raise UsageError(f"{teacher} stands on {taught.llm}, {adapted} on {base.llm}; train both on the same LLM")
+    config = msgspec.structs.replace(base, name=name, tasks=taught.tasks, sources=_merged(base, taught))
+    order_seed = settings.seed
+    torch.manual_seed(settings.seed)
+    stack, _ = build_stack(config, adapted, settings.frozen_dtype)
+    student_ids = [encoded.ids for encoded in stack.tokenizer.encode(texts)]
+    order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=order_seed)
+    settings = replace(settings, steps=epochs * order.batches_per_epoch)
+    key = loop.fingerprint(config, loop.settings_dict(settings), str(adapted), str(teacher), list(texts))
+    state = loop.start_or_resume(out, "distill", key, force=force)
+    stack.to(settings.device)
+    restore_weights(stack, adapted if state is None else out)
+    stack.bridge.requires_grad_(False)
+    stack.heads = checkpoint.load_heads(teacher, taught)
+
+    log(f"distill: the teacher reads {len(texts)} texts")
+    llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
+    tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
+    targets_ND = embed_english(llm, tokenizer, texts, max_tokens=base.encoder.max_tokens, settings=settings)
+    del llm
+    scale = Standardizer.fit(targets_ND)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        indices = [int(i) for i in order[step]]
+        ids_NL, mask_NL = pad_right([student_ids[i] for i in indices], device=settings.device)
+        stack.train()
+        stack.encoder.eval()
+        with settings.autocast():
+            student_ND = stack(ids_NL, mask_NL)
+        return distillation_loss(student_ND, targets_ND[indices], scale)
+
+    loop.optimise(
+        [{"params": [parameter for parameter in stack.llm.parameters() if parameter.requires_grad]}],
+        loss,
+        stage="distill",
+        key=key,
+        folder=out,
+        settings=settings,
+        state=state,
+        save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),
+        log=log,
+    )
+
+
+def _merged(base: StackConfig, taught: StackConfig) -> tuple[Source, ...]:
+    return tuple(dict.fromkeys((*base.sources, *taught.sources)))

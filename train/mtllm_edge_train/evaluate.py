@@ -1,0 +1,99 @@
+"""How well a checkpoint classifies, in torch: the figure that an exported bundle must reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge_train import checkpoint
+from mtllm_edge_train.config import StackConfig, resolve_source
+from mtllm_edge_train.data import LabelledTexts
+from mtllm_edge_train.model import load_llm_tokenizer, pad_right
+
+_BATCH = 32
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """How predictions compare with the labels, as fractions of 1."""
+
+    texts: int
+    accuracy: float
+    macro_f1: float
+    """Mean of the labels' F1; a label that is neither in the data nor predicted is left out."""
+
+
+class Evaluator:
+    """A loaded checkpoint, a stack or a fine-tuned LLM without encoder."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        """Load a checkpoint.
+
+        Raises:
+            ModelError: A part is missing or damaged.
+        """
+        self._folder = folder
+        self._config = StackConfig.load(folder)
+        self._device = device
+        if self._config.encoder is not None:
+            self._stack = checkpoint.load_stack(folder).to(device)
+            self._heads: Any = self._stack.heads
+        else:
+            self._llm = checkpoint.load_llm(folder, self._config).to(device)
+            self._heads = checkpoint.load_heads(folder, self._config).to(device)
+            self._tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
+
+    def evaluate(self, task: str, data: LabelledTexts, *, language: str | None = None) -> Scores:
+        """Classify labelled texts and compare.
+
+        Args:
+            task: One of the checkpoint's tasks.
+            data: Texts and labels.
+            language: The texts' language, for encoders that must be told.
+
+        Raises:
+            UsageError: The checkpoint has no such task.
+            DataError: The data has a label that the task lacks.
+        """
+        if task not in self._config.tasks:
+            names = ", ".join(self._config.tasks) or "none"
+            raise UsageError(f"{self._folder} has no task {task!r}; its tasks: {names}")
+        labels = self._config.tasks[task].labels
+        strange = sorted(set(data.labels) - set(labels))
+        if strange:
+            raise DataError(f"task {task!r} has no label {strange[0]!r}; its labels: {', '.join(labels)}")
+        with torch.inference_mode():
+            pooled_ND = self._pool(data.texts, language)
+            found_N = self._heads[task](pooled_ND).argmax(1).tolist()
+        return score(data.labels, [labels[index] for index in found_N])
+
+    def _pool(self, texts: Sequence[str], language: str | None) -> Tensor:
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        rows: list[Tensor] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = [texts[i] for i in by_length[start : start + _BATCH]]
+            if self._config.encoder is not None:
+                encoded = self._stack.tokenizer.encode(batch, language=language)
+                rows.append(self._stack(*pad_right(encoded, device=self._device)))
+            else:
+                tokens = self._tokenizer(batch, padding=True, truncation=True, max_length=512, return_tensors="pt")
+                tokens = tokens.to(self._device)
+                rows.append(self._llm(tokens["attention_mask"], ids_NL=tokens["input_ids"]))
+        pooled_ND = torch.cat(rows)
+        return pooled_ND[torch.tensor(by_length, device=pooled_ND.device).argsort()]
+
+
+def score(gold: Sequence[str], found: Sequence[str]) -> Scores:
+    """Compare predictions with labels."""
+    pairs = list(zip(gold, found, strict=True))
+    f1 = []
+    for label in sorted({*gold, *found}):
+        hits = sum(mine == theirs == label for mine, theirs in pairs)
+        f1.append(2 * hits / (sum(mine == label for mine in gold) + sum(theirs == label for theirs in found)))
+    accuracy = sum(mine == theirs for mine, theirs in pairs) / len(pairs)
+    return Scores(texts=len(pairs), accuracy=accuracy, macro_f1=sum(f1) / len(f1))

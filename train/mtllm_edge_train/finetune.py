@@ -1,0 +1,183 @@
+"""Task fine-tuning: the English LLM, without the encoder, learns the tasks. It is the teacher of task distillation.
+
+Trained: LoRA and one linear head per task, on the LLM's own tokens. Several tasks may share the LoRA. A head starts as
+the logistic regression on the frozen LLM's vectors, so that the first steps do not distort what the LLM knows (Kumar et
+al. 2022, arXiv 2202.10054); with a thousand labels that decides between gain and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge.manifest import Source
+from mtllm_edge_train import checkpoint, loop
+from mtllm_edge_train.config import (
+    CHECKPOINT_VERSION,
+    LlmConfig,
+    LoraConfig,
+    StackConfig,
+    TaskConfig,
+    resolve_source,
+)
+from mtllm_edge_train.data import BatchOrder, LabelledTexts
+from mtllm_edge_train.model import LlmBody, load_llm_body, load_llm_tokenizer
+from mtllm_edge_train.targets import Standardizer
+
+_BATCH = 32
+_RIDGE = 50.0
+"""Penalty on the squared weights of a head's first state; scikit-learn's C is 1 / (2 * this)."""
+
+
+def finetune(
+    tasks: Mapping[str, LabelledTexts],
+    out: Path,
+    *,
+    name: str,
+    llm: LlmConfig,
+    lora: LoraConfig,
+    settings: loop.LoopSettings,
+    epochs: int,
+    max_tokens: int = 512,
+    sources: Sequence[Source] = (),
+    force: bool = False,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train a teacher on English labels and save it as a checkpoint without an encoder.
+
+    Args:
+        tasks: Task name -> its training set.
+        out: The checkpoint folder; an unfinished run of the same settings there is resumed.
+        name: The checkpoint's name.
+        llm: The LLM; the same one, cut the same way, as in the stack that will learn from it.
+        lora: The adapters.
+        settings: Optimisation; `steps` is ignored, the number of epochs decides.
+        epochs: Passes over all tasks' texts together.
+        max_tokens: Longer texts lose their end.
+        sources: Origins and licences for the checkpoint.
+        force: Replace whatever is at `out`.
+        log: Takes one line of text.
+
+    Raises:
+        UsageError: No task was given.
+    """
+    if not tasks:
+        raise UsageError("no task to fine-tune on; give at least one labelled file")
+    labels = {task: tuple(data.counts) for task, data in tasks.items()}
+    config = StackConfig(
+        checkpoint_version=CHECKPOINT_VERSION,
+        name=name,
+        encoder=None,
+        llm=llm,
+        lora=lora,
+        tasks={task: TaskConfig(kind="sequence", labels=names) for task, names in labels.items()},
+        sources=tuple(sources),
+    )
+    items = [
+        (task, text, labels[task].index(label))
+        for task, data in tasks.items()
+        for text, label in zip(data.texts, data.labels, strict=True)
+    ]
+    order = BatchOrder([len(text) for _, text, _ in items], settings.batch_size, seed=settings.seed)
+    settings = replace(settings, steps=epochs * order.batches_per_epoch)
+    key = loop.fingerprint(config, loop.settings_dict(settings), max_tokens, items)
+    state = loop.start_or_resume(out, "finetune", key, force=force)
+    for task, data in tasks.items():
+        log(f"{task}: {len(data.texts)} texts, {data.counts}")
+
+    torch.manual_seed(settings.seed)
+    source = resolve_source(llm.source)
+    body = LlmBody(
+        load_llm_body(source, llm.layers, dtype=settings.frozen_dtype),
+        bidirectional=llm.attention == "bidirectional",
+        lora=lora,
+    ).to(settings.device)
+    tokenizer = load_llm_tokenizer(source)
+    if state is not None:
+        body.load_lora_state(checkpoint.read_lora(out))
+        heads = checkpoint.load_heads(out, config)
+    else:
+        log("finetune: reading the texts with the frozen LLM")
+        heads = nn.ModuleDict()
+        for task, data in tasks.items():
+            vectors_ND = embed_english(body, tokenizer, data.texts, max_tokens=max_tokens, settings=settings)
+            gold_N = torch.tensor([labels[task].index(label) for label in data.labels])
+            heads[task] = _probe(vectors_ND.cpu(), gold_N, len(labels[task]))
+    heads.to(settings.device)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = [items[i] for i in order[step]]
+        tokens = tokenizer(
+            [text for _, text, _ in batch], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+        ).to(settings.device)
+        body.train()
+        with settings.autocast():
+            pooled_ND = body(tokens["attention_mask"], ids_NL=tokens["input_ids"])
+        total, right = pooled_ND.new_zeros(()), 0
+        for task in labels:
+            rows = [row for row, item in enumerate(batch) if item[0] == task]
+            if rows:
+                logits_NC = heads[task](pooled_ND[rows])
+                gold_N = torch.tensor([batch[row][2] for row in rows], device=settings.device)
+                total = total + nn.functional.cross_entropy(logits_NC, gold_N, reduction="sum")
+                right += int((logits_NC.argmax(1) == gold_N).sum())
+        return total / len(batch), {"accuracy": right / len(batch)}
+
+    parameters = [parameter for parameter in body.parameters() if parameter.requires_grad]
+    loop.optimise(
+        [{"params": parameters + list(heads.parameters())}],
+        loss,
+        stage="finetune",
+        key=key,
+        folder=out,
+        settings=settings,
+        state=state,
+        save_weights=lambda folder: checkpoint.save_parts(folder, config, None, body, heads),
+        log=log,
+    )
+
+
+def embed_english(
+    body: LlmBody, tokenizer: Any, texts: Sequence[str], *, max_tokens: int, settings: loop.LoopSettings
+) -> Tensor:
+    """Pooled vectors (N, D) of an LLM on its own tokens, in the order of the texts."""
+    vectors_ND = torch.zeros(len(texts), body.width, device=settings.device)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    body.eval()
+    for start in range(0, len(texts), _BATCH):
+        indices = by_length[start : start + _BATCH]
+        tokens = tokenizer(
+            [texts[i] for i in indices], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+        ).to(settings.device)
+        with torch.no_grad(), settings.autocast():
+            vectors_ND[indices] = body(tokens["attention_mask"], ids_NL=tokens["input_ids"]).float()
+    return vectors_ND
+
+
+def _probe(vectors_ND: Tensor, gold_N: Tensor, classes: int) -> nn.Linear:
+    """Logistic regression on standardised vectors, as a head for the plain ones."""
+    scale = Standardizer.fit(vectors_ND)
+    standardised_ND = scale(vectors_ND)
+    weight_CD = torch.zeros(classes, vectors_ND.shape[1], requires_grad=True)
+    bias_C = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight_CD, bias_C], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> float:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(standardised_ND @ weight_CD.T + bias_C, gold_N, reduction="sum")
+        value = value + _RIDGE * weight_CD.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    head = nn.Linear(vectors_ND.shape[1], classes)
+    with torch.no_grad():
+        head.weight.copy_(weight_CD / scale.deviation)
+        head.bias.copy_(bias_C - head.weight @ scale.mean)
+    return head
