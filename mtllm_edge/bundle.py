@@ -119,7 +119,7 @@ def write_bundle(out: Path, *, force: bool, marker: str = MANIFEST_NAME) -> Iter
         UsageError: `out` exists without `force`, or is not a bundle.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link that has the name `out`)
-    _refuse_existing(out, force=force, marker=marker)
+    refuse_existing(out, force=force, marker=marker)
     new_parents = [parent for parent in out.parents if not parent.exists()]
     temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     try:
@@ -128,7 +128,7 @@ def write_bundle(out: Path, *, force: bool, marker: str = MANIFEST_NAME) -> Iter
         except OSError as error:
             raise UsageError(f"cannot write to {out.parent} ({error.strerror}); choose another folder") from None
         yield temporary
-        _refuse_existing(out, force=force, marker=marker)
+        refuse_existing(out, force=force, marker=marker)
         _open_permissions(temporary)
         _rename_over(temporary, out)
     except BaseException:
@@ -162,7 +162,8 @@ def _rename_over(temporary: Path, out: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_existing(out: Path, *, force: bool, marker: str) -> None:
+def refuse_existing(out: Path, *, force: bool, marker: str) -> None:
+    """Raise what `write_bundle` would about a name that is taken, without writing anything."""
     if not out.exists() and not out.is_symlink():
         return
     if not force:

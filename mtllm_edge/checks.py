@@ -64,7 +64,7 @@ def _tokenizer_faults(path: Path) -> list[str]:
 
     try:
         msgspec.json.decode(path.read_bytes(), type=TokenizerFile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return [f"no tokenizer ({error})"]
     return []
 

@@ -135,7 +135,7 @@ class Manifest(_Part, frozen=True):
         """
         try:
             version = msgspec.json.decode(text, type=_Versioned).format_version
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{origin} is not a bundle manifest ({error}); export the bundle again") from None
         if version != FORMAT_VERSION:
             advice = "upgrade mtllm-edge" if version > FORMAT_VERSION else "export the bundle again"
@@ -144,7 +144,7 @@ class Manifest(_Part, frozen=True):
             )
         try:
             manifest = msgspec.json.decode(text, type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{origin}: {error}; export the bundle again") from None
         faults = manifest._faults()
         if faults:

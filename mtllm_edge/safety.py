@@ -177,7 +177,7 @@ def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool])
         return _Failure(f"ended the process ({_cause_of_death(child.returncode)})")
     try:
         result = msgspec.json.decode(child.stdout.splitlines()[-1], type=ProbeResult)
-    except (IndexError, msgspec.DecodeError):
+    except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
         return _Failure("gave an unreadable answer")
     if result.pooled is None:
         return _Failure(f"failed: {result.error}", error=result.error)
@@ -245,7 +245,7 @@ def engine_build() -> str:
 def _read_cache(file: Path, key: dict[str, str]) -> EngineSettings | None:
     try:
         verdict = msgspec.json.decode(file.read_bytes(), type=_Verdict)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return verdict.settings if verdict.key == key else None
 

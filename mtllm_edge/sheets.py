@@ -73,18 +73,18 @@ def read_sheet(arguments: Sequence[str], *, read_stdin: Callable[[], bytes], tex
 
 def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], text_column: str | None) -> Sheet:
     if argument == STDIN:
-        return _read_lines(_decode(read_stdin(), "stdin"), "stdin")
+        return _read_lines(decode(read_stdin(), "stdin"), "stdin")
     suffix = _suffix(argument)
     if suffix:
         path = _existing(argument)
-        text = _decode(path.read_bytes(), argument)
+        text = decode(path.read_bytes(), argument)
         if suffix == ".txt":
             return _read_lines(text, argument)
         read = _csv_records if suffix == ".csv" else _jsonl_records
         located, skipped = read(text, argument)
         return _pick_texts(located, skipped, argument, text_column)
     _refuse_other_file(argument)
-    _check_text(argument, f"argument {number}", advice="give it some words")
+    check_text(argument, f"argument {number}", advice="give it some words")
     return Sheet([argument], [{"text": argument}], 0)
 
 
@@ -115,7 +115,12 @@ def _refuse_other_file(argument: str) -> None:
         raise UsageError(f"{argument} is a file, but files of texts end in {', '.join(SUFFIXES)}; rename or convert it")
 
 
-def _decode(data: bytes, name: str) -> str:
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 text of a file's bytes; `name` is for the message.
+
+    Raises:
+        DataError: Not UTF-8, a NUL character, or nothing but white space.
+    """
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -131,14 +136,14 @@ def _decode(data: bytes, name: str) -> str:
     return text
 
 
-def _lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """The lines of a text, told by line ends alone: `str.splitlines` would also cut at U+2028 and others."""
     lines = re.split(_LINE_END, text)
     return lines[:-1] if not lines[-1] else lines
 
 
 def _read_lines(text: str, name: str) -> Sheet:
-    lines = _lines(text)
+    lines = split_lines(text)
     texts = [line for line in lines if line.strip()]
     return Sheet(texts, [{"text": line} for line in texts], len(lines) - len(texts))
 
@@ -184,7 +189,7 @@ def _csv_rows(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]
 
 
 def _jsonl_records(text: str, name: str) -> tuple[_Located, int]:
-    lines = _lines(text)
+    lines = split_lines(text)
     located: _Located = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -203,7 +208,7 @@ def _pick_texts(located: _Located, skipped: int, name: str, text_column: str | N
         if column not in record:
             raise DataError(f"{where} lacks {column!r}; it has {_quoted(record)}")
         text = record[column]
-        _check_text(text, f"{where}, column {column!r},", advice="fill it or remove the row")
+        check_text(text, f"{where}, column {column!r},", advice="fill it or remove the row")
         texts.append(text)
     return Sheet(texts, [record for _, record in located], skipped)
 
@@ -223,7 +228,12 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
-def _check_text(text: object, where: str, *, advice: str) -> None:
+def check_text(text: object, where: str, *, advice: str) -> None:
+    """Refuse what is no text; `where` and `advice` are for the message.
+
+    Raises:
+        DataError: Not a string, blank, or with characters that no encoder takes.
+    """
     if not isinstance(text, str):
         raise DataError(f"{where} is {_json_kind(text)}, expected a string")
     if not text.strip():

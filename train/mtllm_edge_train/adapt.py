@@ -25,7 +25,7 @@ from mtllm_edge_train.config import (
     resolve_source,
 )
 from mtllm_edge_train.data import BatchOrder
-from mtllm_edge_train.model import LlmBody, Stack, load_llm_body, load_llm_tokenizer, pad_right
+from mtllm_edge_train.model import LlmBody, Stack, encode_english, load_llm_body, load_llm_tokenizer, pad_right
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 _ALIGNED = 4096
@@ -72,6 +72,8 @@ def adapt(
         tasks={},
         sources=tuple(sources),
     )
+    if len(texts) < 2:
+        raise UsageError("general adaptation needs at least two texts, better a hundred thousand")
     key = loop.fingerprint(config, loop.settings_dict(settings), bridge_learning_rate, list(texts))
     state = loop.start_or_resume(out, "adapt", key, force=force)
     torch.manual_seed(settings.seed)
@@ -81,7 +83,7 @@ def adapt(
         restore_weights(stack, out)
     else:
         align_bridge(stack, texts[:_ALIGNED], teacher_tokenizer)
-    student_ids = [encoded.ids for encoded in stack.tokenizer.encode(texts)]
+    student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, texts)]
     order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
 
     def teach(indices: Sequence[int]) -> Tensor:
@@ -131,8 +133,6 @@ def build_stack(config: StackConfig, folder: Path | None, dtype: torch.dtype) ->
     The frozen weights are kept in `dtype`; bridge and adapters stay in float32.
     """
     encoder, tokenizer = checkpoint.load_framed_encoder(folder, config)
-    if tokenizer.needs_language and "eng_Latn" not in encoder.languages:
-        raise UsageError(f"the encoder {config.encoder} has no token for English; training text is English")
     source = resolve_source(config.llm.source, folder)
     body = load_llm_body(source, config.llm.layers, dtype=dtype)
     llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
@@ -141,8 +141,10 @@ def build_stack(config: StackConfig, folder: Path | None, dtype: torch.dtype) ->
 
 
 def restore_weights(stack: Stack, folder: Path) -> None:
-    """Copy a checkpoint's bridge and adapters into a stack."""
-    weight, bias = checkpoint.read_bridge(folder)
-    stack.bridge.weight.data.copy_(torch.from_numpy(weight))
-    stack.bridge.bias.data.copy_(torch.from_numpy(bias))
+    """Copy a checkpoint's bridge and adapters into a stack.
+
+    Raises:
+        ModelError: They are missing, damaged, or of another shape.
+    """
+    checkpoint.load_bridge(stack, folder)
     stack.llm.load_lora_state(checkpoint.read_lora(folder))

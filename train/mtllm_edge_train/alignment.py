@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtllm_edge_train.model import Stack, pad_right
+from mtllm_edge.errors import UsageError
+from mtllm_edge_train.model import Stack, encode_english, pad_right
 
 _BATCH = 64
 
@@ -26,24 +27,30 @@ def align_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridg
         texts: English texts; a few thousand are enough.
         llm_tokenizer: The LLM's own fast tokenizer.
         ridge: Added to the diagonal of the normal equations, whose entries grow with the number of tokens.
+
+    Raises:
+        UsageError: No text has tokens in both tokenizers.
     """
     table_VD = stack.llm.model.get_input_embeddings().weight.detach().float()
-    states, targets = [], []
+    d_encoder = stack.bridge.in_features
+    n, x_sum, y_sum = 0, torch.zeros(d_encoder).double(), torch.zeros(table_VD.shape[1]).double()
+    xx, xy = torch.zeros(d_encoder, d_encoder).double(), torch.zeros(d_encoder, table_VD.shape[1]).double()
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
-        encoded = stack.tokenizer.encode(batch)
+        encoded = encode_english(stack.tokenizer, batch)
         ids_NL, mask_NL = pad_right(encoded, device=str(table_VD.device))
-        hidden_NLD = stack.encode(ids_NL, mask_NL).float()
+        hidden_NLD = stack.encode(ids_NL, mask_NL)
         for row, text in enumerate(batch):
-            places, embeddings_KD = _targets(stack.tokenizer.offsets(text), text, llm_tokenizer, table_VD)
-            places = [place for place in places if place < len(encoded[row].ids)]
-            states.append(hidden_NLD[row, places])
-            targets.append(embeddings_KD[: len(places)])
-    x, y = torch.cat(states).double(), torch.cat(targets).double()
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    x, y = x - x_mean, y - y_mean
-    normal = x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve(normal, x.T @ y).T
+            places, targets_KD = _targets(stack.tokenizer.offsets(text), text, llm_tokenizer, table_VD)
+            states_KD = hidden_NLD[row, places].cpu().double()
+            n += len(places)
+            x_sum, y_sum = x_sum + states_KD.sum(0), y_sum + targets_KD.sum(0)
+            xx, xy = xx + states_KD.T @ states_KD, xy + states_KD.T @ targets_KD
+    if n == 0:
+        raise UsageError("the two tokenizers share no text: give texts that both can read")
+    x_mean, y_mean = x_sum / n, y_sum / n
+    normal = xx - n * torch.outer(x_mean, x_mean) + ridge * torch.eye(d_encoder).double()
+    weight = torch.linalg.solve(normal, xy - n * torch.outer(x_mean, y_mean)).T
     stack.bridge.weight.data.copy_(weight)
     stack.bridge.bias.data.copy_(y_mean - weight @ x_mean)
 
@@ -53,7 +60,9 @@ def _targets(
 ) -> tuple[list[int], Tensor]:
     """For each encoder token: its place in the sequence, and the mean embedding of the LLM tokens that overlap it."""
     reading = llm_tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    embeddings_TD = table_VD[torch.tensor(reading["input_ids"])]
+    if not places or not reading["input_ids"]:
+        return [], torch.zeros(0, table_VD.shape[1]).double()
+    embeddings_TD = table_VD[torch.tensor(reading["input_ids"])].cpu().double()
     tokens_T2 = torch.tensor(reading["offset_mapping"])
     pieces_P3 = torch.tensor(places)
     starts_before_end = tokens_T2[None, :, 0] < pieces_P3[:, 2:]

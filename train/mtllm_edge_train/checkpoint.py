@@ -105,16 +105,17 @@ def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = No
     return llm.eval()
 
 
-def load_heads(folder: Path, config: StackConfig) -> Any:
-    """The checkpoint's heads as a module dictionary."""
+def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
+    """The checkpoint's heads, on vectors of the given width, as a module dictionary."""
     import torch
 
     heads = torch.nn.ModuleDict()
     for task, task_config in config.tasks.items():
         weight, bias = read_head(folder, task)
-        if weight.shape[0] != len(task_config.labels):
+        if weight.shape != (len(task_config.labels), width):
             raise ModelError(
-                f"{head_path(folder, task)} has {weight.shape[0]} rows for {len(task_config.labels)} labels"
+                f"{head_path(folder, task)} has weight {weight.shape}, {len(task_config.labels)} labels and an LLM of "
+                f"width {width} need {(len(task_config.labels), width)}; train the checkpoint again"
             )
         head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         head.weight.data.copy_(torch.from_numpy(weight))
@@ -130,8 +131,6 @@ def load_stack(folder: Path) -> Stack:
     Raises:
         ModelError: A part is missing, damaged, or of another shape.
     """
-    import torch
-
     from mtllm_edge_train.model import Stack
 
     config = StackConfig.load(folder)
@@ -139,14 +138,25 @@ def load_stack(folder: Path) -> Stack:
         raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
     encoder, tokenizer = load_framed_encoder(folder, config)
     stack = Stack(encoder.module, tokenizer, load_llm(folder, config), d_encoder=encoder.d_model)
+    load_bridge(stack, folder)
+    stack.heads = load_heads(folder, config, width=stack.llm.width)
+    return stack.eval()
+
+
+def load_bridge(stack: Stack, folder: Path) -> None:
+    """Copy a checkpoint's bridge into a stack.
+
+    Raises:
+        ModelError: It is missing, damaged, or of another shape.
+    """
+    import torch
+
     weight, bias = read_bridge(folder)
     if weight.shape != stack.bridge.weight.shape or bias.shape != stack.bridge.bias.shape:
         expected = tuple(stack.bridge.weight.shape)
         raise ModelError(f"{folder / BRIDGE_NAME} has weight {weight.shape}, encoder and LLM need {expected}")
     stack.bridge.weight.data.copy_(torch.from_numpy(weight))
     stack.bridge.bias.data.copy_(torch.from_numpy(bias))
-    stack.heads = load_heads(folder, config)
-    return stack.eval()
 
 
 def load_framed_encoder(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:

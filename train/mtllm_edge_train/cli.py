@@ -5,6 +5,7 @@ The heavy imports wait until the extra is known to be there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ import click
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import EXTRAS, require
 from mtllm_edge.machine import calm_openmp
+from mtllm_edge.manifest import Source
 
 if TYPE_CHECKING:
     from mtllm_edge_train.config import LlmConfig, LoraConfig
@@ -43,6 +45,15 @@ _OUTPUT = _options(
     _option("--name", None, "Name of the checkpoint; by default that of the folder."),
     click.option("--force", is_flag=True, help="Replace an existing checkpoint."),
 )
+_SOURCES = click.option(
+    "--source",
+    "origins",
+    type=(str, str, str),
+    multiple=True,
+    metavar="PART NAME LICENSE",
+    help="What a part comes from, such as: encoder facebook/nllb-200-distilled-600M CC-BY-NC-4.0. May be repeated; "
+    "exported bundles carry it.",
+)
 _LLM = _options(
     click.option("--llm", required=True, metavar="SOURCE", help="Folder, GGUF file or hub id of the LLM."),
     _option("--layers", None, "Keep this many of the first layers; by default all.", type=click.IntRange(min=1)),
@@ -53,8 +64,10 @@ _LORA = _options(
     _option("--lora-alpha", 32.0, "Scale of the adapters, times their rank."),
     _option("--lora-dropout", 0.05, "Dropout before the adapters.", type=click.FloatRange(0, 1, max_open=True)),
 )
-_TEXT_COLUMN = _option("--text-column", "text", "Column of csv, jsonl and parquet files.", metavar="NAME")
-_LABEL_COLUMN = _option("--label-column", "label", "Likewise, for labels.", metavar="NAME")
+_TEXT_COLUMN = _option(
+    "--text-column", None, "Column of csv, jsonl and parquet files; by default 'text' or the only one.", metavar="NAME"
+)
+_LABEL_COLUMN = _option("--label-column", "label", "Likewise, of the labels.", metavar="NAME")
 _DEVICE = _option("--device", None, "cpu or cuda; by default cuda where there is one.")
 
 
@@ -64,17 +77,29 @@ def _optimisation(batch_size: int, learning_rate: float) -> Callable[[_Command],
         _option("--learning-rate", learning_rate, "Of the adapters, at its peak.", type=click.FloatRange(0)),
         _option("--warmup", 0.01, "Fraction of the steps.", type=click.FloatRange(0, 1)),
         _option("--save-every", 200, "Steps between saves to resume from.", type=click.IntRange(min=1)),
-        _option("--seed", 0, "Decides order and initialisation."),
+        _option("--seed", 0, "Decides order and initialisation.", type=click.IntRange(min=0)),
         _DEVICE,
         _option("--dtype", "bfloat16", "Of the matrix products.", type=click.Choice(["bfloat16", "float32"])),
     )
 
 
-@click.group(no_args_is_help=True)
+class _Stages(click.Group):
+    """Says after Ctrl-C what the runtime's own commands cannot: what was trained is kept."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _log("stopped; repeat the command to go on from the last save")
+            return ctx.exit(130)
+
+
+@click.group(cls=_Stages, no_args_is_help=True)
 def train() -> None:
     """Train a stack by self-distillation: adapt, finetune, distill; and evaluate it."""
     require("train", *EXTRAS["train"])
     calm_openmp()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries about each other
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -91,6 +116,7 @@ def train() -> None:
 @_option("--bridge-learning-rate", 2e-4, "Of the bridge, at its peak.", type=click.FloatRange(0))
 @_optimisation(256, 2e-4)
 @_TEXT_COLUMN
+@_SOURCES
 @_OUTPUT
 def adapt(
     texts: Path,
@@ -99,7 +125,7 @@ def adapt(
     max_tokens: int,
     steps: int,
     bridge_learning_rate: float,
-    text_column: str,
+    text_column: str | None,
     out: Path,
     name: str | None,
     force: bool,
@@ -122,6 +148,7 @@ def adapt(
         lora=_lora(options),
         settings=_settings(options, steps),
         bridge_learning_rate=bridge_learning_rate,
+        sources=_sources(options),
         force=force,
         log=_log,
     )
@@ -132,17 +159,16 @@ def adapt(
 @_LLM
 @_LORA
 @_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
-@_option("--max-tokens", 512, "Longer texts lose their end.", type=click.IntRange(min=1))
 @_optimisation(32, 1e-4)
 @_TEXT_COLUMN
 @_LABEL_COLUMN
+@_SOURCES
 @_OUTPUT
 def finetune(
     tasks: tuple[str, ...],
     *,
     epochs: int,
-    max_tokens: int,
-    text_column: str,
+    text_column: str | None,
     label_column: str,
     out: Path,
     name: str | None,
@@ -167,7 +193,7 @@ def finetune(
         lora=_lora(options),
         settings=_settings(options, 0),
         epochs=epochs,
-        max_tokens=max_tokens,
+        sources=_sources(options),
         force=force,
         log=_log,
     )
@@ -187,7 +213,7 @@ def distill(
     texts: tuple[Path, ...],
     *,
     epochs: int,
-    text_column: str,
+    text_column: str | None,
     out: Path,
     name: str | None,
     force: bool,
@@ -228,7 +254,7 @@ def evaluate(
     *,
     task: str,
     language: str | None,
-    text_column: str,
+    text_column: str | None,
     label_column: str,
     device: str | None,
 ) -> None:
@@ -273,6 +299,10 @@ def _lora(options: dict[str, Any]) -> LoraConfig:
     from mtllm_edge_train.config import LoraConfig
 
     return LoraConfig(rank=options["lora_rank"], alpha=options["lora_alpha"], dropout=options["lora_dropout"])
+
+
+def _sources(options: dict[str, Any]) -> list[Source]:
+    return [Source(part=part, name=name, license=license_id) for part, name, license_id in options["origins"]]
 
 
 def _settings(options: dict[str, Any], steps: int) -> LoopSettings:

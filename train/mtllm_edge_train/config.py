@@ -1,11 +1,12 @@
 """`stack.json`: what a checkpoint is made of. Needs no torch, so the exporters' light paths can read it.
 
-A checkpoint is a folder that holds only what was trained, and names the frozen models that it stands on::
+A checkpoint is a folder that holds what was trained, and names the frozen models that it stands on::
 
     stack.json              this file's classes
     bridge.safetensors      weight (d_llm, d_enc), bias (d_llm)
     lora.safetensors        layers.<i>.<module>.lora_A (rank, in), .lora_B (out, rank); HF module names
     tasks/<name>.safetensors  weight (labels, d_llm), optional bias (labels)
+    training.json log.jsonl   how the run went; training.safetensors is the optimiser's state until the run is finished
 
 A fine-tuned LLM without an encoder (the teacher of task distillation) is a checkpoint whose `encoder` is null.
 """
@@ -95,7 +96,7 @@ class StackConfig(_Part, frozen=True):
             config = msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             raise ModelError(f"{folder} holds no {CONFIG_NAME}; name the folder of a trained checkpoint") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path}: {error}; train or download the checkpoint again") from None
         if config.checkpoint_version != CHECKPOINT_VERSION:
             raise ModelError(
@@ -121,7 +122,10 @@ def resolve_source(source: str, checkpoint: Path | None = None) -> str:
     """
     if source.startswith(_PACKAGE_SCHEME):
         package, _, file = source.removeprefix(_PACKAGE_SCHEME).partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:  # the parent of a dotted name
+            spec = None
         for folder in (spec.submodule_search_locations or []) if spec else []:
             if (Path(folder) / file).is_file():
                 return str(Path(folder) / file)

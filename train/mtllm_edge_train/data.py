@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.sheets import check_text, decode, read_sheet, split_lines
 
 
 @dataclass(frozen=True)
@@ -31,83 +29,73 @@ class LabelledTexts:
         return dict(sorted(Counter(self.labels).items()))
 
 
-def read_texts(path: Path, *, column: str = "text") -> list[str]:
-    """Read the non-empty texts of a .txt (one a line), .txt.zst, .parquet, .csv or .jsonl file.
+def read_texts(path: Path, *, column: str | None = None) -> list[str]:
+    """Read the texts of a .txt (one a line), .txt.zst, .csv, .jsonl or .parquet file; blank lines are left out.
+
+    Args:
+        path: The file.
+        column: Where the text is, but in .txt; None takes ``text``, else the only column.
 
     Raises:
         UsageError: No such file, another suffix, or no such column.
-        DataError: Not UTF-8, malformed, or without any text.
+        DataError: Not UTF-8, malformed, without any text, or with a cell that is none.
     """
-    if path.name.endswith((".txt", ".txt.zst")):
-        texts = _decode(path).splitlines()
-    else:
-        texts = [str(row[column]) for row in _read_rows(path, (column,))]
-    texts = [text.strip() for text in texts if text.strip()]
-    if not texts:
-        raise DataError(f"{path} holds no text")
-    return texts
+    if path.name.endswith(".txt.zst"):
+        lines = split_lines(decode(_decompressed(path), str(path)))
+        return [line for line in lines if line.strip()]
+    if path.suffix == ".txt":
+        _check_exists(path)
+        return read_sheet([str(path)], read_stdin=bytes).texts
+    return _read_rows(path, column)[0]
 
 
-def read_labelled(path: Path, *, text_column: str = "text", label_column: str = "label") -> LabelledTexts:
+def read_labelled(path: Path, *, text_column: str | None = None, label_column: str = "label") -> LabelledTexts:
     """Read a .csv, .jsonl or .parquet file of labelled texts.
 
     Raises:
         UsageError: No such file, another suffix, or no such column.
-        DataError: Not UTF-8, malformed, an empty or non-text cell, or fewer than two labels.
+        DataError: Not UTF-8, malformed, or an empty or non-text cell.
     """
-    texts: list[str] = []
+    texts, rows = _read_rows(path, text_column)
     labels: list[str] = []
-    for number, row in enumerate(_read_rows(path, (text_column, label_column)), start=1):
-        text, label = row[text_column], row[label_column]
-        if not isinstance(text, str):
-            raise DataError(f"{path}, row {number}: column {text_column!r} holds {text!r}, expected a text")
-        if not text.strip() or label is None or not str(label).strip():
-            raise DataError(f"{path}, row {number}: an empty text or label; fill it in or remove the row")
-        texts.append(text.strip())
+    for number, row in enumerate(rows, start=1):
+        if label_column not in row:
+            found = ", ".join(map(repr, row))
+            raise UsageError(f"{path}: text {number} has no column {label_column!r}, only {found}")
+        label = row[label_column]
+        if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
+            raise DataError(f"{path}: the label of text {number} is {label!r}, expected a word or a whole number")
         labels.append(str(label).strip())
-    if len(set(labels)) < 2:
-        raise DataError(f"{path} holds {len(texts)} rows with the labels {sorted(set(labels))}; two labels are needed")
     return LabelledTexts(texts, labels)
 
 
-def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    match path.suffix:
-        case ".parquet":
-            rows, found = _parquet_rows(path)
-        case ".csv":
-            reader = csv.DictReader(io.StringIO(_decode(path), newline=""))
-            rows, found = list(reader), list(reader.fieldnames or ())
-        case ".jsonl":
-            rows = [_json_row(path, number, line) for number, line in enumerate(_decode(path).splitlines(), 1)]
-            found = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
-        case suffix:
-            raise UsageError(f"{path} has the suffix {suffix!r}; expected .csv, .jsonl, .parquet or, for texts, .txt")
-    missing = [column for column in columns if column not in found]
-    if missing:
-        raise UsageError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, found)) or 'none'}")
-    return rows
+def _read_rows(path: Path, column: str | None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Texts, and all columns of each."""
+    if path.suffix == ".parquet":
+        return _read_parquet(path, column or "text")
+    if path.suffix not in (".csv", ".jsonl"):
+        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected .csv, .jsonl, .parquet or, for texts, .txt")
+    _check_exists(path)
+    sheet = read_sheet([str(path)], read_stdin=bytes, text_column=column)
+    return sheet.texts, sheet.records
 
 
-def _parquet_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _read_parquet(path: Path, column: str) -> tuple[list[str], list[dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
     _check_exists(path)
     try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
-    return table.to_pylist(), list(table.column_names)
-
-
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-    return row
+    if not rows:
+        raise DataError(f"{path} holds no rows")
+    if column not in rows[0]:
+        raise UsageError(f"{path} has no column {column!r}, only {', '.join(map(repr, rows[0]))}")
+    for number, row in enumerate(rows, start=1):
+        check_text(row[column], f"{path} row {number}, column {column!r},", advice="fill it or remove the row")
+    return [row[column] for row in rows], rows
 
 
 def _check_exists(path: Path) -> None:
@@ -115,21 +103,21 @@ def _check_exists(path: Path) -> None:
         raise UsageError(f"{path} is no file; check the path")
 
 
-def _decode(path: Path) -> str:
-    _check_exists(path)
-    data = path.read_bytes()
-    if path.suffix == ".zst":
-        import zstandard
+def _decompressed(path: Path) -> bytes:
+    import zstandard
 
+    _check_exists(path)
+    rest, parts = path.read_bytes(), []
+    while rest:  # a file may be several frames
+        frame = zstandard.ZstdDecompressor().decompressobj()
         try:
-            data = zstandard.ZstdDecompressor().stream_reader(data).read()
+            parts.append(frame.decompress(rest))
         except zstandard.ZstdError as error:
             raise DataError(f"{path} is not a readable zstd file ({error})") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+        if not frame.eof:
+            raise DataError(f"{path} is cut short; copy or download it again")
+        rest = frame.unused_data
+    return b"".join(parts)
 
 
 class BatchOrder:

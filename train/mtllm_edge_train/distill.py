@@ -6,6 +6,7 @@ alone; the bridge stays as it is, and the teacher's heads are copied.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from mtllm_edge_train.adapt import build_stack, restore_weights
 from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.data import BatchOrder
 from mtllm_edge_train.finetune import embed_english
-from mtllm_edge_train.model import load_llm_tokenizer, pad_right
+from mtllm_edge_train.model import encode_english, load_llm_tokenizer, pad_right
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 
@@ -60,26 +61,31 @@ def distill(
         raise UsageError(f"{teacher} is no fine-tuned LLM; name the checkpoint of task fine-tuning")
     if base.llm != taught.llm:
         raise UsageError(f"{teacher} stands on {taught.llm}, {adapted} on {base.llm}; train both on the same LLM")
+    if len(texts) < 2:
+        raise UsageError("task distillation needs at least two texts; give the tasks' training texts")
     config = msgspec.structs.replace(base, name=name, tasks=taught.tasks, sources=_merged(base, taught))
-    order_seed = settings.seed
-    torch.manual_seed(settings.seed)
-    stack, _ = build_stack(config, adapted, settings.frozen_dtype)
-    student_ids = [encoded.ids for encoded in stack.tokenizer.encode(texts)]
-    order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=order_seed)
-    settings = replace(settings, steps=epochs * order.batches_per_epoch)
-    key = loop.fingerprint(config, loop.settings_dict(settings), str(adapted), str(teacher), list(texts))
+    key = loop.fingerprint(
+        config, loop.settings_dict(settings), epochs, _digest(adapted), _digest(teacher), list(texts)
+    )
     state = loop.start_or_resume(out, "distill", key, force=force)
-    stack.to(settings.device)
-    restore_weights(stack, adapted if state is None else out)
-    stack.bridge.requires_grad_(False)
-    stack.heads = checkpoint.load_heads(teacher, taught)
 
     log(f"distill: the teacher reads {len(texts)} texts")
     llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
     targets_ND = embed_english(llm, tokenizer, texts, max_tokens=base.encoder.max_tokens, settings=settings)
-    del llm
     scale = Standardizer.fit(targets_ND)
+    heads = checkpoint.load_heads(teacher, taught, width=llm.width)
+    del llm  # a large one and the stack's would not fit beside each other
+
+    torch.manual_seed(settings.seed)
+    stack, _ = build_stack(config, adapted, settings.frozen_dtype)
+    stack.to(settings.device)
+    restore_weights(stack, adapted if state is None else out)
+    stack.bridge.requires_grad_(False)
+    stack.heads = heads
+    student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, texts)]
+    order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
+    settings = replace(settings, steps=epochs * order.batches_per_epoch)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         indices = [int(i) for i in order[step]]
@@ -101,6 +107,15 @@ def distill(
         save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),
         log=log,
     )
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over what was trained in a checkpoint."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        if path.name != loop.TENSORS_NAME:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _merged(base: StackConfig, taught: StackConfig) -> tuple[Source, ...]:

@@ -14,6 +14,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge_train import checkpoint
 from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.data import LabelledTexts
+from mtllm_edge_train.finetune import MAX_TOKENS
 from mtllm_edge_train.model import load_llm_tokenizer, pad_right
 
 _BATCH = 32
@@ -45,7 +46,7 @@ class Evaluator:
             self._heads: Any = self._stack.heads
         else:
             self._llm = checkpoint.load_llm(folder, self._config).to(device)
-            self._heads = checkpoint.load_heads(folder, self._config).to(device)
+            self._heads = checkpoint.load_heads(folder, self._config, width=self._llm.width).to(device)
             self._tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
 
     def evaluate(self, task: str, data: LabelledTexts, *, language: str | None = None) -> Scores:
@@ -63,6 +64,8 @@ class Evaluator:
         if task not in self._config.tasks:
             names = ", ".join(self._config.tasks) or "none"
             raise UsageError(f"{self._folder} has no task {task!r}; its tasks: {names}")
+        if language is not None and self._config.encoder is None:
+            raise UsageError(f"{self._folder} has no encoder that takes a language; leave the language out")
         labels = self._config.tasks[task].labels
         strange = sorted(set(data.labels) - set(labels))
         if strange:
@@ -81,7 +84,9 @@ class Evaluator:
                 encoded = self._stack.tokenizer.encode(batch, language=language)
                 rows.append(self._stack(*pad_right(encoded, device=self._device)))
             else:
-                tokens = self._tokenizer(batch, padding=True, truncation=True, max_length=512, return_tensors="pt")
+                tokens = self._tokenizer(
+                    batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+                )
                 tokens = tokens.to(self._device)
                 rows.append(self._llm(tokens["attention_mask"], ids_NL=tokens["input_ids"]))
         pooled_ND = torch.cat(rows)

