@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 # GGML_NATIVE uses the machine's own instructions; the two flags keep GCC from dropping stores that AMX needs.
 export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'
 
-.PHONY: test check clean
+.PHONY: demo test check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/mtllm-edge join reference/parts --out build/reference --force
+	$(BIN)/python benchmarks/demo.py build/reference
 
 test: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -15,10 +19,12 @@ test: $(VENV)/.test
 
 check: test
 
-$(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.demo: EXTRA = reference
+$(VENV)/.test: EXTRA = test
+$(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA)]'
 	touch $@
 
 clean:

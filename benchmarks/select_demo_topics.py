@@ -21,6 +21,8 @@ SENTENCES = 20
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/select_demo_topics.py DATA")
     table = pyarrow.parquet.read_table(Path(sys.argv[1]) / "eval" / "sib200.parquet", filters=[("split", "=", "test")])
     rows = {(row["lang"], row["index_id"]): row for row in table.to_pylist()}
     shared = sorted({index for language, index in rows if language == "eng_Latn"})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
@@ -41,8 +42,8 @@ def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQua
     """
     specification = _specification(encoder)
     rows = specification.get_vocabulary_size()
-    specification.register_vocabulary(encoder.vocabulary[:rows])  # Marian's loader drops the last row, its padding
     _set_special_tokens(specification.config, encoder)
+    specification.register_vocabulary(_names(encoder, specification.config, rows))
     epsilon = getattr(encoder.full_model.config, "layer_norm_eps", None)  # BERT's is not CTranslate2's default
     if epsilon is not None:
         specification.config.layer_norm_epsilon = epsilon
@@ -50,6 +51,17 @@ def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQua
     specification.optimize(quantization=None if quantization == "float32" else quantization)
     folder.mkdir()
     specification.save(str(folder))
+
+
+def _names(encoder: LoadedEncoder, config: Any, rows: int) -> list[str]:
+    """Names of the rows: the runtime passes ids, so all but CTranslate2's own special tokens are plain numbers."""
+    names = [str(row) for row in range(rows)]
+    tokenizer = tokenizers.Tokenizer.from_str(encoder.tokenizer_json)
+    for token in (config.unk_token, config.bos_token, config.eos_token):
+        row = tokenizer.token_to_id(token)
+        if row is not None and row < rows:  # Marian's loader drops the last row, its padding
+            names[row] = token
+    return names
 
 
 def word_embeddings(encoder: LoadedEncoder) -> NDArray[np.float32]:

@@ -82,7 +82,6 @@ def test_a_family_without_a_loader_is_refused(tmp_path: Path) -> None:
         prefix_tokens=(),
         suffix_tokens=(),
         languages=(),
-        vocabulary=[],
     )
     with pytest.raises(ModelError, match=r"cannot convert ElectraConfig .*train the stack on"):
         write_encoder(encoder, tmp_path / "encoder", "float32")

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 
-def run_python(code: str, *arguments: str, customize: str = "", folder: Path) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *arguments: str, customize: str = "", folder: Path, timeout: int = 120
+) -> subprocess.CompletedProcess[str]:
     """Run `code` in a child that sees the same packages.
 
     Args:
@@ -16,6 +18,7 @@ def run_python(code: str, *arguments: str, customize: str = "", folder: Path) ->
         arguments: Its command line.
         customize: Run first in the child and in every Python that it starts in its turn.
         folder: A folder of the test's own for it.
+        timeout: Seconds.
     """
     (folder / "sitecustomize.py").write_text(customize, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
@@ -24,6 +27,6 @@ def run_python(code: str, *arguments: str, customize: str = "", folder: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )

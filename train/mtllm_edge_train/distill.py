@@ -72,7 +72,9 @@ def distill(
     log(f"distill: the teacher reads {len(texts)} texts")
     llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
-    targets_ND = embed_english(llm, tokenizer, texts, max_tokens=base.encoder.max_tokens, settings=settings)
+    place = {text: index for index, text in enumerate(dict.fromkeys(texts))}  # repeated texts are read once
+    read_UD = embed_english(llm, tokenizer, list(place), max_tokens=base.encoder.max_tokens, settings=settings)
+    targets_ND = read_UD[[place[text] for text in texts]]
     scale = Standardizer.fit(targets_ND)
     heads = checkpoint.load_heads(teacher, taught, width=llm.width)
     del llm  # a large one and the stack's would not fit beside each other

@@ -36,8 +36,6 @@ class LoadedEncoder:
     suffix_tokens: tuple[str, ...]
     languages: tuple[str, ...]
     """Language tokens of the vocabulary, sorted; empty where the frame holds none."""
-    vocabulary: list[str]
-    """The token of each row of the embedding table."""
 
 
 def load_encoder(source: str) -> LoadedEncoder:
@@ -65,7 +63,6 @@ def load_encoder(source: str) -> LoadedEncoder:
     with one_line(f"{source} has no readable tokenizer", "get the model again, with its tokenizer.json"):
         tokenizer_json = _tokenizer_json(source)
         prefix, suffix, languages = special_token_frame(tokenizer_json)
-        vocabulary = _vocabulary(tokenizer_json, config.vocab_size)
     return LoadedEncoder(
         family=config.model_type,
         module=module,
@@ -76,7 +73,6 @@ def load_encoder(source: str) -> LoadedEncoder:
         prefix_tokens=prefix,
         suffix_tokens=suffix,
         languages=languages,
-        vocabulary=vocabulary,
     )
 
 
@@ -107,8 +103,3 @@ def _tokenizer_json(source: str) -> str:
     if local.is_file():
         return local.read_text(encoding="utf-8")
     return str(pretrained_tokenizer(source).backend_tokenizer.to_str())
-
-
-def _vocabulary(tokenizer_json: str, rows: int) -> list[str]:
-    by_id = {index: token for token, index in tokenizers.Tokenizer.from_str(tokenizer_json).get_vocab().items()}
-    return [by_id.get(index, f"<unused{index}>") for index in range(rows)]

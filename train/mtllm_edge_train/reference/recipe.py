@@ -26,7 +26,7 @@ LORA = LoraConfig(rank=64, alpha=64.0, dropout=0.0)
 TASKS = {"topic": ("sib200.parquet", "category"), "sentiment": ("nusax_sentiment.parquet", "label")}
 MAX_WORDS = 32
 """Longer sentences are left out of general adaptation: every sentence is one target, whatever it costs."""
-UNLABELLED = 20_000
+UNLABELLED = 12_000
 """Texts of the adaptation corpus that task distillation sees beside the tasks' own."""
 REPEATS = 10
 """How often the tasks' own texts come up in a pass of task distillation."""
@@ -74,9 +74,9 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
             llm=LLM,
             lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
             settings=loop.LoopSettings(
-                steps=0, batch_size=16, learning_rate=4e-4, warmup=0.1, device=device, dtype=dtype
+                steps=0, batch_size=32, learning_rate=1e-4, warmup=0.1, device=device, dtype=dtype
             ),
-            epochs=6,
+            epochs=3,
         )
     if not done(out / "adapted"):
         adapt(

@@ -1,0 +1,97 @@
+"""The reference model that the repository ships: joined as the README says, then used on real sentences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtllm_edge import Bundle, Classifier, Embedder
+from mtllm_edge_export.join import join
+from tests.runtime.children import run_python
+from tests.runtime.test_isolation import OFFLINE, UNIMPORTABLE
+
+ROOT = Path(__file__).parents[1]
+PARTS = ROOT / "reference" / "parts"
+LANGUAGES = ("amh_Ethi", "deu_Latn", "eng_Latn", "rus_Cyrl", "swh_Latn", "tel_Telu", "tha_Thai", "zho_Hans")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "bundle"
+    join(PARTS, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def topics() -> dict[str, list[tuple[str, str]]]:
+    """Language -> label and text."""
+    rows = defaultdict(list)
+    with (ROOT / "benchmarks" / "demo_topics.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row["language"]].append((row["label"], row["text"]))
+    return rows
+
+
+def test_what_is_shipped_is_small_and_whole(bundle: Path) -> None:
+    sizes = [path.stat().st_size for path in (ROOT / "reference").rglob("*") if path.is_file()]
+    assert sum(sizes) <= 90e6
+    assert max(sizes) <= 50e6
+    opened = Bundle.open(bundle)
+    opened.verify()
+    assert set(opened.manifest.tasks) == {"topic", "sentiment"}
+    assert all("NC" not in source.license for source in opened.manifest.sources)
+
+
+def test_topics_in_many_scripts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+    texts = [text for language in LANGUAGES for _, text in topics[language]]
+    labels = [label for language in LANGUAGES for label, _ in topics[language]]
+    with Classifier.load(bundle, task="topic") as classifier:
+        found = [prediction.label for prediction in classifier.classify(texts)]
+        reviews = classifier.classify(
+            ["Makanannya enak sekali dan pelayanannya ramah!", "Hotel ini kotor dan sangat mengecewakan."],
+            task="sentiment",
+        )
+    hits = sum(mine == theirs for mine, theirs in zip(found, labels, strict=True))
+    assert hits / len(labels) > 0.6  # chance is 1/7, the most frequent topic has 1/4
+    assert [review.label for review in reviews] == ["positive", "negative"]
+
+
+def test_a_batch_is_its_single_texts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+    texts = [topics[language][number][1] for number in range(4) for language in LANGUAGES]
+    with Embedder.load(bundle) as embedder:
+        batched = embedder.embed(texts)
+        single = np.concatenate([embedder.embed([text]) for text in texts])
+    # Sums come out in another order, and int8 rounds some numbers to the other side.
+    lengths = np.linalg.norm(batched, axis=1) * np.linalg.norm(single, axis=1)
+    assert ((batched * single).sum(axis=1) / lengths).min() > 0.9999
+
+
+def test_the_demo_runs_offline_and_without_torch(bundle: Path, tmp_path: Path) -> None:
+    code = "import runpy, sys; sys.argv = ['demo.py', sys.argv[2]]; runpy.run_path(DEMO, run_name='__main__')"
+    code = code.replace("DEMO", repr(str(ROOT / "benchmarks" / "demo.py")))
+    customize = UNIMPORTABLE + OFFLINE
+    child = run_python(code, "demo", str(bundle), customize=customize, folder=tmp_path, timeout=400)
+    assert child.returncode == 0, child.stderr
+    report = json.loads(child.stdout.splitlines()[-1])
+    assert report["languages"] >= 30
+    assert report["scripts"] >= 8
+    assert all(language in child.stdout for language in report["per_language"])
+    assert 0.5 < report["accuracy"] <= 1
+    assert report["texts_per_s"] > 0
+
+
+def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
+    from mtllm_edge.errors import ModelError
+
+    copy = Path(shutil.copytree(PARTS, tmp_path / "parts"))
+    with (copy / "lora.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ModelError, match=r"lora\.safetensors"):
+        join(copy, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
