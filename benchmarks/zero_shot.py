@@ -9,9 +9,7 @@ is the JSON document without the single languages. Needs the extra `[bench]`.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from sklearn.linear_model import LogisticRegression
 from mtllm_edge import Bundle, Classifier, Embedder, __version__
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.heads import Head
-from mtllm_edge.machine import read_cpu
 from mtllm_edge.tokenizer import Encoded
 from mtllm_edge_train.evaluate import Scores, score
 
@@ -38,13 +35,10 @@ class Recorder:
         """Stand before an encoder."""
         self._encoder = encoder
         self._means: dict[tuple[int, ...], NDArray[np.float32]] = {}
-        self.seconds = 0.0
 
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """As the encoder itself."""
-        started = time.perf_counter()
         hidden = self._encoder.encode(batch)
-        self.seconds += time.perf_counter() - started
         self._means |= {tuple(ids): states.mean(axis=0) for ids, states in zip(batch, hidden, strict=True)}
         return hidden
 
@@ -79,8 +73,6 @@ def main() -> None:
         "encoder": bundle.manifest.encoder.quantization,
         "llm": bundle.manifest.llm.quantization,
         "created_with": f"mtllm-edge {__version__}",
-        "cpu": read_cpu().model,
-        "cores": os.cpu_count(),
     }
     tasks: dict[str, dict[str, dict[str, Scores]]] = {}
     for task in TASKS:
@@ -89,9 +81,7 @@ def main() -> None:
         vectors = recorder.vectors(embedder.encode(train.texts))
         mean = vectors.mean(axis=0)
         baseline = LogisticRegression(C=100, max_iter=5000).fit(vectors - mean, train.labels)
-        recorder.seconds, started = 0.0, time.perf_counter()
         predictions = Classifier(embedder, heads, task).classify(test.texts)
-        seconds = time.perf_counter() - started
         stacked = by_language(test, [prediction.label for prediction in predictions])
         alone = by_language(test, list(baseline.predict(recorder.vectors(embedder.encode(test.texts)) - mean)))
         tasks[task] = {"mt_llm": stacked, "encoder_alone": alone}
@@ -100,7 +90,6 @@ def main() -> None:
             "texts": len(test.texts),
             **{name: summary(scores) for name, scores in tasks[task].items()},
             "mt_llm_ahead_in": sum(stacked[name].accuracy > alone[name].accuracy for name in stacked),
-            "seconds": {"mt_llm": round(seconds, 1), "its_encoder": round(recorder.seconds, 1)},
         }
     RESULTS.mkdir(exist_ok=True)
     full = {**report, "per_language": {task: rows(systems) for task, systems in tasks.items()}}
