@@ -1,6 +1,6 @@
 """Choose the sentences of the demo from SIB-200's test split: `python benchmarks/select_demo_topics.py DATA`.
 
-The same 20 sentences in every language, drawn with a fixed seed before any model saw them; DATA is the folder that
+The same 20 sentences in every language, drawn with a fixed seed and not by result; DATA is the folder that
 holds `eval/sib200.parquet`. Writes `benchmarks/demo_topics.csv`.
 """
 

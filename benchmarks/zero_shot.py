@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from labelled import TASKS, Benchmark, load
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
@@ -22,7 +21,8 @@ from mtllm_edge import Bundle, Classifier, Embedder, __version__
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.heads import Head
 from mtllm_edge.tokenizer import Encoded
-from mtllm_edge_train.evaluate import Scores, score
+from mtllm_edge_train.evaluate import Scores
+from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, all_texts, load_split, scores_by_language
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"topic": "SIB-200", "sentiment": "NusaX"}
@@ -51,15 +51,6 @@ class Recorder:
         return np.stack([self._means[tuple(text.ids)] for text in encoded])
 
 
-def by_language(benchmark: Benchmark, found: list[str]) -> dict[str, Scores]:
-    """Cut the answers into languages and score each."""
-    scores, start = {}, 0
-    for language, labelled in benchmark.by_language.items():
-        scores[language] = score(labelled.labels, found[start : start + len(labelled.texts)])
-        start += len(labelled.texts)
-    return scores
-
-
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python benchmarks/zero_shot.py BUNDLE DATA")
@@ -76,18 +67,19 @@ def main() -> None:
     }
     tasks: dict[str, dict[str, dict[str, Scores]]] = {}
     for task in TASKS:
-        train, test = load(data, task, "train").by_language["eng_Latn"], load(data, task, "test")
+        train, test = load_split(data, task, "train")[ENGLISH], load_split(data, task, "test")
         embedder.embed(train.texts)
         vectors = recorder.vectors(embedder.encode(train.texts))
         mean = vectors.mean(axis=0)
         baseline = LogisticRegression(C=100, max_iter=5000).fit(vectors - mean, train.labels)
-        predictions = Classifier(embedder, heads, task).classify(test.texts)
-        stacked = by_language(test, [prediction.label for prediction in predictions])
-        alone = by_language(test, list(baseline.predict(recorder.vectors(embedder.encode(test.texts)) - mean)))
+        texts = all_texts(test)
+        predictions = Classifier(embedder, heads, task).classify(texts)
+        stacked = scores_by_language(test, [prediction.label for prediction in predictions])
+        alone = scores_by_language(test, [*baseline.predict(recorder.vectors(embedder.encode(texts)) - mean)])
         tasks[task] = {"mt_llm": stacked, "encoder_alone": alone}
         report[task] = {
             "languages": len(stacked),
-            "texts": len(test.texts),
+            "texts": len(texts),
             **{name: summary(scores) for name, scores in tasks[task].items()},
             "mt_llm_ahead_in": sum(stacked[name].accuracy > alone[name].accuracy for name in stacked),
         }
@@ -100,8 +92,8 @@ def main() -> None:
 
 def summary(scores: dict[str, Scores]) -> dict[str, float]:
     """English, and the means over the other languages."""
-    others = [value for language, value in scores.items() if language != "eng_Latn"]
-    english = scores["eng_Latn"]
+    others = [value for language, value in scores.items() if language != ENGLISH]
+    english = scores[ENGLISH]
     return {
         "english_accuracy": round(english.accuracy, 4),
         "english_macro_f1": round(english.macro_f1, 4),
@@ -146,7 +138,7 @@ def markdown(report: dict[str, object], tasks: dict[str, dict[str, dict[str, Sco
             )
             + "|"
         )
-        for language in sorted(stacked, key=lambda name: (name != "eng_Latn", name)):
+        for language in sorted(stacked, key=lambda name: (name != ENGLISH, name)):
             mine, theirs = stacked[language], alone[language]
             lines.append(
                 f"| {language} | {mine.accuracy:.3f} | {theirs.accuracy:.3f} "

@@ -170,7 +170,7 @@ def refuse_existing(out: Path, *, force: bool, marker: str) -> None:
         raise UsageError(f"{out} exists already; choose another name, or replace it with --force")
     replaceable = out.is_dir() and not out.is_symlink() and ((out / marker).is_file() or not any(out.iterdir()))
     if not replaceable:
-        raise UsageError(f"{out} exists and is not a bundle, so --force does not replace it; choose another name")
+        raise UsageError(f"{out} exists and holds no {marker}, so --force does not replace it; choose another name")
 
 
 def _refuse_non_folder(path: Path) -> None:

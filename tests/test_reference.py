@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mtllm_edge import Bundle, Classifier, Embedder
+from mtllm_edge.errors import ModelError
 from mtllm_edge_export.join import join
 from tests.runtime.children import run_python
 from tests.runtime.test_isolation import OFFLINE, UNIMPORTABLE
@@ -87,8 +88,6 @@ def test_the_demo_runs_offline_and_without_torch(bundle: Path, tmp_path: Path) -
 
 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
-    from mtllm_edge.errors import ModelError
-
     copy = Path(shutil.copytree(PARTS, tmp_path / "parts"))
     with (copy / "lora.safetensors").open("r+b") as file:
         file.truncate(1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Bridge, Encoder, Llm, Manifest, Task
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
-from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, word_embeddings, write_encoder
+from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import GgufSummary, LlmBody, LlmQuantization, write_llm
 from mtllm_edge_export.llm_source import open_llm
@@ -83,8 +84,7 @@ def export_parts(
     lora = parts.rounded(read_lora(checkpoint))
     with write_bundle(out, force=force) as folder:
         manifest = job.write(folder, lora=lora)
-        if encoder_quantization == "int8":
-            take_embeddings_out(folder, word_embeddings(job.load_encoder()))
+        take_embeddings_out(folder, job.encoder.word_embeddings)
         return parts.take_llm_out(folder, manifest, job.config, lora, checkpoint)
 
 
@@ -111,7 +111,8 @@ class _Job:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
         return cls(checkpoint, config, encoder_quantization, llm_quantization, log)
 
-    def load_encoder(self) -> LoadedEncoder:
+    @cached_property
+    def encoder(self) -> LoadedEncoder:
         encoder: LoadedEncoder = load_framed_encoder(self.checkpoint, self.config)[0]
         return encoder
 
@@ -119,7 +120,7 @@ class _Job:
         """Fill an empty folder; torch's copy of the LLM is let go before the files are written."""
         self.log("loading the checkpoint in torch")
         sentences = load_sentences()
-        encoder = self.load_encoder()
+        encoder = self.encoder
         stack = load_stack(self.checkpoint)
         self.log(f"running torch on {len(sentences)} sentences")
         reference = torch_reference(stack, sentences, encoder.languages)

@@ -25,29 +25,29 @@ _VARIABLE = "encoder/embeddings_0/weight"
 _OFFSET_FIELD = "mtllm.offset"
 _DIGEST_FIELD = "mtllm.sha256"
 _Q4_0 = gguf.GGMLQuantizationType.Q4_0
+_BLOCK = 32
+"""Weights of a row that share a scale in Q4_0."""
 
 Array = NDArray[np.float32]
 
 
-def take_embeddings_out(folder: Path, table_VD: Array) -> bool:
-    """Replace a bundle folder's int8 `encoder/model.bin` by its two parts, where that loses nothing.
+def take_embeddings_out(folder: Path, table_VD: Array) -> None:
+    """Replace a bundle folder's `encoder/model.bin` by its two parts; where that would lose anything, leave it whole.
 
     Args:
         folder: The bundle; it is changed in place.
-        table_VD: The word embeddings from which CTranslate2 made its int8 ones.
-
-    Returns:
-        Whether it was done.
+        table_VD: The encoder's word embeddings; CTranslate2 may have left out the last rows.
     """
     path = folder / MODEL_NAME
     place = read_variables(path)[_VARIABLE]
-    blocks = gguf.quants.quantize(table_VD, _Q4_0) if table_VD.shape[1] % 32 == 0 else None
-    if blocks is None or not np.array_equal(gguf.quants.dequantize(blocks, _Q4_0), table_VD):
-        return False
+    table_VD = table_VD[: place.shape[0]]
     content = path.read_bytes()
-    table = content[place.offset : place.offset + place.size]
-    if table != _int8(table_VD).tobytes():
-        return False
+    end = place.offset + place.size
+    if content[place.offset : end] != _int8(table_VD).tobytes() or table_VD.shape[1] % _BLOCK:
+        return
+    blocks = gguf.quants.quantize(table_VD, _Q4_0)
+    if not np.array_equal(gguf.quants.dequantize(blocks, _Q4_0), table_VD):
+        return
     writer = gguf.GGUFWriter(folder / EMBEDDINGS_NAME, "embeddings")
     writer.add_uint64(_OFFSET_FIELD, place.offset)
     writer.add_string(_DIGEST_FIELD, hashlib.sha256(content).hexdigest())
@@ -56,9 +56,8 @@ def take_embeddings_out(folder: Path, table_VD: Array) -> bool:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    (folder / REST_NAME).write_bytes(content[: place.offset] + content[place.offset + place.size :])
+    (folder / REST_NAME).write_bytes(content[: place.offset] + content[end:])
     path.unlink()
-    return True
 
 
 def put_embeddings_back(folder: Path) -> None:

@@ -11,9 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import tokenizers
-from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.machine import calm_openmp
@@ -62,13 +60,6 @@ def _names(encoder: LoadedEncoder, config: Any, rows: int) -> list[str]:
         if row is not None and row < rows:  # Marian's loader drops the last row, its padding
             names[row] = token
     return names
-
-
-def word_embeddings(encoder: LoadedEncoder) -> NDArray[np.float32]:
-    """The table (vocabulary, d_model) of which `write_encoder` makes the variable `encoder/embeddings_0/weight`."""
-    rows = _specification(encoder).get_vocabulary_size()
-    table_VD: NDArray[np.float32] = encoder.full_model.get_input_embeddings().weight.detach().numpy()
-    return table_VD[:rows]
 
 
 def _specification(encoder: LoadedEncoder) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,11 @@ from click.testing import CliRunner
 from mtllm_edge import Bundle
 from mtllm_edge.errors import UsageError
 from mtllm_edge_export import cli
+from tests.runtime.children import imported_by
 
 
 def test_importing_the_commands_imports_nothing_heavy() -> None:
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; import mtllm_edge_export.cli; "
-        "print([name for name in ('torch', 'transformers', 'gguf', 'ctranslate2', 'llama_cpp') if name in sys.modules])"
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert child.stdout.strip() == "[]"
+    assert not {"torch", "transformers", "gguf", "ctranslate2", "llama_cpp"} & imported_by("mtllm_edge_export.cli")
 
 
 def test_export_then_join(checkpoint: Path, tmp_path: Path) -> None:

@@ -8,6 +8,16 @@ import sys
 from pathlib import Path
 
 
+def imported_by(module: str) -> set[str]:
+    """Top-level packages that importing a module imports."""
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; import {module}; "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(child.stdout.split())
+
+
 def run_python(
     code: str, *arguments: str, customize: str = "", folder: Path, timeout: int = 120
 ) -> subprocess.CompletedProcess[str]:

@@ -223,7 +223,7 @@ def test_force_replaces_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for name in ("thesis", "file"):
         with (
-            pytest.raises(UsageError, match=f"{name} exists and is not a bundle"),
+            pytest.raises(UsageError, match=f"{name} exists and holds no bundle.json"),
             write_bundle(tmp_path / name, force=True),
         ):
             pytest.fail("must not be entered")

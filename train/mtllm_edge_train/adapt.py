@@ -22,10 +22,10 @@ from mtllm_edge_train.config import (
     LlmConfig,
     LoraConfig,
     StackConfig,
-    resolve_source,
 )
 from mtllm_edge_train.data import BatchOrder
-from mtllm_edge_train.model import LlmBody, Stack, encode_english, load_llm_body, load_llm_tokenizer, pad_right
+from mtllm_edge_train.model import encode_english
+from mtllm_edge_train.student import build_stack, restore_weights, run_student
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 _ALIGNED = 4096
@@ -42,6 +42,7 @@ def adapt(
     encoder: EncoderConfig,
     llm: LlmConfig,
     lora: LoraConfig,
+    steps: int,
     settings: loop.LoopSettings,
     bridge_learning_rate: float,
     sources: Sequence[Source] = (),
@@ -57,6 +58,7 @@ def adapt(
         encoder: The frozen encoder.
         llm: The LLM whose body is adapted.
         lora: The adapters.
+        steps: Of optimisation.
         settings: Optimisation; `learning_rate` is the adapters'.
         bridge_learning_rate: The bridge starts from noise and takes larger steps.
         sources: Origins and licences for the checkpoint.
@@ -74,7 +76,7 @@ def adapt(
     )
     if len(texts) < 2:
         raise UsageError("general adaptation needs at least two texts, better a hundred thousand")
-    key = loop.fingerprint(config, loop.settings_dict(settings), bridge_learning_rate, list(texts))
+    key = loop.fingerprint(config, loop.settings_dict(settings), steps, bridge_learning_rate, list(texts))
     state = loop.start_or_resume(out, "adapt", key, force=force)
     torch.manual_seed(settings.seed)
     stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype)
@@ -87,28 +89,16 @@ def adapt(
     order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
 
     def teach(indices: Sequence[int]) -> Tensor:
-        batch = teacher_tokenizer(
-            [texts[i] for i in indices],
-            padding=True,
-            truncation=True,
-            max_length=encoder.max_tokens,
-            return_tensors="pt",
-        ).to(settings.device)
         with torch.no_grad(), settings.autocast(), stack.llm.without_lora():
-            pooled: Tensor = stack.llm(batch["attention_mask"], ids_NL=batch["input_ids"])
-        return pooled
+            return stack.llm.read(teacher_tokenizer, [texts[i] for i in indices], max_tokens=encoder.max_tokens)
 
     sample = [int(i) for i in torch.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts)))]
     scale = Standardizer.fit(torch.cat([teach(sample[i : i + 32]) for i in range(0, len(sample), 32)]))
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         indices = [int(i) for i in order[step]]
-        ids_NL, mask_NL = pad_right([student_ids[i] for i in indices], device=settings.device)
-        stack.train()
-        stack.encoder.eval()
-        with settings.autocast():
-            student = stack(ids_NL, mask_NL)
-        return distillation_loss(student, teach(indices), scale)
+        student_ND = run_student(stack, [student_ids[i] for i in indices], settings)
+        return distillation_loss(student_ND, teach(indices), scale)
 
     groups: list[dict[str, Any]] = [
         {"params": list(stack.bridge.parameters()), "lr": bridge_learning_rate},
@@ -120,31 +110,9 @@ def adapt(
         stage="adapt",
         key=key,
         folder=out,
+        steps=steps,
         settings=settings,
         state=state,
         save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),
         log=log,
     )
-
-
-def build_stack(config: StackConfig, folder: Path | None, dtype: torch.dtype) -> tuple[Stack, Any]:
-    """A fresh stack for training, and the LLM's own tokenizer.
-
-    The frozen weights are kept in `dtype`; bridge and adapters stay in float32.
-    """
-    encoder, tokenizer = checkpoint.load_framed_encoder(folder, config)
-    source = resolve_source(config.llm.source, folder)
-    body = load_llm_body(source, config.llm.layers, dtype=dtype)
-    llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
-    stack = Stack(encoder.module.to(dtype), tokenizer, llm, d_encoder=encoder.d_model)
-    return stack, load_llm_tokenizer(source)
-
-
-def restore_weights(stack: Stack, folder: Path) -> None:
-    """Copy a checkpoint's bridge and adapters into a stack.
-
-    Raises:
-        ModelError: They are missing, damaged, or of another shape.
-    """
-    checkpoint.load_bridge(stack, folder)
-    stack.llm.load_lora_state(checkpoint.read_lora(folder))

@@ -146,7 +146,8 @@ def adapt(
         encoder=EncoderConfig(source=_absolute(encoder), max_tokens=max_tokens),
         llm=_llm(options),
         lora=_lora(options),
-        settings=_settings(options, steps),
+        steps=steps,
+        settings=_settings(options),
         bridge_learning_rate=bridge_learning_rate,
         sources=_sources(options),
         force=force,
@@ -191,7 +192,7 @@ def finetune(
         name=name or out.name,
         llm=_llm(options),
         lora=_lora(options),
-        settings=_settings(options, 0),
+        settings=_settings(options),
         epochs=epochs,
         sources=_sources(options),
         force=force,
@@ -233,7 +234,7 @@ def distill(
         teacher,
         out,
         name=name or out.name,
-        settings=_settings(options, 0),
+        settings=_settings(options),
         epochs=epochs,
         force=force,
         log=_log,
@@ -305,11 +306,11 @@ def _sources(options: dict[str, Any]) -> list[Source]:
     return [Source(part=part, name=name, license=license_id) for part, name, license_id in options["origins"]]
 
 
-def _settings(options: dict[str, Any], steps: int) -> LoopSettings:
+def _settings(options: dict[str, Any]) -> LoopSettings:
     from mtllm_edge_train.loop import LoopSettings
 
     names = ("batch_size", "learning_rate", "warmup", "save_every", "seed", "dtype")
-    return LoopSettings(steps=steps, device=_device(options["device"]), **{name: options[name] for name in names})
+    return LoopSettings(device=_device(options["device"]), **{name: options[name] for name in names})
 
 
 def _device(device: str | None) -> str:

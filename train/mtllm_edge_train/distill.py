@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,11 +17,11 @@ from torch import Tensor
 from mtllm_edge.errors import UsageError
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import checkpoint, loop
-from mtllm_edge_train.adapt import build_stack, restore_weights
 from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.data import BatchOrder
-from mtllm_edge_train.finetune import embed_english
-from mtllm_edge_train.model import encode_english, load_llm_tokenizer, pad_right
+from mtllm_edge_train.finetune import read_all
+from mtllm_edge_train.model import encode_english, load_llm_tokenizer
+from mtllm_edge_train.student import build_stack, restore_weights, run_student
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 
@@ -46,7 +45,7 @@ def distill(
         teacher: Checkpoint of task fine-tuning, on the same LLM cut the same way.
         out: The new checkpoint; an unfinished run of the same settings there is resumed.
         name: Its name.
-        settings: Optimisation; `steps` is ignored, the number of epochs decides.
+        settings: Optimisation.
         epochs: Passes over the texts.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
@@ -73,7 +72,7 @@ def distill(
     llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
     place = {text: index for index, text in enumerate(dict.fromkeys(texts))}  # repeated texts are read once
-    read_UD = embed_english(llm, tokenizer, list(place), max_tokens=base.encoder.max_tokens, settings=settings)
+    read_UD = read_all(llm, tokenizer, list(place), max_tokens=base.encoder.max_tokens, settings=settings)
     targets_ND = read_UD[[place[text] for text in texts]]
     scale = Standardizer.fit(targets_ND)
     heads = checkpoint.load_heads(teacher, taught, width=llm.width)
@@ -87,15 +86,10 @@ def distill(
     stack.heads = heads
     student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, texts)]
     order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
-    settings = replace(settings, steps=epochs * order.batches_per_epoch)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         indices = [int(i) for i in order[step]]
-        ids_NL, mask_NL = pad_right([student_ids[i] for i in indices], device=settings.device)
-        stack.train()
-        stack.encoder.eval()
-        with settings.autocast():
-            student_ND = stack(ids_NL, mask_NL)
+        student_ND = run_student(stack, [student_ids[i] for i in indices], settings)
         return distillation_loss(student_ND, targets_ND[indices], scale)
 
     loop.optimise(
@@ -104,6 +98,7 @@ def distill(
         stage="distill",
         key=key,
         folder=out,
+        steps=epochs * order.batches_per_epoch,
         settings=settings,
         state=state,
         save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),

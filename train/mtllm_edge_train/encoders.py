@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
@@ -36,6 +38,12 @@ class LoadedEncoder:
     suffix_tokens: tuple[str, ...]
     languages: tuple[str, ...]
     """Language tokens of the vocabulary, sorted; empty where the frame holds none."""
+
+    @property
+    def word_embeddings(self) -> NDArray[np.float32]:
+        """The table of word embeddings: (vocabulary, d_model)."""
+        table_VD: NDArray[np.float32] = self.full_model.get_input_embeddings().weight.detach().numpy()
+        return table_VD
 
 
 def load_encoder(source: str) -> LoadedEncoder:

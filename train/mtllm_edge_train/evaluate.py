@@ -15,9 +15,7 @@ from mtllm_edge_train import checkpoint
 from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.finetune import MAX_TOKENS
-from mtllm_edge_train.model import load_llm_tokenizer, pad_right
-
-_BATCH = 32
+from mtllm_edge_train.model import load_llm_tokenizer, pad_right, pool_in_batches
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,14 +38,24 @@ class Evaluator:
         """
         self._folder = folder
         self._config = StackConfig.load(folder)
-        self._device = device
         if self._config.encoder is not None:
-            self._stack = checkpoint.load_stack(folder).to(device)
-            self._heads: Any = self._stack.heads
+            stack = checkpoint.load_stack(folder).to(device)
+            self._heads: Any = stack.heads
+
+            def pool(texts: list[str], language: str | None) -> Tensor:
+                pooled_ND: Tensor = stack(*pad_right(stack.tokenizer.encode(texts, language=language), device=device))
+                return pooled_ND
         else:
-            self._llm = checkpoint.load_llm(folder, self._config).to(device)
-            self._heads = checkpoint.load_heads(folder, self._config, width=self._llm.width).to(device)
-            self._tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
+            llm = checkpoint.load_llm(folder, self._config).to(device)
+            tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
+            self._heads = checkpoint.load_heads(folder, self._config, width=llm.width).to(device)
+
+            def pool(texts: list[str], language: str | None) -> Tensor:
+                if language is not None:
+                    raise UsageError(f"{folder} has no encoder that takes a language; leave the language out")
+                return llm.read(tokenizer, texts, max_tokens=MAX_TOKENS)
+
+        self._pool = pool
 
     def evaluate(self, task: str, data: LabelledTexts, *, language: str | None = None) -> Scores:
         """Classify labelled texts and compare.
@@ -64,33 +72,14 @@ class Evaluator:
         if task not in self._config.tasks:
             names = ", ".join(self._config.tasks) or "none"
             raise UsageError(f"{self._folder} has no task {task!r}; its tasks: {names}")
-        if language is not None and self._config.encoder is None:
-            raise UsageError(f"{self._folder} has no encoder that takes a language; leave the language out")
         labels = self._config.tasks[task].labels
         strange = sorted(set(data.labels) - set(labels))
         if strange:
             raise DataError(f"task {task!r} has no label {strange[0]!r}; its labels: {', '.join(labels)}")
-        with torch.inference_mode():
-            pooled_ND = self._pool(data.texts, language)
+        with torch.no_grad():
+            pooled_ND = pool_in_batches(data.texts, lambda batch: self._pool(batch, language))
             found_N = self._heads[task](pooled_ND).argmax(1).tolist()
         return score(data.labels, [labels[index] for index in found_N])
-
-    def _pool(self, texts: Sequence[str], language: str | None) -> Tensor:
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        rows: list[Tensor] = []
-        for start in range(0, len(texts), _BATCH):
-            batch = [texts[i] for i in by_length[start : start + _BATCH]]
-            if self._config.encoder is not None:
-                encoded = self._stack.tokenizer.encode(batch, language=language)
-                rows.append(self._stack(*pad_right(encoded, device=self._device)))
-            else:
-                tokens = self._tokenizer(
-                    batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-                )
-                tokens = tokens.to(self._device)
-                rows.append(self._llm(tokens["attention_mask"], ids_NL=tokens["input_ids"]))
-        pooled_ND = torch.cat(rows)
-        return pooled_ND[torch.tensor(by_length, device=pooled_ND.device).argsort()]
 
 
 def score(gold: Sequence[str], found: Sequence[str]) -> Scores:

@@ -8,7 +8,6 @@ al. 2022, arXiv 2202.10054); with a thousand labels that decides between gain an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,11 @@ from mtllm_edge_train.config import (
     resolve_source,
 )
 from mtllm_edge_train.data import BatchOrder, LabelledTexts
-from mtllm_edge_train.model import LlmBody, load_llm_body, load_llm_tokenizer
+from mtllm_edge_train.model import LlmBody, load_llm_body, load_llm_tokenizer, pool_in_batches
 from mtllm_edge_train.targets import Standardizer
 
 MAX_TOKENS = 512
 """Longer texts lose their end."""
-_BATCH = 32
 _RIDGE = 50.0
 """Penalty on the squared weights of a head's first state; scikit-learn's C is 1 / (2 * this)."""
 
@@ -58,7 +56,7 @@ def finetune(
         name: The checkpoint's name.
         llm: The LLM; the same one, cut the same way, as in the stack that will learn from it.
         lora: The adapters.
-        settings: Optimisation; `steps` is ignored, the number of epochs decides.
+        settings: Optimisation.
         epochs: Passes over all tasks' texts together.
         sources: Origins and licences for the checkpoint.
         force: Replace whatever is at `out`.
@@ -93,8 +91,7 @@ def finetune(
         for text, label in zip(data.texts, data.labels, strict=True)
     ]
     order = BatchOrder([len(text) for _, text, _ in items], settings.batch_size, seed=settings.seed)
-    settings = replace(settings, steps=epochs * order.batches_per_epoch)
-    key = loop.fingerprint(config, loop.settings_dict(settings), items)
+    key = loop.fingerprint(config, loop.settings_dict(settings), epochs, items)
     state = loop.start_or_resume(out, "finetune", key, force=force)
     for task, data in tasks.items():
         log(f"{task}: {len(data.texts)} texts, {data.counts}")
@@ -114,19 +111,16 @@ def finetune(
         log("finetune: reading the texts with the frozen LLM")
         heads = nn.ModuleDict()
         for task, data in tasks.items():
-            vectors_ND = embed_english(body, tokenizer, data.texts, max_tokens=MAX_TOKENS, settings=settings)
+            vectors_ND = read_all(body, tokenizer, data.texts, max_tokens=MAX_TOKENS, settings=settings)
             gold_N = torch.tensor([labels[task].index(label) for label in data.labels])
             heads[task] = _probe(vectors_ND.cpu(), gold_N, len(labels[task]))
     heads.to(settings.device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = [items[i] for i in order[step]]
-        tokens = tokenizer(
-            [text for _, text, _ in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(settings.device)
         body.train()
         with settings.autocast():
-            pooled_ND = body(tokens["attention_mask"], ids_NL=tokens["input_ids"])
+            pooled_ND = body.read(tokenizer, [text for _, text, _ in batch], max_tokens=MAX_TOKENS)
         total, right = pooled_ND.new_zeros(()), 0
         for task in labels:
             rows = [row for row, item in enumerate(batch) if item[0] == task]
@@ -144,6 +138,7 @@ def finetune(
         stage="finetune",
         key=key,
         folder=out,
+        steps=epochs * order.batches_per_epoch,
         settings=settings,
         state=state,
         save_weights=lambda folder: checkpoint.save_parts(folder, config, None, body, heads),
@@ -151,21 +146,13 @@ def finetune(
     )
 
 
-def embed_english(
-    body: LlmBody, tokenizer: Any, texts: Sequence[str], *, max_tokens: int, settings: loop.LoopSettings
+def read_all(
+    llm: LlmBody, tokenizer: Any, texts: Sequence[str], *, max_tokens: int, settings: loop.LoopSettings
 ) -> Tensor:
-    """Pooled vectors (N, D) of an LLM on its own tokens, in the order of the texts."""
-    vectors_ND = torch.zeros(len(texts), body.width, device=settings.device)
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    body.eval()
-    for start in range(0, len(texts), _BATCH):
-        indices = by_length[start : start + _BATCH]
-        tokens = tokenizer(
-            [texts[i] for i in indices], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-        ).to(settings.device)
-        with torch.no_grad(), settings.autocast():
-            vectors_ND[indices] = body(tokens["attention_mask"], ids_NL=tokens["input_ids"]).float()
-    return vectors_ND
+    """Pooled vectors (N, D) of texts in the LLM's own tokens, as a teacher says them: in eval mode."""
+    llm.eval()
+    with settings.autocast():
+        return pool_in_batches(texts, lambda batch: llm.read(tokenizer, batch, max_tokens=max_tokens))
 
 
 def _probe(vectors_ND: Tensor, gold_N: Tensor, classes: int) -> nn.Linear:

