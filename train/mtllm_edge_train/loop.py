@@ -148,7 +148,9 @@ def optimise(
         save_weights: Writes the checkpoint's weights into a folder.
         log: Takes one line of text.
     """
-    optimizer = torch.optim.AdamW(parameter_groups, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameter_groups, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True
+    )
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
     history: list[dict[str, float]] = []

@@ -27,12 +27,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=2400, help="of general adaptation, 32 sentences each")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the matrix products")
     arguments = parser.parse_args()
     calm_openmp()
     from mtllm_edge_train.reference import recipe  # imports torch
 
     try:
-        recipe.run(arguments.data, arguments.out, steps=arguments.steps, device=arguments.device)
+        recipe.run(arguments.data, arguments.out, steps=arguments.steps, device=arguments.device, dtype=arguments.dtype)
     except MtllmError as error:
         sys.exit(f"error: {error}")
 

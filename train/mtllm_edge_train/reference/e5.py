@@ -136,20 +136,23 @@ def _parse(buffer: memoryview, data: NDArray[np.uint8]) -> E5Weights:
     )
 
 
-def save_bert(weights: E5Weights, rows: NDArray[np.int64], tokenizer_json: str, folder: Path) -> None:
+def save_bert(
+    weights: E5Weights, rows: NDArray[np.int64], tokenizer_json: str, folder: Path, *, new_rows: int = 0
+) -> None:
     """Write the encoder as a transformers folder.
 
     Args:
         weights: As read.
         rows: Which rows of the word embeddings to keep, in the tokenizer's new order.
-        tokenizer_json: The tokenizer whose ids are the positions in `rows`.
+        tokenizer_json: The tokenizer whose ids are the positions in `rows`, then those of the new rows.
         folder: Where to write `config.json`, `model.safetensors`, `tokenizer.json`.
+        new_rows: Rows to add at the end, drawn from the distribution of the others.
     """
     import torch
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=len(rows),
+        vocab_size=len(rows) + new_rows,
         hidden_size=weights.hidden_size,
         num_hidden_layers=weights.layers,
         num_attention_heads=weights.heads,
@@ -162,7 +165,9 @@ def save_bert(weights: E5Weights, rows: NDArray[np.int64], tokenizer_json: str, 
     model = transformers.BertModel(config, add_pooling_layer=False)
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in weights.tensors.items()}
     word = "embeddings.word_embeddings.weight"
-    state[word] = torch.from_numpy(weights.tensors[word][rows])
+    kept_VD = weights.tensors[word][rows]
+    drawn_ND = np.random.default_rng(0).normal(kept_VD.mean(0), kept_VD.std(0), (new_rows, kept_VD.shape[1]))
+    state[word] = torch.from_numpy(np.concatenate([kept_VD, drawn_ND.astype(np.float32)]))
     model.load_state_dict(state, strict=True)
     model.save_pretrained(folder)
     folder.joinpath("tokenizer.json").write_text(tokenizer_json, encoding="utf-8")

