@@ -20,6 +20,7 @@ from mtllm_edge_train import loop
 from mtllm_edge_train.encoders import load_encoder
 from mtllm_edge_train.parallel import DrawnPairs, Pair
 from mtllm_edge_train.reference.corpus import translation_pairs
+from mtllm_edge_train.reference.e5 import round_word_embeddings
 from mtllm_edge_train.translation import train_translator
 from mtllm_edge_train.translator import Translator, load_bert, load_translator, new_decoder
 from mtllm_edge_train.vocabulary import add_pieces, trim_unigram
@@ -259,3 +260,21 @@ def test_pairs_are_weighted_by_temperature_and_what_the_encoder_knows(tmp_path: 
     assert totals["bbb_Latn"] == pytest.approx(3)
     assert totals["eng_Latn"] == pytest.approx(sum(totals.values()) / 20)
     assert next(pair for pair in pairs if pair.language == "eng_Latn").text == pairs[-1].english
+
+
+def test_rounded_word_embeddings_ship_without_loss(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    table_VD = np.random.default_rng(0).standard_normal((7, 64), dtype=np.float32)
+    word = "embeddings.word_embeddings.weight"
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    save_file({word: table_VD, "other": table_VD}, tmp_path / "source" / "model.safetensors")
+    for source, target in (("source", "once"), ("once", "twice")):
+        (tmp_path / target).mkdir()
+        round_word_embeddings(tmp_path / source, tmp_path / target)
+    once, twice = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "twice"))
+    assert (once[word] == twice[word]).all()
+    assert 0 < np.abs(once[word] - table_VD).max() < 0.25
+    assert (once["other"] == table_VD).all()
+    assert (tmp_path / "twice" / "config.json").read_text() == "{}"

@@ -25,7 +25,8 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=2400, help="of general adaptation, 32 sentences each")
+    parser.add_argument("--translation-steps", type=int, default=2600, help="of translation, 96 sentence pairs each")
+    parser.add_argument("--steps", type=int, default=1600, help="of general adaptation, 32 sentences each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the matrix products")
     arguments = parser.parse_args()
@@ -33,7 +34,14 @@ def main() -> None:
     from mtllm_edge_train.reference import recipe  # imports torch
 
     try:
-        recipe.run(arguments.data, arguments.out, steps=arguments.steps, device=arguments.device, dtype=arguments.dtype)
+        recipe.run(
+            arguments.data,
+            arguments.out,
+            translation_steps=arguments.translation_steps,
+            steps=arguments.steps,
+            device=arguments.device,
+            dtype=arguments.dtype,
+        )
     except MtllmError as error:
         sys.exit(f"error: {error}")
 

@@ -8,6 +8,7 @@ high half-byte of byte i, each offset by 8.
 
 from __future__ import annotations
 
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,3 +172,24 @@ def save_bert(
     model.load_state_dict(state, strict=True)
     model.save_pretrained(folder)
     folder.joinpath("tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+
+
+def round_word_embeddings(source: Path, folder: Path) -> None:
+    """Copy a transformers folder with its word embeddings rounded to GGML's Q4_0, the form that they are shipped in.
+
+    Rows that come from the 4-bit file stay as they are; those that were trained lose what 4 bits cannot hold.
+
+    Args:
+        source: The folder to read, with `model.safetensors`.
+        folder: An existing folder to write to.
+    """
+    import gguf
+    from safetensors.numpy import load_file, save_file
+
+    for path in source.iterdir():
+        if path.name != "model.safetensors":
+            shutil.copyfile(path, folder / path.name)
+    tensors = load_file(source / "model.safetensors")
+    kind, word = gguf.GGMLQuantizationType.Q4_0, "embeddings.word_embeddings.weight"
+    tensors[word] = gguf.quants.dequantize(gguf.quants.quantize(tensors[word], kind), kind)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

