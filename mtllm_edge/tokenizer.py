@@ -68,6 +68,11 @@ class Tokenizer:
             raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {len(frame)} special tokens")
 
     @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, the added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    @property
     def needs_language(self) -> bool:
         """Whether `encode` must be told the language."""
         return LANGUAGE_PLACEHOLDER in self._prefix + self._suffix

@@ -1,4 +1,4 @@
-"""The commands `export` and `join`; the heavy imports wait until the extra is known to be there."""
+"""The commands `export`, `export-translator`, `join`; the heavy imports wait until the extra is known to be there."""
 
 from __future__ import annotations
 
@@ -84,6 +84,28 @@ def join(parts: Path, out: Path, *, force: bool) -> None:
     with _steps() as log:
         manifest = join_parts(parts, out, force=force, log=log)
     _summary(manifest, out)
+
+
+@click.command("export-translator")
+@click.argument("translator", type=_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, metavar="FOLDER", help="Folder to write.")
+@click.option(
+    "--quantization",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Type of the weights.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing translator, once the new one is complete.")
+def export_translator(translator: Path, out: Path, *, quantization: EncoderQuantization, force: bool) -> None:
+    """Compile a trained TRANSLATOR for CTranslate2: the baseline that an MT-LLM is compared with."""
+    require("export", "torch", "transformers")
+    _quiet_transformers()
+    from mtllm_edge_export.translator_ctranslate2 import export_translator as write
+
+    with _steps() as log:
+        manifest = write(translator, out, quantization=quantization, force=force)
+        log(f"{manifest.name} ({manifest.quantization}) saved to {out}")
 
 
 def _quiet_transformers() -> None:

@@ -51,9 +51,8 @@ def tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "bert"
+def tiny_bert(folder: Path) -> Path:
+    """A BERT with random weights and the tokenizer above, written to `folder`."""
     torch.manual_seed(1)
     config = transformers.BertConfig(
         vocab_size=len(PIECES),
@@ -67,6 +66,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
 def drawn(*, seed: int = 0, max_tokens: int = 64) -> DrawnPairs:

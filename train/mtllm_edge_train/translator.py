@@ -32,7 +32,7 @@ from mtllm_edge_train.pretrained import one_line, pretrained_model
 CONFIG_NAME = "translation.json"
 MAX_TARGET_TOKENS = 256
 """Longest translation that the decoder has positions for."""
-_MODULES = {
+LAYER_MODULES = {
     "attention.self.query": ("self_attn.q_proj", "encoder_attn.q_proj"),
     "attention.self.key": ("self_attn.k_proj", "encoder_attn.k_proj"),
     "attention.self.value": ("self_attn.v_proj", "encoder_attn.v_proj"),
@@ -219,7 +219,7 @@ def new_decoder(encoder: LoadedEncoder, target: tokenizers.Tokenizer, rows: Sequ
     for layer, source in enumerate(chosen):
         for name, tensor in bert.encoder.layer[source].state_dict().items():
             module, _, kind = name.rpartition(".")
-            for place in _MODULES[module]:
+            for place in LAYER_MODULES[module]:
                 state[f"layers.{layer}.{place}.{kind}"] = tensor
     decoder.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
     model.tie_weights()

@@ -1,0 +1,143 @@
+"""Translation into one language with a CTranslate2 encoder-decoder: the first half of translate-test.
+
+On disk::
+
+    translator.json           this file's `TranslatorManifest`
+    model.bin, config.json, source_vocabulary.json, target_vocabulary.json
+    tokenizer.json            of the texts
+    target_tokenizer.json     of the translations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import tokenizers
+
+from mtllm_edge.batching import plan_batches
+from mtllm_edge.errors import EngineError, ModelError, UsageError
+from mtllm_edge.formats.ctranslate2 import read_shapes
+from mtllm_edge.formats.cursor import DamagedFileError
+from mtllm_edge.machine import calm_openmp, default_threads
+from mtllm_edge.manifest import Source
+from mtllm_edge.tokenizer import Tokenizer
+
+calm_openmp()
+import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is loaded)
+
+MANIFEST_NAME = "translator.json"
+_BATCH_TOKENS = 2048
+
+
+class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`translator.json`."""
+
+    name: str
+    quantization: str
+    """CTranslate2's compute type: ``int8`` or ``float32``."""
+    max_tokens: int
+    """Longest text, the frame included; what is longer loses its end."""
+    max_target_tokens: int
+    """Longest translation."""
+    prefix_tokens: tuple[str, ...]
+    """Tokens before every text."""
+    suffix_tokens: tuple[str, ...]
+    sources: tuple[Source, ...]
+    """Origin and licence of every weight and data set behind it."""
+
+
+class Translator:
+    """A loaded translator; safe to use from several threads."""
+
+    def __init__(self, folder: Path, manifest: TranslatorManifest, *, threads: int) -> None:
+        """Use `Translator.load`."""
+        self.manifest = manifest
+        self._folder = folder
+        self._tokenizer = Tokenizer(
+            folder / "tokenizer.json",
+            prefix_tokens=manifest.prefix_tokens,
+            suffix_tokens=manifest.suffix_tokens,
+            max_tokens=manifest.max_tokens,
+        )
+        try:
+            self._target = tokenizers.Tokenizer.from_file(str(folder / "target_tokenizer.json"))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise ModelError(
+                f"{folder / 'target_tokenizer.json'} is not a readable tokenizer ({error}); export it again"
+            ) from None
+        try:
+            shapes = read_shapes(folder / "model.bin")
+        except (OSError, DamagedFileError) as error:
+            raise ModelError(f"{folder / 'model.bin'} is no CTranslate2 model ({error}); export it again") from None
+        rows = next((shape[0] for name, shape in shapes.items() if name.startswith("encoder/embeddings")), 0)
+        if self._tokenizer.vocabulary_size > rows:
+            raise ModelError(f"{folder}: tokenizer.json has more tokens than the encoder's {rows}; export it again")
+        try:
+            names = msgspec.json.decode((folder / "source_vocabulary.json").read_bytes(), type=list[str])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{folder / 'source_vocabulary.json'}: {error}; export the translator again") from None
+        self._names = names
+        try:
+            self._engine = ctranslate2.Translator(
+                str(folder), device="cpu", compute_type=manifest.quantization, inter_threads=1, intra_threads=threads
+            )
+        except Exception as error:  # C++ exceptions arrive as RuntimeError, ValueError ...
+            raise EngineError(f"{folder}: CTranslate2 cannot load it ({_one_line(error)}); export it again") from None
+
+    @classmethod
+    def load(cls, folder: str | Path, *, threads: int | None = None) -> Translator:
+        """Load a folder made by `mtllm-edge export-translator`.
+
+        Args:
+            folder: The folder.
+            threads: CPU threads; by default as for a bundle.
+
+        Raises:
+            ModelError: A file is missing or damaged.
+            EngineError: CTranslate2 refuses the model.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST_NAME
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=TranslatorManifest)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelError(f"{folder} holds no {MANIFEST_NAME}; name a folder made by export-translator") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path}: {error}; export the translator again") from None
+        return cls(folder, manifest, threads=threads or default_threads())
+
+    def translate(self, texts: Sequence[str], *, beam_size: int = 1) -> list[str]:
+        """Translate texts, in their order.
+
+        Args:
+            texts: In any language that the encoder knows.
+            beam_size: 1 is greedy search.
+
+        Raises:
+            DataError: A text is empty.
+            UsageError: The beam is no positive number.
+            EngineError: CTranslate2 failed.
+        """
+        if beam_size < 1:
+            raise UsageError(f"beam_size is {beam_size}; give 1 or more")
+        encoded = self._tokenizer.encode(texts)
+        lengths = [len(text.ids) for text in encoded]
+        translations = [""] * len(lengths)
+        for batch in plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_texts=64):
+            sources = [[self._names[index] for index in encoded[place].ids] for place in batch]
+            try:
+                found = self._engine.translate_batch(
+                    sources, beam_size=beam_size, max_decoding_length=self.manifest.max_target_tokens
+                )
+            except Exception as error:  # as above
+                raise EngineError(f"{self._folder}: CTranslate2 failed ({_one_line(error)})") from None
+            for place, result in zip(batch, found, strict=True):
+                ids = [int(name) for name in result.hypotheses[0] if name.isdecimal()]
+                translations[place] = self._target.decode(ids)
+        return translations
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
