@@ -69,17 +69,34 @@ class Evaluator:
             UsageError: The checkpoint has no such task.
             DataError: The data has a label that the task lacks.
         """
-        if task not in self._config.tasks:
-            names = ", ".join(self._config.tasks) or "none"
-            raise UsageError(f"{self._folder} has no task {task!r}; its tasks: {names}")
-        labels = self._config.tasks[task].labels
+        labels = self._labels(task)
         strange = sorted(set(data.labels) - set(labels))
         if strange:
             raise DataError(f"task {task!r} has no label {strange[0]!r}; its labels: {', '.join(labels)}")
+        return score(data.labels, self.predict(task, data.texts, language=language))
+
+    def predict(self, task: str, texts: list[str], *, language: str | None = None) -> list[str]:
+        """Labels of texts.
+
+        Args:
+            task: One of the checkpoint's tasks.
+            texts: The texts.
+            language: Their language, for encoders that must be told.
+
+        Raises:
+            UsageError: The checkpoint has no such task.
+        """
+        labels = self._labels(task)
         with torch.no_grad():
-            pooled_ND = pool_in_batches(data.texts, lambda batch: self._pool(batch, language))
+            pooled_ND = pool_in_batches(texts, lambda batch: self._pool(batch, language))
             found_N = self._heads[task](pooled_ND).argmax(1).tolist()
-        return score(data.labels, [labels[index] for index in found_N])
+        return [labels[index] for index in found_N]
+
+    def _labels(self, task: str) -> tuple[str, ...]:
+        if task not in self._config.tasks:
+            names = ", ".join(self._config.tasks) or "none"
+            raise UsageError(f"{self._folder} has no task {task!r}; its tasks: {names}")
+        return tuple(self._config.tasks[task].labels)
 
 
 def score(gold: Sequence[str], found: Sequence[str]) -> Scores:
