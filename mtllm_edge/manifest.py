@@ -15,6 +15,7 @@ from mtllm_edge.errors import ModelError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+MAX_STRIDE = 4
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,7 +47,21 @@ class Encoder(_Part, frozen=True):
 class Bridge(_Part, frozen=True):
     """The up-projection from encoder states to LLM inputs."""
 
-    kind: Literal["linear"]
+    kind: Literal["linear", "strided"]
+    stride: int = 1
+    """Neighbouring encoder states that become one LLM input: 1 of the linear kind, else 2 to `MAX_STRIDE`."""
+
+    @classmethod
+    def of_stride(cls, stride: int) -> Bridge:
+        """The bridge with this stride; raises ValueError where there is none."""
+        return cls(kind="linear" if stride == 1 else "strided", stride=stride)
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction; where a file is read, msgspec makes it an error that names the place."""
+        if self.kind == "linear" and self.stride != 1:
+            raise ValueError(f"a linear bridge has stride 1, found {self.stride}")
+        if self.kind == "strided" and not 2 <= self.stride <= MAX_STRIDE:
+            raise ValueError(f"a strided bridge has a stride from 2 to {MAX_STRIDE}, found {self.stride}")
 
 
 class Llm(_Part, frozen=True):

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from mtllm_edge import __version__
 from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Bridge, Encoder, Llm, Manifest, Task
+from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Encoder, Llm, Manifest, Task
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
@@ -167,7 +167,7 @@ class _Job:
                 prefix_tokens=encoder.prefix_tokens,
                 suffix_tokens=encoder.suffix_tokens,
             ),
-            bridge=Bridge(kind="linear"),
+            bridge=self.config.bridge,
             llm=Llm(
                 architecture=llm.architecture,
                 n_embd=llm.n_embd,

@@ -43,7 +43,7 @@ class Reference:
     ids: list[list[int]]
     states_LE: list[Array]
     """Encoder states of each text."""
-    inputs_LD: list[Array]
+    inputs_GD: list[Array]
     """LLM inputs of each text: the bridge's outputs."""
     pooled_ND: Array
     logits_NC: dict[str, Array]
@@ -76,11 +76,11 @@ def torch_reference(stack: Stack, sentences: Sequence[Sentence], languages: Sequ
             ids_1L = torch.tensor([encoded.ids])
             mask_1L = torch.ones_like(ids_1L)
             states_1LE = stack.encode(ids_1L, mask_1L)
-            inputs_1LD = stack.bridge(states_1LE)
+            inputs_1GD, groups_1G = stack.bridge(states_1LE, mask_1L)
             ids.append(encoded.ids)
             states.append(states_1LE[0].numpy())
-            inputs.append(inputs_1LD[0].numpy())
-            pooled.append(stack.pool(inputs_1LD, mask_1L))
+            inputs.append(inputs_1GD[0].numpy())
+            pooled.append(stack.pool(inputs_1GD, groups_1G))
         pooled_ND = torch.cat(pooled)
         logits = {task: head(pooled_ND).numpy() for task, head in stack.heads.items()}
     texts = [sentence.text for sentence in sentences]
@@ -122,7 +122,7 @@ def compare(bundle: Path, reference: Reference) -> tuple[Parity, ...]:
                 raise ModelError(f"{bundle} reads {text[:40]!r} as tokens {mine.ids[:8]}..., torch as {torchs[:8]}...")
         # The pipeline's inner stages are nobody else's business, so they are not public.
         states_TE = np.concatenate([embedder._encoder.encode([ids])[0] for ids in reference.ids])
-        from_inputs_ND = np.concatenate([embedder._llm.pool([inputs_LD]) for inputs_LD in reference.inputs_LD])
+        from_inputs_ND = np.concatenate([embedder._llm.pool([inputs_GD]) for inputs_GD in reference.inputs_GD])
         pooled_ND = embedder.pool(encoded)
     rows = [
         measure("encoder", np.concatenate(reference.states_LE), states_TE),

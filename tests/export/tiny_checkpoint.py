@@ -16,7 +16,7 @@ import transformers
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from mtllm_edge.manifest import Source
+from mtllm_edge.manifest import Bridge, Source
 from mtllm_edge_train.config import (
     CHECKPOINT_VERSION,
     CONFIG_NAME,
@@ -118,6 +118,7 @@ def save_checkpoint(
     attention: Literal["causal", "bidirectional"] = "causal",
     width: int = 64,
     layers: int | None = 2,
+    stride: int = 1,
 ) -> Path:
     """A trained-looking checkpoint: encoder and LLM folders inside it, bridge, adapter and two heads."""
     rng = np.random.default_rng(4)
@@ -128,6 +129,7 @@ def save_checkpoint(
         checkpoint_version=CHECKPOINT_VERSION,
         name="tiny",
         encoder=EncoderConfig(source="models/encoder", max_tokens=MAX_TOKENS),
+        bridge=Bridge.of_stride(stride),
         llm=LlmConfig(source="models/llm", layers=layers, attention=attention),
         lora=LoraConfig(rank=4, alpha=8.0),
         tasks={
@@ -142,7 +144,7 @@ def save_checkpoint(
     )
     folder.joinpath(CONFIG_NAME).write_bytes(config.to_json())
     bridge = {
-        "weight": rng.standard_normal((width, _WIDTH_ENCODER)).astype(np.float32),
+        "weight": rng.standard_normal((width, stride * _WIDTH_ENCODER)).astype(np.float32),
         "bias": rng.standard_normal(width).astype(np.float32),
     }
     save_file(bridge, folder / "bridge.safetensors")

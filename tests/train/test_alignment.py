@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.alignment import align_bridge
+from mtllm_edge_train.bridge import Bridge
 from mtllm_edge_train.config import CHECKPOINT_VERSION, EncoderConfig, LlmConfig, LoraConfig, StackConfig
-from mtllm_edge_train.model import Stack
+from mtllm_edge_train.model import Stack, encode_english
 from mtllm_edge_train.student import build_stack
 from tests.export.tiny_checkpoint import save_encoder
 
@@ -47,8 +49,9 @@ def test_a_linear_map_is_found(stack_and_tokenizer: tuple[Stack, Any], monkeypat
     stack, _ = stack_and_tokenizer
     torch.manual_seed(0)
     rows = stack.encoder.get_input_embeddings().weight  # type: ignore[operator]
-    states_VD = nn.functional.normalize(torch.randn(len(rows), stack.bridge.in_features))
-    true = nn.Linear(stack.bridge.in_features, stack.llm.width)
+    d_encoder = rows.shape[1]
+    states_VD = nn.functional.normalize(torch.randn(len(rows), d_encoder))
+    true = nn.Linear(d_encoder, stack.llm.width)
     table_VE = torch.zeros(256, stack.llm.width)
     index_of = {code: stack.tokenizer._tokenizer.encode(chr(code), add_special_tokens=False).ids[0] for code in ASCII}
     with torch.no_grad():
@@ -58,8 +61,37 @@ def test_a_linear_map_is_found(stack_and_tokenizer: tuple[Stack, Any], monkeypat
     monkeypatch.setattr(stack.llm.model, "get_input_embeddings", lambda: nn.Embedding.from_pretrained(table_VE))
     align_bridge(stack, TEXTS, Characters(), ridge=1e-6)
     for code in sorted({ord(character) for character in "".join(TEXTS)}):
-        found_E = stack.bridge(states_VD[index_of[code]])
+        found_E = nn.functional.linear(states_VD[index_of[code]], stack.bridge.weight, stack.bridge.bias)
         torch.testing.assert_close(found_E, table_VE[code], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_strided_bridge_is_the_regression_of_groups_onto_mean_embeddings(
+    stack_and_tokenizer: tuple[Stack, Any], monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    stack, _ = stack_and_tokenizer
+    torch.manual_seed(0)
+    states_VD = torch.randn(400, 8)
+    table_VE = torch.randn(256, stack.llm.width)
+    monkeypatch.setitem(stack._modules, "bridge", Bridge(8, stack.llm.width, stride=stride))
+    monkeypatch.setattr(Stack, "encode", lambda self, ids_NL, mask_NL: states_VD[ids_NL])
+    monkeypatch.setattr(stack.llm.model, "get_input_embeddings", lambda: nn.Embedding.from_pretrained(table_VE))
+    align_bridge(stack, TEXTS, Characters(), ridge=1e-6)
+    groups, means = [], []
+    for text, encoded in zip(TEXTS, encode_english(stack.tokenizer, TEXTS), strict=True):
+        characters = [None, *map(ord, text[:38]), None]  # the frame is no text, and 40 tokens are read
+        for first in range(0, len(encoded.ids), stride):
+            group_KD = torch.zeros(stride, 8)
+            for slot, index in enumerate(encoded.ids[first : first + stride]):
+                group_KD[slot] = states_VD[index]
+            read = [code for code in characters[first : first + stride] if code is not None]
+            if read:
+                groups.append(group_KD.flatten().numpy())
+                means.append(table_VE[read].mean(0).numpy())
+    groups_MK = np.column_stack([*np.transpose(groups), np.ones(len(groups))])
+    expected_KE = np.linalg.lstsq(groups_MK, np.array(means), rcond=None)[0]
+    found_EK = torch.column_stack([stack.bridge.weight, stack.bridge.bias]).detach().numpy()
+    np.testing.assert_allclose(groups_MK @ found_EK.T, groups_MK @ expected_KE, atol=1e-3)
 
 
 def test_real_tokenizers_and_odd_texts(stack_and_tokenizer: tuple[Stack, Any]) -> None:

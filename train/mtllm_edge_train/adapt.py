@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.manifest import Source
+from mtllm_edge.manifest import MAX_STRIDE, Bridge, Source
 from mtllm_edge_train import checkpoint, loop
 from mtllm_edge_train.alignment import align_bridge
 from mtllm_edge_train.config import (
@@ -45,6 +45,7 @@ def adapt(
     steps: int,
     settings: loop.LoopSettings,
     bridge_learning_rate: float,
+    stride: int = 1,
     sources: Sequence[Source] = (),
     force: bool = False,
     log: Callable[[str], None] = print,
@@ -61,14 +62,21 @@ def adapt(
         steps: Of optimisation.
         settings: Optimisation; `learning_rate` is the adapters'.
         bridge_learning_rate: The bridge starts from noise and takes larger steps.
+        stride: How many neighbouring encoder states become one LLM input, 1 to 4.
         sources: Origins and licences for the checkpoint.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
+
+    Raises:
+        UsageError: No such stride, fewer than two texts, or `out` cannot be used.
     """
+    if not 1 <= stride <= MAX_STRIDE:
+        raise UsageError(f"the bridge cannot have stride {stride}; choose 1 to {MAX_STRIDE}")
     config = StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
         name=name,
         encoder=encoder,
+        bridge=Bridge.of_stride(stride),
         llm=llm,
         lora=lora,
         tasks={},

@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def read_bridge(folder: Path) -> tuple[Array, Array]:
-    """The bridge: weight (d_llm, d_encoder), bias (d_llm)."""
+    """The bridge: weight (d_llm, stride * d_encoder), bias (d_llm)."""
     tensors = read_tensors(folder / BRIDGE_NAME)
     return _named(tensors, "weight", folder / BRIDGE_NAME), _named(tensors, "bias", folder / BRIDGE_NAME)
 
@@ -137,7 +137,8 @@ def load_stack(folder: Path) -> Stack:
     if config.encoder is None:
         raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
     encoder, tokenizer = load_framed_encoder(folder, config)
-    stack = Stack(encoder.module, tokenizer, load_llm(folder, config), d_encoder=encoder.d_model)
+    llm = load_llm(folder, config)
+    stack = Stack(encoder.module, tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
     load_bridge(stack, folder)
     stack.heads = load_heads(folder, config, width=stack.llm.width)
     return stack.eval()
@@ -152,11 +153,15 @@ def load_bridge(stack: Stack, folder: Path) -> None:
     import torch
 
     weight, bias = read_bridge(folder)
-    if weight.shape != stack.bridge.weight.shape or bias.shape != stack.bridge.bias.shape:
-        expected = tuple(stack.bridge.weight.shape)
-        raise ModelError(f"{folder / BRIDGE_NAME} has weight {weight.shape}, encoder and LLM need {expected}")
-    stack.bridge.weight.data.copy_(torch.from_numpy(weight))
-    stack.bridge.bias.data.copy_(torch.from_numpy(bias))
+    bridge = stack.bridge
+    expected = (tuple(bridge.weight.shape), tuple(bridge.bias.shape))
+    if (weight.shape, bias.shape) != expected:
+        raise ModelError(
+            f"{folder / BRIDGE_NAME} has weight {weight.shape} and bias {bias.shape}, encoder, LLM and a stride of "
+            f"{bridge.stride} need {expected[0]} and {expected[1]}; train the checkpoint again"
+        )
+    bridge.weight.data.copy_(torch.from_numpy(weight))
+    bridge.bias.data.copy_(torch.from_numpy(bias))
 
 
 def load_framed_encoder(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:

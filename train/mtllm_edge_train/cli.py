@@ -15,7 +15,7 @@ import click
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import EXTRAS, require
 from mtllm_edge.machine import calm_openmp
-from mtllm_edge.manifest import Source
+from mtllm_edge.manifest import MAX_STRIDE, Source
 
 if TYPE_CHECKING:
     from mtllm_edge_train.config import LlmConfig, LoraConfig
@@ -112,6 +112,7 @@ def train() -> None:
 @_option("--max-tokens", 512, "Longest input of the encoder.", type=click.IntRange(min=4))
 @_LLM
 @_LORA
+@_option("--stride", 1, "Encoder states that become one LLM input: more is faster.", type=click.IntRange(1, MAX_STRIDE))
 @_option("--steps", 10_000, "Steps of training.", type=click.IntRange(min=1))
 @_option("--bridge-learning-rate", 2e-4, "Of the bridge, at its peak.", type=click.FloatRange(0))
 @_optimisation(256, 2e-4)
@@ -123,6 +124,7 @@ def adapt(
     *,
     encoder: str,
     max_tokens: int,
+    stride: int,
     steps: int,
     bridge_learning_rate: float,
     text_column: str | None,
@@ -149,6 +151,7 @@ def adapt(
         steps=steps,
         settings=_settings(options),
         bridge_learning_rate=bridge_learning_rate,
+        stride=stride,
         sources=_sources(options),
         force=force,
         log=_log,

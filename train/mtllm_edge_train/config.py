@@ -3,7 +3,7 @@
 A checkpoint is a folder that holds what was trained, and names the frozen models that it stands on::
 
     stack.json              this file's classes
-    bridge.safetensors      weight (d_llm, d_enc), bias (d_llm)
+    bridge.safetensors      weight (d_llm, stride * d_enc), bias (d_llm)
     lora.safetensors        layers.<i>.<module>.lora_A (rank, in), .lora_B (out, rank); HF module names
     tasks/<name>.safetensors  weight (labels, d_llm), optional bias (labels)
     training.json log.jsonl   how the run went; training.safetensors is the optimiser's state until the run is finished
@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge.manifest import Source
+from mtllm_edge.manifest import Bridge, Source
 
 CHECKPOINT_VERSION = 1
 CONFIG_NAME = "stack.json"
@@ -72,12 +72,14 @@ class TaskConfig(_Part, frozen=True):
     labels: tuple[str, ...]
 
 
-class StackConfig(_Part, frozen=True):
+class StackConfig(_Part, frozen=True, kw_only=True):
     """The whole of `stack.json`."""
 
     checkpoint_version: int
     name: str
     encoder: EncoderConfig | None
+    bridge: Bridge = Bridge(kind="linear")
+    """The kind that older checkpoints have without saying so; without an encoder there is none."""
     llm: LlmConfig
     lora: LoraConfig | None
     tasks: dict[str, TaskConfig]

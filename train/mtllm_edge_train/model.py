@@ -1,6 +1,7 @@
 """The MT-LLM in torch: encoder -> bridge -> LLM body -> masked mean -> head (Schmidt et al. 2024, arXiv 2406.12739).
 
-No prompt, no BOS, no extra tokens: the LLM reads one input per encoder state, and the encoder's mask is the LLM's.
+No prompt, no BOS, no extra tokens: the LLM reads one input per encoder state, or per group of them where the bridge is
+strided, under the mask that the bridge makes of the encoder's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.tokenizer import Encoded, Tokenizer
+from mtllm_edge_train.bridge import Bridge
 from mtllm_edge_train.config import LoraConfig
 from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
@@ -119,14 +121,12 @@ class LlmBody(nn.Module):
 class Stack(nn.Module):
     """The whole MT-LLM."""
 
-    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, llm: LlmBody, *, d_encoder: int) -> None:
-        """Put a frozen encoder under an LLM body with a fresh bridge (normal, sigma 0.02, bias zero)."""
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, llm: LlmBody, *, d_encoder: int, stride: int) -> None:
+        """Put a frozen encoder under an LLM body with a fresh bridge."""
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
-        self.bridge = nn.Linear(d_encoder, llm.width)
-        nn.init.normal_(self.bridge.weight, std=0.02)
-        nn.init.zeros_(self.bridge.bias)
+        self.bridge = Bridge(d_encoder, llm.width, stride=stride)
         self.llm = llm
         self.heads = nn.ModuleDict()
 
@@ -136,15 +136,14 @@ class Stack(nn.Module):
             hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
         return hidden
 
-    def pool(self, inputs_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-        """Pooled vectors (N, d_llm) of LLM inputs made by the bridge."""
-        pooled: Tensor = self.llm(mask_NL, inputs_NLD=inputs_NLD)
+    def pool(self, inputs_NGD: Tensor, mask_NG: Tensor) -> Tensor:
+        """Pooled vectors (N, d_llm) of LLM inputs and mask made by the bridge."""
+        pooled: Tensor = self.llm(mask_NG, inputs_NLD=inputs_NGD)
         return pooled
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Pooled vectors (N, d_llm) of encoder tokens."""
-        hidden = self.encode(ids_NL, mask_NL)
-        return self.pool(self.bridge(hidden.to(self.bridge.weight.dtype)), mask_NL)
+        return self.pool(*self.bridge(self.encode(ids_NL, mask_NL), mask_NL))
 
 
 def pool_in_batches(texts: Sequence[str], pool: Callable[[list[str]], Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ def build_stack(config: StackConfig, folder: Path | None, dtype: torch.dtype) ->
     source = resolve_source(config.llm.source, folder)
     body = load_llm_body(source, config.llm.layers, dtype=dtype)
     llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
-    stack = Stack(encoder.module.to(dtype), tokenizer, llm, d_encoder=encoder.d_model)
+    stack = Stack(encoder.module.to(dtype), tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
     return stack, load_llm_tokenizer(source)
 
 
