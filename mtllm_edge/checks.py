@@ -43,7 +43,9 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
     checks: dict[str, Callable[[Path], list[str]]] = {
         "tokenizer.json": _tokenizer_faults,
         "encoder/model.bin": partial(_encoder_faults, encoder=encoder),
-        "bridge.safetensors": partial(_bridge_faults, n_embd=llm.n_embd, d_model=encoder.d_model),
+        "bridge.safetensors": partial(
+            _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
+        ),
         "llm.gguf": partial(_llm_faults, llm=llm),
     }
     checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
@@ -81,8 +83,8 @@ def _encoder_faults(path: Path, encoder: Encoder) -> list[str]:
     return faults
 
 
-def _bridge_faults(path: Path, n_embd: int, d_model: int) -> list[str]:
-    return _shape_faults(path, required={"weight": (n_embd, d_model), "bias": (n_embd,)})
+def _bridge_faults(path: Path, n_embd: int, d_group: int) -> list[str]:
+    return _shape_faults(path, required={"weight": (n_embd, d_group), "bias": (n_embd,)})
 
 
 def _head_faults(path: Path, task: Task, n_embd: int) -> list[str]:

@@ -61,7 +61,7 @@ class Embedder:
             max_tokens=parts.encoder.max_tokens,
             languages=parts.languages,
         )
-        bridge = Bridge.load(folder / BRIDGE_NAME)
+        bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
         settings = engine_settings(folder / LLM_NAME, parts.llm)
         try:  # only now: the probe has shown that llama.cpp can be loaded at all
             from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
@@ -119,7 +119,7 @@ class Embedder:
         lengths = [len(text.ids) for text in encoded]
         for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch):
             hidden = self._encoder.encode([encoded[index].ids for index in batch])  # each (length, d_model)
-            inputs = self._bridge(hidden)  # each (length, n_embd)
+            inputs = self._bridge(hidden)  # each (length / stride, n_embd)
             pooled_NE[batch] = self._llm.pool(inputs)
             if progress is not None:
                 progress(len(batch))
@@ -140,5 +140,5 @@ class Embedder:
 
 
 def _tokens_per_batch(bundle: Bundle) -> int:
-    """The longest text must fit into a batch."""
+    """The longest text must fit into a batch. The encoder's tokens count: a strided bridge makes fewer for the LLM."""
     return max(TOKENS_PER_BATCH, bundle.manifest.encoder.max_tokens)

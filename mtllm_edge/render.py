@@ -137,7 +137,7 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         "name": f"{manifest.name} (made with {manifest.created_with})",
         "encoder": f"{encoder.family}, {encoder.quantization}, {encoder.d_model} wide, "
         f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, 'encoder/')}",
-        "bridge": f"{manifest.bridge.kind}, {encoder.d_model} to {llm.n_embd}",
+        "bridge": _bridge(manifest),
         "LLM": f"{llm.architecture}, {llm.quantization}, {llm.n_layer} layers, {llm.n_embd} wide, "
         f"{llm.attention} attention, {llm.pooling} pooling, {_part_size(manifest.files, 'llm.gguf')}",
         "languages": _languages(manifest),
@@ -154,6 +154,12 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     if manifest.sources:
         views += ["", _sources_table(manifest.sources)]
     return Group(*views)
+
+
+def _bridge(manifest: Manifest) -> str:
+    stride, d_model = manifest.bridge.stride, manifest.encoder.d_model
+    width = f"{d_model}" if stride == 1 else f"{stride} states of {d_model}"
+    return f"{manifest.bridge.kind}, {width} to {manifest.llm.n_embd}"
 
 
 def _languages(manifest: Manifest) -> str:

@@ -67,6 +67,7 @@ def make_tiny_bundle(
     attention: Attention = "causal",
     architecture: Architecture = "llama",
     tasks: dict[str, tuple[str, ...]] | None = None,
+    stride: int = 1,
     seed: int = SEED,
 ) -> Path:
     """Write a valid bundle into `folder`, which is made where it does not exist, and return it."""
@@ -75,7 +76,7 @@ def make_tiny_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(folder / "tokenizer.json")
     write_encoder(folder / "encoder", encoder_weights(rng, len(vocabulary)), vocabulary, encoder_quantization)
-    bridge = {"weight": _normal(rng, N_EMBD, D_MODEL), "bias": _normal(rng, N_EMBD) * 0.1}
+    bridge = {"weight": _normal(rng, N_EMBD, stride * D_MODEL), "bias": _normal(rng, N_EMBD) * 0.1}
     safetensors.numpy.save_file(bridge, folder / "bridge.safetensors")
     write_llm(folder / "llm.gguf", llm_weights(rng), quantization=quantization, architecture=architecture)
     for name, labels in tasks.items():
@@ -84,7 +85,7 @@ def make_tiny_bundle(
         safetensors.numpy.save_file(head, folder / "tasks" / name / "head.safetensors")
     (folder / "LICENSES").mkdir()
     (folder / "LICENSES" / "tiny.txt").write_text("Random numbers; no rights reserved.\n", encoding="utf-8")
-    write_manifest(folder, quantization, encoder_quantization, attention, architecture, tasks)
+    write_manifest(folder, quantization, encoder_quantization, attention, architecture, tasks, stride)
     return folder
 
 
@@ -95,6 +96,7 @@ def write_manifest(
     attention: Attention = "causal",
     architecture: Architecture = "llama",
     tasks: dict[str, tuple[str, ...]] | None = None,
+    stride: int = 1,
 ) -> None:
     """Write the `bundle.json` that fits the files now in `folder`."""
     tasks = TASKS if tasks is None else tasks
@@ -112,7 +114,7 @@ def write_manifest(
             prefix_tokens=("<s>",),
             suffix_tokens=("</s>",),
         ),
-        bridge=manifest.Bridge(kind="linear"),
+        bridge=manifest.Bridge.of_stride(stride),
         llm=manifest.Llm(
             architecture=architecture,
             n_embd=N_EMBD,

@@ -18,12 +18,16 @@ def normal(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return RNG.standard_normal(shape, dtype=np.float32)
 
 
-def test_bridge_projects_every_text_on_its_own() -> None:
-    bridge = Bridge(normal(6, 4), normal(6))
-    hidden = [normal(3, 4), normal(1, 4), normal(5, 4)]
-    for inputs_LE, hidden_LD in zip(bridge(hidden), hidden, strict=True):
-        np.testing.assert_allclose(inputs_LE, hidden_LD @ bridge.weight_ED.T + bridge.bias_E, rtol=1e-5, atol=1e-6)
-        assert inputs_LE.dtype == np.float32
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_bridge_projects_every_text_on_its_own(stride: int) -> None:
+    bridge = Bridge(normal(6, stride * 4), normal(6), stride)
+    hidden = [normal(length, 4) for length in (3, 1, 5, 4, 8, 2)]
+    for inputs_GE, hidden_LD in zip(bridge(hidden), hidden, strict=True):
+        groups = [hidden_LD[first : first + stride].ravel() for first in range(0, len(hidden_LD), stride)]
+        # zeros add nothing, so a group that lacks states needs only the weights of those that it has
+        expected = [bridge.weight_EK[:, : len(group_K)] @ group_K + bridge.bias_E for group_K in groups]
+        np.testing.assert_allclose(inputs_GE, expected, rtol=1e-5, atol=1e-5)
+        assert inputs_GE.dtype == np.float32
     assert bridge([]) == []
 
 
@@ -57,11 +61,11 @@ def test_arrays_that_are_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "bridge.safetensors"
     safetensors.numpy.save_file({"weight": np.full((2, 2), np.nan, np.float32), "bias": normal(2)}, path)
     with pytest.raises(ModelError, match=r"bridge\.safetensors: weight holds numbers that are not finite"):
-        Bridge.load(path)
+        Bridge.load(path, stride=1)
 
 
 def test_arrays_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "bridge.safetensors"
     path.write_bytes(b"no")
     with pytest.raises(ModelError, match=r"bridge\.safetensors cannot be read"):
-        Bridge.load(path)
+        Bridge.load(path, stride=1)

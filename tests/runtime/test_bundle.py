@@ -52,6 +52,30 @@ def test_path_is_no_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     refuses(tmp_path, ModelError, f"{tmp_path} holds no bundle.json")
 
 
+def test_manifest_without_a_stride_is_of_a_linear_bridge(fresh_bundle: Path) -> None:
+    edit_manifest(fresh_bundle, lambda content: content["bridge"].pop("stride"))
+    assert Bundle.open(fresh_bundle).manifest.bridge.stride == 1
+
+
+@pytest.mark.parametrize(
+    ("bridge", "fragment"),
+    [
+        ({"kind": "linear", "stride": 2}, "a linear bridge has stride 1, found 2 - at `$.bridge`"),
+        ({"kind": "strided"}, "a strided bridge has a stride from 2 to 4, found 1"),
+        ({"kind": "strided", "stride": 5}, "a strided bridge has a stride from 2 to 4, found 5"),
+        ({"kind": "strided", "stride": "2"}, "Expected `int`, got `str` - at `$.bridge.stride`"),
+        ({"kind": "round", "stride": 2}, "Invalid enum value 'round'"),
+        (
+            {"kind": "strided", "stride": 2},
+            "bridge.safetensors: holds bias [32], weight [32, 16], expected bias [32], weight",
+        ),
+    ],
+)
+def test_manifest_with_another_bridge(fresh_bundle: Path, bridge: dict[str, Any], fragment: str) -> None:
+    edit_manifest(fresh_bundle, lambda content: content.update(bridge=bridge))
+    refuses(fresh_bundle, ModelError, fragment)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": "1"}', b"{}"])
 def test_manifest_is_none(fresh_bundle: Path, content: bytes) -> None:
     (fresh_bundle / "bundle.json").write_bytes(content)

@@ -57,6 +57,26 @@ def test_whole_stack_matches_numpy(embedder: Embedder, tiny_bundle: Path) -> Non
         assert cosine(pooled_E, llama_pooled(llm, inputs_LE.astype(np.float32), causal=True)) >= 0.9999
 
 
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_strided_stack_matches_numpy_in_any_batch(tiny_variant: Callable[..., Path], stride: int) -> None:
+    bundle = tiny_variant(stride=stride)
+    vocabulary = msgspec.json.decode((bundle / "encoder" / "vocabulary.json").read_bytes())
+    encoder = tiny.encoder_weights(np.random.default_rng(tiny.SEED), len(vocabulary))
+    bridge = safetensors.numpy.load_file(bundle / "bridge.safetensors")
+    llm = read_gguf(bundle / "llm.gguf")
+    with Embedder.load(bundle, threads=2) as embedder:
+        encoded = embedder.encode([*TEXTS, *("z" * length for length in range(1, 5))])
+        pooled_NE = embedder.pool(encoded * 20)  # several batches, by tokens and by texts
+    assert {len(text.ids) % stride for text in encoded} == set(range(stride))
+    for index, text in enumerate(encoded):
+        states_LD = bert_states(encoder, text.ids)
+        groups = [states_LD[first : first + stride].ravel() for first in range(0, len(states_LD), stride)]
+        inputs = [bridge["weight"][:, : len(group_K)] @ group_K + bridge["bias"] for group_K in groups]
+        expected_E = llama_pooled(llm, np.array(inputs, np.float32), causal=True)
+        for pooled_E in pooled_NE[index :: len(encoded)]:
+            assert cosine(pooled_E, expected_E) >= 0.9999
+
+
 def test_batched_equals_single_in_any_order(embedder: Embedder) -> None:
     texts = TEXTS * 20  # several batches, by tokens and by texts
     together_NE = embedder.pool(embedder.encode(texts))

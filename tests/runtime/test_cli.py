@@ -174,10 +174,14 @@ def test_info_for_people_and_for_programs(run: Run, fresh_bundle: Path) -> None:
     manifest.write_text(manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1))
     result = run("info", fresh_bundle)
     assert result.code == 0
-    for expected in ("tiny", "bert, float32", "llama, f32", "science, sports, travel", "1.000000"):
+    for expected in ("tiny", "bert, float32", "llama, f32", "linear, 16 to 32", "science, sports, travel", "1.000000"):
         assert expected in result.out
     assert result.out.count("NON-COMMERCIAL USE ONLY") == 1
     assert run("info", fresh_bundle, "--json").out == manifest.read_text()
+
+
+def test_info_on_a_strided_bridge(run: Run, tiny_variant: Callable[..., Path]) -> None:
+    assert "strided, 3 states of 16 to 32" in run("info", tiny_variant(stride=3)).out
 
 
 def test_verify(run: Run, tiny_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""Strided bridges in torch: the batch does not matter, and every stage runs, resumes and refuses with them."""
+"""Strided bridges in torch: the batch does not matter, a run resumes, and contradictions are refused."""
 
 from __future__ import annotations
 
@@ -17,10 +17,6 @@ from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.bridge import Bridge
 from mtllm_edge_train.checkpoint import load_stack
 from mtllm_edge_train.config import CONFIG_NAME, EncoderConfig, LlmConfig, LoraConfig, StackConfig
-from mtllm_edge_train.data import LabelledTexts
-from mtllm_edge_train.distill import distill
-from mtllm_edge_train.evaluate import Evaluator
-from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.model import encode_english, pad_right
 from tests.export.tiny_checkpoint import save_checkpoint, save_encoder
 
@@ -29,7 +25,6 @@ LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.1)
 TEXTS = [
     f"The {noun} is {quality}." for noun in ("team", "hotel", "rocket") for quality in ("good", "bad", "brand-new")
 ]
-DATA = LabelledTexts(TEXTS, ["praise" if "good" in text else "other" for text in TEXTS])
 SETTINGS = loop.LoopSettings(batch_size=4, learning_rate=1e-2, save_every=3, log_every=1, dtype="float32")
 strides = pytest.mark.parametrize("stride", [1, 2, 3, 4])
 
@@ -128,16 +123,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         expected, found = load_file(adapted / name), load_file(tmp_path / "run" / name)
         for key in expected:
             np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, atol=1e-7)
-
-
-def test_adapted_distilled_and_evaluated(tmp_path: Path, adapted: Path) -> None:
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
-    finetune({"tone": DATA}, teacher, name="teacher", llm=LLM, lora=LORA, settings=SETTINGS, epochs=5)
-    distill(TEXTS, adapted, teacher, student, name="student", settings=SETTINGS, epochs=30)
-    assert StackConfig.load(student).bridge.stride == 2
-    fvu = [json.loads(line)["fvu"] for line in (student / "log.jsonl").read_text().splitlines()]
-    assert np.mean(fvu[-4:]) < 0.7 * np.mean(fvu[:4])
-    assert Evaluator(student).evaluate("tone", DATA, language="eng_Latn").accuracy > 0.7
 
 
 def test_a_stride_that_there_is_not(tmp_path: Path, encoder: EncoderConfig) -> None:

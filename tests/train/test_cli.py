@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge_train import cli
+from mtllm_edge_train.config import StackConfig
 from tests.export.tiny_checkpoint import save_encoder
 from tests.runtime.children import imported_by
 
@@ -43,7 +44,7 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
 def test_all_stages_and_evaluation(folder: Path) -> None:
     adapted, teacher, student = folder / "adapted", folder / "teacher", folder / "student"
     rank = ["--lora-rank", "2", "--lora-alpha", "4"]
-    encoder = ["--encoder", folder / "encoder", "--max-tokens", "64", "--bridge-learning-rate", "1e-3"]
+    encoder = ["--encoder", folder / "encoder", "--max-tokens", "64", "--bridge-learning-rate", "1e-3", "--stride", "2"]
     result = invoke("adapt", folder / "english.txt", *encoder, *LLM, *rank, *FAST, "--steps", "2", "--out", adapted)
     assert result.exit_code == 0
     assert "2 steps done" in result.stderr
@@ -51,6 +52,7 @@ def test_all_stages_and_evaluation(folder: Path) -> None:
     assert invoke("finetune", tone, *LLM, *rank, *FAST, "--epochs", "20", "--out", teacher).exit_code == 0
     texts = [folder / "tone.jsonl", folder / "english.txt"]
     assert invoke("distill", adapted, teacher, *texts, *FAST, "--epochs", "30", "--out", student).exit_code == 0
+    assert StackConfig.load(student).bridge.stride == 2
     for checkpoint, least in ((teacher, 0.99), (student, 0.75)):
         result = invoke("evaluate", checkpoint, folder / "tone.jsonl", "--task", "tone", "--device", "cpu")
         line = json.loads(result.stdout)
