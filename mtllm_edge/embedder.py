@@ -54,13 +54,7 @@ class Embedder:
         threads = threads or default_threads()
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         folder, parts = bundle.path, bundle.manifest
-        tokenizer = Tokenizer(
-            folder / TOKENIZER_NAME,
-            prefix_tokens=parts.encoder.prefix_tokens,
-            suffix_tokens=parts.encoder.suffix_tokens,
-            max_tokens=parts.encoder.max_tokens,
-            languages=parts.languages,
-        )
+        tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
         settings = engine_settings(folder / LLM_NAME, parts.llm)
         try:  # only now: the probe has shown that llama.cpp can be loaded at all
@@ -137,6 +131,22 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle's encoder.
+
+    Raises:
+        ModelError: It is damaged, or another model's.
+    """
+    encoder = bundle.manifest.encoder
+    return Tokenizer(
+        bundle.path / TOKENIZER_NAME,
+        prefix_tokens=encoder.prefix_tokens,
+        suffix_tokens=encoder.suffix_tokens,
+        max_tokens=encoder.max_tokens,
+        languages=bundle.manifest.languages,
+    )
 
 
 def _tokens_per_batch(bundle: Bundle) -> int:

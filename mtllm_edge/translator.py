@@ -47,6 +47,21 @@ class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     sources: tuple[Source, ...]
     """Origin and licence of every weight and data set behind it."""
 
+    @classmethod
+    def load(cls, folder: Path) -> TranslatorManifest:
+        """Read the manifest of a translator's folder.
+
+        Raises:
+            ModelError: It is missing or damaged.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelError(f"{folder} holds no {MANIFEST_NAME}; name a folder made by export-translator") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path}: {error}; export the translator again") from None
+
 
 class Translator:
     """A loaded translator; safe to use from several threads."""
@@ -99,14 +114,7 @@ class Translator:
             EngineError: CTranslate2 refuses the model.
         """
         folder = Path(folder)
-        path = folder / MANIFEST_NAME
-        try:
-            manifest = msgspec.json.decode(path.read_bytes(), type=TranslatorManifest)
-        except (FileNotFoundError, NotADirectoryError):
-            raise ModelError(f"{folder} holds no {MANIFEST_NAME}; name a folder made by export-translator") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path}: {error}; export the translator again") from None
-        return cls(folder, manifest, threads=threads or default_threads())
+        return cls(folder, TranslatorManifest.load(folder), threads=threads or default_threads())
 
     def translate(self, texts: Sequence[str], *, beam_size: int = 1) -> list[str]:
         """Translate texts, in their order.

@@ -97,6 +97,15 @@ class _Stages(click.Group):
 @click.group(cls=_Stages, no_args_is_help=True)
 def train() -> None:
     """Train a stack by self-distillation: adapt, finetune, distill; and evaluate it."""
+    prepare()
+
+
+def prepare() -> None:
+    """Check the extra, and keep the libraries' own bars and warnings out of the output.
+
+    Raises:
+        UsageError: The extra is not installed.
+    """
     require("train", *EXTRAS["train"])
     calm_openmp()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries about each other
@@ -269,7 +278,7 @@ def evaluate(
     from mtllm_edge_train.evaluate import Evaluator
 
     sets = {file: read_labelled(file, text_column=text_column, label_column=label_column) for file in files}
-    evaluator = Evaluator(checkpoint, device=_device(device))
+    evaluator = Evaluator(checkpoint, device=chosen_device(device))
     for file, data in sets.items():
         scores = evaluator.evaluate(task, data, language=language)
         line = {"file": str(file), "task": task, **msgspec.structs.asdict(scores)}
@@ -313,10 +322,15 @@ def _settings(options: dict[str, Any]) -> LoopSettings:
     from mtllm_edge_train.loop import LoopSettings
 
     names = ("batch_size", "learning_rate", "warmup", "save_every", "seed", "dtype")
-    return LoopSettings(device=_device(options["device"]), **{name: options[name] for name in names})
+    return LoopSettings(device=chosen_device(options["device"]), **{name: options[name] for name in names})
 
 
-def _device(device: str | None) -> str:
+def chosen_device(device: str | None) -> str:
+    """What `--device` names; cuda where it names nothing and there is one.
+
+    Raises:
+        UsageError: It cannot be used here.
+    """
     import torch
 
     if device is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def read_texts(path: Path, *, column: str | None = None) -> list[str]:
     if path.suffix == ".txt":
         _check_exists(path)
         return read_sheet([str(path)], read_stdin=bytes).texts
-    return _read_rows(path, column)[0]
+    return read_rows(path, column)[0]
 
 
 def read_labelled(path: Path, *, text_column: str | None = None, label_column: str = "label") -> LabelledTexts:
@@ -56,21 +56,28 @@ def read_labelled(path: Path, *, text_column: str | None = None, label_column: s
         UsageError: No such file, another suffix, or no such column.
         DataError: Not UTF-8, malformed, or an empty or non-text cell.
     """
-    texts, rows = _read_rows(path, text_column)
-    labels: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        if label_column not in row:
-            found = ", ".join(map(repr, row))
-            raise UsageError(f"{path}: text {number} has no column {label_column!r}, only {found}")
-        label = row[label_column]
-        if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
-            raise DataError(f"{path}: the label of text {number} is {label!r}, expected a word or a whole number")
-        labels.append(str(label).strip())
-    return LabelledTexts(texts, labels)
+    texts, rows = read_rows(path, text_column)
+    places = (f"{path}: text {number}" for number in range(1, len(rows) + 1))
+    return LabelledTexts(texts, [label_of(row, label_column, place) for row, place in zip(rows, places, strict=True)])
 
 
-def _read_rows(path: Path, column: str | None) -> tuple[list[str], list[dict[str, Any]]]:
-    """Texts, and all columns of each."""
+def label_of(row: Mapping[str, Any], column: str, place: str) -> str:
+    """The label in one row of a file; `place` is for messages.
+
+    Raises:
+        UsageError: No such column.
+        DataError: The cell is no label.
+    """
+    if column not in row:
+        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, row))}")
+    label = row[column]
+    if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
+        raise DataError(f"{place} has the label {label!r}, expected a word or a whole number")
+    return str(label).strip()
+
+
+def read_rows(path: Path, column: str | None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Texts of a .csv, .jsonl or .parquet file, and all columns of each; arguments and errors as for `read_texts`."""
     if path.suffix == ".parquet":
         return _read_parquet(path, column or "text")
     if path.suffix not in (".csv", ".jsonl"):

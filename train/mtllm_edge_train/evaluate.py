@@ -31,7 +31,7 @@ class Evaluator:
     """A loaded checkpoint, a stack or a fine-tuned LLM without encoder."""
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
-        """Load a checkpoint.
+        """Load a checkpoint; `languages` are the codes of which `predict` needs one, empty where it takes none.
 
         Raises:
             ModelError: A part is missing or damaged.
@@ -41,6 +41,7 @@ class Evaluator:
         if self._config.encoder is not None:
             stack = checkpoint.load_stack(folder).to(device)
             self._heads: Any = stack.heads
+            self.languages: tuple[str, ...] = stack.tokenizer.languages
 
             def pool(texts: list[str], language: str | None) -> Tensor:
                 pooled_ND: Tensor = stack(*pad_right(stack.tokenizer.encode(texts, language=language), device=device))
@@ -49,6 +50,7 @@ class Evaluator:
             llm = checkpoint.load_llm(folder, self._config).to(device)
             tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
             self._heads = checkpoint.load_heads(folder, self._config, width=llm.width).to(device)
+            self.languages = ()
 
             def pool(texts: list[str], language: str | None) -> Tensor:
                 if language is not None:

@@ -27,12 +27,13 @@ from mtllm_edge_train.config import (
 )
 from mtllm_edge_train.data import BatchOrder, LabelledTexts
 from mtllm_edge_train.model import LlmBody, load_llm_body, load_llm_tokenizer, pool_in_batches
+from mtllm_edge_train.probe import logistic_regression
 from mtllm_edge_train.targets import Standardizer
 
 MAX_TOKENS = 512
 """Longer texts lose their end."""
 _RIDGE = 50.0
-"""Penalty on the squared weights of a head's first state; scikit-learn's C is 1 / (2 * this)."""
+"""Penalty on the squared weights of a head's first state."""
 
 
 def finetune(
@@ -113,7 +114,8 @@ def finetune(
         for task, data in tasks.items():
             vectors_ND = read_all(body, tokenizer, data.texts, max_tokens=MAX_TOKENS, settings=settings)
             gold_N = torch.tensor([labels[task].index(label) for label in data.labels])
-            heads[task] = _probe(vectors_ND.cpu(), gold_N, len(labels[task]))
+            scale = Standardizer.fit(vectors_ND.cpu())
+            heads[task] = logistic_regression(vectors_ND.cpu(), gold_N, len(labels[task]), scale=scale, penalty=_RIDGE)
     heads.to(settings.device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -153,26 +155,3 @@ def read_all(
     llm.eval()
     with settings.autocast():
         return pool_in_batches(texts, lambda batch: llm.read(tokenizer, batch, max_tokens=max_tokens))
-
-
-def _probe(vectors_ND: Tensor, gold_N: Tensor, classes: int) -> nn.Linear:
-    """Logistic regression on standardised vectors, as a head for the plain ones."""
-    scale = Standardizer.fit(vectors_ND)
-    standardised_ND = scale(vectors_ND)
-    weight_CD = torch.zeros(classes, vectors_ND.shape[1], requires_grad=True)
-    bias_C = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight_CD, bias_C], max_iter=200, line_search_fn="strong_wolfe")
-
-    def objective() -> float:
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(standardised_ND @ weight_CD.T + bias_C, gold_N, reduction="sum")
-        value = value + _RIDGE * weight_CD.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.item()
-
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
-    head = nn.Linear(vectors_ND.shape[1], classes)
-    with torch.no_grad():
-        head.weight.copy_(weight_CD / scale.deviation)
-        head.bias.copy_(bias_C - head.weight @ scale.mean)
-    return head

@@ -1,0 +1,74 @@
+"""Logistic regression on frozen vectors: the first state of a teacher's head, and the head of an encoder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtllm_edge_train.targets import Standardizer
+
+_FOLDS = 5
+
+
+def logistic_regression(
+    vectors_ND: Tensor, gold_N: Tensor, classes: int, *, scale: Standardizer, penalty: float
+) -> nn.Linear:
+    """Fit a multinomial logistic regression with L-BFGS.
+
+    Args:
+        vectors_ND: The inputs.
+        gold_N: Their classes.
+        classes: How many there are.
+        scale: What the inputs are put through before they are fitted.
+        penalty: On the squared weights, beside the sum of the cross-entropies; scikit-learn's C is 1 / (2 * this).
+
+    Returns:
+        A head for the inputs as they are.
+    """
+    scaled_ND = scale(vectors_ND)
+    weight_CD = torch.zeros(classes, vectors_ND.shape[1], requires_grad=True)
+    bias_C = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight_CD, bias_C], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> float:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(scaled_ND @ weight_CD.T + bias_C, gold_N, reduction="sum")
+        value = value + penalty * weight_CD.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    head = nn.Linear(vectors_ND.shape[1], classes)
+    with torch.no_grad():
+        head.weight.copy_(weight_CD / scale.deviation)
+        head.bias.copy_(bias_C - head.weight @ scale.mean)
+    return head
+
+
+def choose_penalty(
+    vectors_ND: Tensor, gold_N: Tensor, classes: int, *, scale: Standardizer, penalties: Sequence[float], seed: int = 0
+) -> float:
+    """The penalty with the smallest cross-entropy on rows that were held out, in five folds.
+
+    Args:
+        vectors_ND: As in `logistic_regression`, and so are the other arguments.
+        gold_N: Classes of the inputs.
+        classes: How many there are.
+        scale: What the inputs are put through.
+        penalties: Those to choose from.
+        seed: Decides which row is in which fold.
+    """
+    fold_N = torch.randperm(len(gold_N), generator=torch.Generator().manual_seed(seed)) % _FOLDS
+
+    def held_out(penalty: float) -> float:
+        total = 0.0
+        for fold in range(_FOLDS):
+            kept_N, out_N = fold_N != fold, fold_N == fold
+            head = logistic_regression(vectors_ND[kept_N], gold_N[kept_N], classes, scale=scale, penalty=penalty)
+            with torch.no_grad():
+                total += nn.functional.cross_entropy(head(vectors_ND[out_N]), gold_N[out_N], reduction="sum").item()
+        return total
+
+    return min(penalties, key=held_out)
