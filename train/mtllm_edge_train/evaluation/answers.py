@@ -79,10 +79,6 @@ class Model:
         self._answers.put(self._key, texts, language, found)
         return found
 
-    def release(self) -> None:
-        """Give the memory back until it is asked again."""
-        self._ask = None
-
 
 def digest(*parts: str) -> str:
     """A name for some strings and the version of this program."""

@@ -122,8 +122,12 @@ def evaluate(
         seen=None if seen is None else groups.read_seen(seen, [*rows]),
         sentences=None if resources is None else groups.read_sentences(resources),
     )
+    descriptions = {system.id: system.description for system in systems}
+    found = {}
     try:
-        found = {system.id: _ask(system, TITLES[system.id], rows) for system in systems}
+        while systems:
+            system = systems.pop(0)  # so that its models leave the memory before the next one's are loaded
+            found[system.id] = _ask(system, TITLES[system.id], rows)
     except KeyboardInterrupt:
         render.note("stopped; repeat the command to go on, what was answered is kept")
         ctx.exit(130)
@@ -133,7 +137,7 @@ def evaluate(
         chosen,
         model=made.name,
         task=task,
-        systems={system.id: system.description for system in systems},
+        systems=descriptions,
         left_out=left_out,
         resamples=resamples,
         seed=seed,
@@ -161,7 +165,6 @@ def _ask(system: System, title: str, rows: dict[str, LabelledTexts]) -> dict[str
                 chunk = labelled.texts[start : start + _CHUNK]
                 found[language] += system.answer(chunk, language)
                 progress(len(chunk))
-    system.release()
     return found
 
 

@@ -42,11 +42,6 @@ class System:
             texts = model(texts, language)
         return texts
 
-    def release(self) -> None:
-        """Give the models' memory back."""
-        for model in self.chain:
-            model.release()
-
 
 class Systems:
     """Makes the systems; checks what can be checked without loading a model."""
@@ -108,14 +103,18 @@ class Systems:
             systems.append(self._encoder_alone(train, train_language))
         else:
             left_out["encoder_alone"] = "needs --train"
-        if teacher is not None and translator is not None:
-            systems.append(self._translate_test(translator, teacher))
+        if teacher is None:
+            return systems, left_out | {
+                "translate_test": "needs --translator and --teacher",
+                "llm_alone": "needs --teacher",
+            }
+        reader, name = self._teacher(teacher)
+        if translator is not None:
+            translate, how = self._translator(translator)
+            systems.append(System("translate_test", f"translator {how}, then LLM {name}", (translate, reader)))
         else:
-            left_out["translate_test"] = "needs --translator and --teacher"
-        if teacher is not None:
-            systems.append(self._llm_alone(teacher))
-        else:
-            left_out["llm_alone"] = "needs --teacher"
+            left_out["translate_test"] = "needs --translator"
+        systems.append(System("llm_alone", f"LLM {name}, without encoder", (reader,)))
         return systems, left_out
 
     def _mt_llm(self) -> System:
@@ -139,30 +138,24 @@ class Systems:
         key = ["encoder_alone", self._key, what, *train.texts, *train.labels]
         return System("encoder_alone", what, (self._model(key, load),))
 
-    def _translate_test(self, translator: Path, teacher: Path) -> System:
-        """Greedy translations, read by the fine-tuned English LLM."""
+    def _translator(self, folder: Path) -> tuple[Model, str]:
+        """Greedy translation."""
         from mtllm_edge.translator import TranslatorManifest
 
-        manifest = TranslatorManifest.load(translator)
+        manifest = TranslatorManifest.load(folder)
 
         def load() -> Ask:
             from mtllm_edge.translator import Translator
 
-            engine = Translator.load(translator, threads=self._threads)
+            engine = Translator.load(folder, threads=self._threads)
             # A translation may come out empty, which no LLM reads.
             return lambda texts, language: [text if text.strip() else "." for text in engine.translate(texts)]
 
-        translate = self._model(["translator", folder_digest(translator)], load)
-        reader, name = self._teacher(teacher)
-        what = f"translator {manifest.name} ({manifest.quantization}, greedy), then LLM {name}"
-        return System("translate_test", what, (translate, reader))
-
-    def _llm_alone(self, teacher: Path) -> System:
-        """The fine-tuned English LLM, which reads the texts as they stand."""
-        reader, name = self._teacher(teacher)
-        return System("llm_alone", f"LLM {name}, without encoder", (reader,))
+        model = self._model(["translator", folder_digest(folder)], load)
+        return model, f"{manifest.name} ({manifest.quantization}, greedy)"
 
     def _teacher(self, folder: Path) -> tuple[Model, str]:
+        """The fine-tuned English LLM, on whatever text it gets."""
         config = StackConfig.load(folder)
         if config.encoder is not None:
             raise UsageError(f"{folder} has an encoder; --teacher is the LLM that `mtllm-edge train finetune` made")

@@ -1,0 +1,264 @@
+"""`mtllm-edge eval` on tiny models: all four systems, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tokenizers
+import transformers
+from safetensors.numpy import save_file
+
+from mtllm_edge import Classifier
+from mtllm_edge.cli import main
+from mtllm_edge.translator import Translator
+from mtllm_edge_export.translator_ctranslate2 import export_translator
+from mtllm_edge_train.config import CHECKPOINT_VERSION, CONFIG_NAME, LlmConfig, StackConfig, TaskConfig
+from mtllm_edge_train.evaluate import Evaluator, score
+from mtllm_edge_train.evaluation.report import Report
+from tests.export.tiny_checkpoint import save_checkpoint, save_llm
+from tests.runtime.children import imported_by
+from tests.tiny import make_tiny_bundle
+from tests.train import test_translation
+
+LABELS = ("a", "b", "c", "d")
+LANGUAGES = ("deu_Latn", "eng_Latn", "tam_Taml")
+WORDS = {"deu_Latn": "abba dada", "eng_Latn": "head dab", "tam_Taml": "bad egg"}
+ROWS = [
+    {
+        "lang": language,
+        "text": f"{WORDS[language]} {'abcdefgh'[number % 8]} {'bcdefgha'[number // 3]}",
+        "topic": LABELS[number % 4],
+        "split": split,
+    }
+    for language in LANGUAGES
+    for split, count in (("train", 20), ("test", 12))
+    for number in range(count)
+]
+
+
+def save_teacher(folder: Path, labels: tuple[str, ...] = LABELS) -> Path:
+    """A fine-tuned LLM: a tiny Llama with a tokenizer of a few letters, under a random head."""
+    save_llm(folder / "llm")
+    tokenizer = tokenizers.Tokenizer.from_str(test_translation.tokenizer_json())
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast.save_pretrained(folder / "llm")
+    config = StackConfig(
+        checkpoint_version=CHECKPOINT_VERSION,
+        name="teacher",
+        encoder=None,
+        llm=LlmConfig(source="llm", layers=None, attention="causal"),
+        lora=None,
+        tasks={"topic": TaskConfig(kind="sequence", labels=labels)},
+        sources=(),
+    )
+    (folder / "tasks").mkdir(parents=True)
+    (folder / CONFIG_NAME).write_bytes(config.to_json())
+    head = {"weight": np.random.default_rng(0).standard_normal((len(labels), 64)).astype(np.float32)}
+    save_file(head, folder / "tasks" / "topic.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle, a teacher, a translator and the rows, side by side: read only."""
+    folder = tmp_path_factory.mktemp("eval")
+    make_tiny_bundle(folder / "bundle", tasks={"topic": LABELS})
+    save_teacher(folder / "teacher")
+    save_teacher(folder / "other_teacher", labels=("a", "b"))
+    save_checkpoint(folder / "nllb", family="m2m_100")
+    test_translation.run(folder / "trained", test_translation.tiny_bert(folder / "bert"), steps=1)
+    export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows.parquet")
+    return folder
+
+
+def arguments(folder: Path, model: str = "bundle") -> list[str]:
+    rows = str(folder / "rows.parquet")
+    return ["eval", str(folder / model), rows, "-t", "topic", "--label-column", "topic", "--where", "split=test"]
+
+
+def baselines(folder: Path) -> list[str]:
+    train = ["--train", str(folder / "rows.parquet"), "--train-where", "split=train", "--train-where", "lang=eng_Latn"]
+    return [*train, "--teacher", str(folder / "teacher"), "--translator", str(folder / "translator")]
+
+
+def test_importing_the_command_imports_nothing_heavy() -> None:
+    assert not {"torch", "transformers", "pyarrow", "matplotlib"} & imported_by("mtllm_edge_train.evaluation.cli")
+
+
+def test_all_four_systems_on_a_bundle(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([*arguments(folder), *baselines(folder), "-o", str(out)]) == 0
+    report = msgspec.json.decode((out / "eval.json").read_bytes(), type=Report)
+    assert [*report.systems] == ["mt_llm", "encoder_alone", "translate_test", "llm_alone"]
+    assert [group.name for group in report.groups] == ["eng_Latn", "all others"]
+    assert [row.name for row in report.per_language] == [*LANGUAGES]
+
+    with Classifier.load(folder / "bundle", threads=1) as classifier:
+        stack = [p.label for p in classifier.classify([row["text"] for row in ROWS])]
+    teacher = Evaluator(folder / "teacher")
+    read = teacher.predict("topic", [row["text"] for row in ROWS])
+    translations = Translator.load(folder / "translator", threads=1).translate([row["text"] for row in ROWS])
+    translated = teacher.predict("topic", [text if text.strip() else "." for text in translations])
+    for system, found in (("mt_llm", stack), ("llm_alone", read), ("translate_test", translated)):
+        for row in report.per_language:
+            places = [i for i, data in enumerate(ROWS) if data["lang"] == row.name and data["split"] == "test"]
+            expected = score([ROWS[i]["topic"] for i in places], [found[i] for i in places])
+            measured = row.scores[system]
+            assert measured["accuracy"].value == pytest.approx(expected.accuracy, abs=1e-4)
+            assert measured["macro_f1"].value == pytest.approx(expected.macro_f1, abs=1e-4)
+            assert measured["accuracy"].low <= measured["accuracy"].value <= measured["accuracy"].high
+    for row in [*report.groups, *report.per_language]:
+        for baseline, ahead in row.ahead.items():
+            difference = row.scores["mt_llm"]["macro_f1"].value - row.scores[baseline]["macro_f1"].value
+            assert ahead["macro_f1"].value == pytest.approx(difference, abs=2e-4)
+
+    written = capsys.readouterr().out
+    summary = json.loads(written.splitlines()[-1])
+    assert summary["groups"][1]["languages"] == 2
+    assert "translate-test" in written
+    assert (out / "eval.png").read_bytes().startswith(b"\x89PNG")
+    assert "| tam_Taml | 12 |" in (out / "eval.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in out.iterdir()) == ["eval.json", "eval.md", "eval.png"]
+
+
+def test_the_encoder_alone_learns_the_training_rows(folder: Path, tmp_path: Path) -> None:
+    words = {"a": "abba", "b": "dab", "c": "egg", "d": "fadhe"}
+    rows = [
+        {"text": f"{words[label]} {sign}", "lang": "eng_Latn", "label": label} for sign in "abcdefgh" for label in words
+    ]
+    for name, lines in (("train", rows[:20]), ("test", rows[20:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    for model in ("bundle", "nllb"):
+        files = [str(tmp_path / "test.jsonl"), "--train", str(tmp_path / "train.jsonl")]
+        assert main(["eval", str(folder / model), *files, "-t", "topic", "-o", str(tmp_path / model)]) == 0
+        report = msgspec.json.decode((tmp_path / model / "eval.json").read_bytes(), type=Report)
+        assert report.groups[0].scores["encoder_alone"]["accuracy"].value >= 0.9
+        assert report.groups[0].scores["mt_llm"]["accuracy"].value < 0.9  # of random weights
+        assert [*report.left_out] == ["translate_test", "llm_alone"]
+
+
+def test_a_checkpoint_is_told_each_texts_language(folder: Path, tmp_path: Path) -> None:
+    assert main([*arguments(folder, "nllb"), "-o", str(tmp_path / "out")]) == 0
+    report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
+    evaluator = Evaluator(folder / "nllb")
+    for row in report.per_language:
+        data = [data for data in ROWS if data["lang"] == row.name and data["split"] == "test"]
+        found = evaluator.predict("topic", [data["text"] for data in data], language=row.name)
+        expected = score([data["topic"] for data in data], found)
+        assert row.scores["mt_llm"]["accuracy"].value == pytest.approx(expected.accuracy, abs=1e-4)
+
+
+def test_an_interrupted_evaluation_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments(folder), *baselines(folder), "-o", str(tmp_path / "out")]
+    translate = Translator.translate
+    calls: list[list[str]] = []
+
+    def interrupted(self: Translator, texts: list[str]) -> list[str]:
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return translate(self, texts)
+
+    def not_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("what was answered is asked again")
+
+    monkeypatch.setattr(Translator, "translate", interrupted)
+    assert main(command) == 130
+    assert "stopped; repeat the command to go on" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    monkeypatch.setattr(Classifier, "load", not_again)
+    assert main(command) == 0
+    assert len(calls) == 4  # one language was translated before, two are now
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.undo()
+    assert main([*command[:-1], str(tmp_path / "whole")]) == 0
+    assert (tmp_path / "out" / "eval.json").read_bytes() == (tmp_path / "whole" / "eval.json").read_bytes()
+
+
+def test_a_cache_is_kept_and_an_evaluation_is_not_overwritten(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments(folder), "--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert len([*(tmp_path / "cache").iterdir()]) == len(LANGUAGES)
+    monkeypatch.setattr(Classifier, "load", None)
+    assert main(command) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+
+BAD: list[tuple[list[str], int, str]] = [
+    (["--label-column", "genre"], 2, "rows.parquet: text 21 has no column 'genre', only 'lang', 'text'"),
+    (["--text-column", "body"], 2, "has no column 'body'"),
+    (["--language-column", "code"], 2, "has no column 'code'"),
+    (["--label-column", "split"], 1, "task 'topic' has no label 'test', which rows in deu_Latn have"),
+    (["--where", "lang=fra_Latn"], 1, "no row has lang=fra_Latn beside the other conditions"),
+    (["--where", "century=20"], 2, "has no column 'century'"),
+    (["--where", "split"], 2, "'split' is not COLUMN=VALUE"),
+    (["-t", "mood"], 2, "has no task 'mood'; its tasks: topic"),
+    (["--teacher", "{}/nllb"], 2, "nllb has an encoder; --teacher is the LLM"),
+    (["--teacher", "{}/other_teacher"], 2, "task 'topic' has the labels a, b in"),
+    (["--teacher", "{}/bundle"], 1, "bundle holds no stack.json"),
+    (["--translator", "{}/translator"], 2, "--translator needs --teacher"),
+    (["--teacher", "{}/teacher", "--translator", "{}/trained"], 1, "trained holds no translator.json"),
+    (["--train", "{}/rows.parquet"], 2, "is a training row in deu_Latn, expected eng_Latn alone"),
+    (["--train-where", "split=train"], 2, "--train-where chooses rows of --train"),
+    (["--seen", "{}/nothing"], 2, "nothing is no file"),
+]
+
+
+@pytest.mark.parametrize(("more", "code", "message"), BAD)
+def test_bad_input_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], code: int, message: str
+) -> None:
+    out = tmp_path / "out"
+    filled = [part.replace("{}", str(folder)) for part in more]
+    assert main([*arguments(folder), *filled, "-o", str(out)]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "rows.jsonl holds no text"),
+        ('{"text": 5, "lang": "deu_Latn", "label": "a"}\n', "column 'text', is a number, expected a string"),
+        ('{"text": "x", "lang": 5, "label": "a"}\n', "rows.jsonl: text 1 has the language 5"),
+        ('{"text": "x", "lang": "fra_Latn", "label": "a"}\n', "nllb has no token for the language fra_Latn"),
+    ],
+)
+def test_bad_rows_are_one_line(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(content)
+    assert main(["eval", str(folder / "nllb"), str(rows), "-t", "topic", "-o", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("teacher", "is an LLM without an encoder; give it as --teacher"),
+        ("bert", "holds neither bundle.json nor stack.json"),
+    ],
+)
+def test_what_is_no_mt_llm_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    assert main([*arguments(folder, model), "-o", str(tmp_path / "out")]) in (1, 2)
+    assert message in capsys.readouterr().err
