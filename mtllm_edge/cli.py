@@ -1,7 +1,7 @@
 """`mtllm-edge`: the group of commands, and the one door through which every error leaves.
 
-The commands of the extras (export, join, train) come from the entry-point group `mtllm_edge.commands`; their modules
-import nothing heavy before the command itself runs.
+The commands of the extras (export, join, train, eval ...) come from the entry-point group `mtllm_edge.commands`; their
+modules import nothing heavy before the command itself runs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import msgspec
 
 from mtllm_edge import render
 from mtllm_edge.bundle import refuse_existing, write_bundle
-from mtllm_edge.errors import UsageError
+from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge_train.cli import chosen_device, prepare
 
 if TYPE_CHECKING:
@@ -102,17 +102,19 @@ def evaluate(
     from mtllm_edge_train.evaluation.answers import Answers
     from mtllm_edge_train.evaluation.data import Columns, check_labels, read_by_language, read_training_rows
     from mtllm_edge_train.evaluation.report import make_report
+    from mtllm_edge_train.evaluation.subject import open_subject
     from mtllm_edge_train.evaluation.systems import TITLES, Systems
 
     columns = Columns(text=text_column, label=label_column, language=language_column)
     rows = read_by_language(data, columns, _conditions(where))
     answers = Answers(cache or out.with_name(f"{out.name}.partial"))
-    made = Systems(model, task, languages=[*rows], answers=answers, device=chosen_device(device), threads=threads)
-    check_labels(rows, made.labels, task)
+    subject = open_subject(model, task)
+    check_labels(rows, subject.labels, task)
     training = None
     if train is not None:
         training = read_training_rows(train, columns, _conditions(train_where), language=train_language)
-        check_labels({train_language: training}, made.labels, task)
+        check_labels({train_language: training}, subject.labels, task)
+    made = Systems(subject, [*rows], answers, chosen_device(device), threads)
     systems, left_out = made.choose(
         train=training, train_language=train_language, teacher=teacher, translator=translator
     )
@@ -135,7 +137,7 @@ def evaluate(
         rows,
         found,
         chosen,
-        model=made.name,
+        model=subject.name,
         task=task,
         systems=descriptions,
         left_out=left_out,
@@ -163,7 +165,10 @@ def _ask(system: System, title: str, rows: dict[str, LabelledTexts]) -> dict[str
             found[language] = []
             for start in range(0, len(labelled.texts), _CHUNK):
                 chunk = labelled.texts[start : start + _CHUNK]
-                found[language] += system.answer(chunk, language)
+                try:
+                    found[language] += system.answer(chunk, language)
+                except DataError as error:
+                    raise DataError(f"{title}, {language}, from text {start} on: {error}") from None
                 progress(len(chunk))
     return found
 
