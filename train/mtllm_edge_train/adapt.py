@@ -89,6 +89,8 @@ def adapt(
     torch.manual_seed(settings.seed)
     stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype)
     stack.to(settings.device)
+    if settings.gradient_checkpointing:
+        stack.llm.checkpoint_activations()
     if state is not None:
         restore_weights(stack, out)
     else:

@@ -79,6 +79,9 @@ def _optimisation(batch_size: int, learning_rate: float) -> Callable[[_Command],
         _option("--save-every", 200, "Steps between saves to resume from.", type=click.IntRange(min=1)),
         _option("--seed", 0, "Decides order and initialisation.", type=click.IntRange(min=0)),
         _DEVICE,
+        click.option(
+            "--gradient-checkpointing", is_flag=True, help="Less memory for a third more time, for large LLMs."
+        ),
         _option("--dtype", "bfloat16", "Of the matrix products.", type=click.Choice(["bfloat16", "float32"])),
     )
 
@@ -321,7 +324,7 @@ def _sources(options: dict[str, Any]) -> list[Source]:
 def _settings(options: dict[str, Any]) -> LoopSettings:
     from mtllm_edge_train.loop import LoopSettings
 
-    names = ("batch_size", "learning_rate", "warmup", "save_every", "seed", "dtype")
+    names = ("batch_size", "learning_rate", "warmup", "save_every", "seed", "dtype", "gradient_checkpointing")
     return LoopSettings(device=chosen_device(options["device"]), **{name: options[name] for name in names})
 
 

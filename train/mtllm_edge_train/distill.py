@@ -81,6 +81,8 @@ def distill(
     torch.manual_seed(settings.seed)
     stack, _ = build_stack(config, adapted, settings.frozen_dtype)
     stack.to(settings.device)
+    if settings.gradient_checkpointing:
+        stack.llm.checkpoint_activations()
     restore_weights(stack, adapted if state is None else out)
     stack.bridge.requires_grad_(False)
     stack.heads = heads

@@ -104,6 +104,8 @@ def finetune(
         bidirectional=llm.attention == "bidirectional",
         lora=lora,
     ).to(settings.device)
+    if settings.gradient_checkpointing:
+        body.checkpoint_activations()
     tokenizer = load_llm_tokenizer(source)
     if state is not None:
         body.load_lora_state(checkpoint.read_lora(out))

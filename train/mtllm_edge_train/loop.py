@@ -46,6 +46,8 @@ class LoopSettings:
     device: str = "cpu"
     dtype: str = "bfloat16"
     """Type of the matrix products: ``bfloat16`` (autocast) or ``float32``."""
+    gradient_checkpointing: bool = False
+    """Compute the LLM's activations twice instead of keeping them: for large LLMs on one GPU."""
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at one of the steps."""
@@ -106,6 +108,12 @@ def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> Train
             "repeat those to resume it, choose another folder, or pass --force"
         )
     return state
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    path = folder / STATE_NAME
+    return path.is_file() and msgspec.json.decode(path.read_bytes(), type=TrainingState).finished
 
 
 def _check_parent(folder: Path) -> None:
@@ -237,5 +245,6 @@ def _restore(folder: Path, optimizer: torch.optim.Optimizer) -> list[dict[str, f
 
 
 def settings_dict(settings: LoopSettings) -> dict[str, Any]:
-    """The settings that decide a run's result: all but how often it is saved and logged."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("save_every", "log_every")}
+    """The settings that decide a run's result: not how often it is saved and logged, nor what it keeps in memory."""
+    neutral = ("save_every", "log_every", "gradient_checkpointing")
+    return {name: value for name, value in asdict(settings).items() if name not in neutral}

@@ -58,6 +58,13 @@ class LlmBody(nn.Module):
             )
             self.model = peft.get_peft_model(model, adapters)
 
+    def checkpoint_activations(self) -> None:
+        """Keep only each layer's input for the backward pass, and compute the rest again there (Chen et al. 2016).
+
+        Takes a fraction of the memory and about a third more time; the gradients are the same. Off outside training.
+        """
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     @property
     def width(self) -> int:
         """Width of inputs and pooled vectors."""
