@@ -1,0 +1,1 @@
+"""Recipes of published models: settings, and the calls of this package that they go into."""

@@ -1,0 +1,38 @@
+"""An LLM with LLM2Vec's adapters merged into its weights (BehnamGhader et al. 2024, arXiv 2404.05961)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+
+from mtllm_edge.bundle import write_bundle
+from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
+
+
+def merge_adapters(llm: str, adapters: Sequence[str], out: Path) -> None:
+    """Write an LLM's body in bfloat16, with adapters merged one after the other, and its tokenizer.
+
+    Args:
+        llm: Local folder or hub id.
+        adapters: Folders or hub ids in peft's format.
+        out: The folder to write; it appears when all is done, or not at all.
+
+    Raises:
+        ModelError: One of them cannot be loaded.
+        UsageError: `out` exists.
+    """
+    with write_bundle(out, force=False) as folder:
+        with one_line(f"{llm} cannot be loaded as an LLM", "name a folder or hub id, or ask for access to it"):
+            model = pretrained_model(transformers.AutoModel, llm, dtype=torch.bfloat16)
+            tokenizer = pretrained_tokenizer(llm)
+        for adapter in adapters:
+            with one_line(
+                f"{adapter} cannot be loaded as an adapter of {llm}", "name a folder or hub id of peft's format"
+            ):
+                model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
