@@ -84,8 +84,6 @@ def test_parameters_and_operations_of_a_tiny_stack() -> None:
 
 def test_every_gradient_is_the_bridges_or_an_adapters() -> None:
     stack = dry_run.build(TINY)
-    stack.encoder.requires_grad_(True)
-    stack.llm.model.get_input_embeddings().requires_grad_(True)
     stack.bridge.bias.requires_grad_(False)
     with pytest.raises(ModelError, match=r"bridge\.bias gets no gradient"):
         dry_run.count_flops(stack, 4)
@@ -119,6 +117,10 @@ def test_the_true_shapes_take_little_memory(tmp_path: Path) -> None:
     assert expected["llm_matrices"] == pytest.approx(6.98e9, rel=1e-3)
     assert expected["encoder_layers"] == pytest.approx(0.151e9, rel=1e-2)
     assert figures["parameters"]["trained"] == expected["bridge"] + expected["lora"]
+    once = 8 * 512
+    assert figures["task_tokens_at_most"] == {
+        "nusax": {"fine-tuning": 20 * once, "distillation, teacher": once, "distillation": 20 * once}
+    }
     assert figures["frozen_bytes"]["bf16"] == 2 * figures["parameters"]["frozen"]
     assert 0.25 < figures["paper"]["mfu"]["without checkpointing"] < figures["paper"]["mfu"]["with checkpointing"] < 0.5
     for row in figures["devices"]:
@@ -260,6 +262,11 @@ def test_incomplete_data_is_one_line(
         f"error: {tmp_path / 'nothing' / 'english.parquet'} is no file; DATA needs english.parquet, nusax/train.parquet"
     )
     assert capsys.readouterr().out == ""
+    for option, value, message in (("--tokens", "513", "choose 1 to 512"), ("--mfu", "0", "above 0")):
+        arguments = ["nllb_llama3", str(data(tmp_path / option)), str(tmp_path / "out"), "--dry-run", option, value]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match=message):
+            nllb_llama3.main()
     folder = data(tmp_path / "data")
     (folder / "nusax" / "test" / "deu_Latn.parquet").unlink()
     with pytest.raises(UsageError, match="needs a test file"):

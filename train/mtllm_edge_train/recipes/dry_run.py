@@ -35,7 +35,7 @@ class Run:
     tokens: int
     """Of every text, for the encoder and for the LLM as teacher."""
     mfu: float
-    """Model FLOPs utilisation: the fraction of a device's peak that is reached."""
+    """Fraction of a device's peak that is reached; what is computed again counts as work."""
 
 
 def build(run: Run) -> Stack:
@@ -64,13 +64,14 @@ def count_flops(stack: Stack, tokens: int) -> dict[str, int]:
     """
     ids_NL = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     stack.float().train()  # the meta device has no autocast; sizes of products are the same
-    stack.encoder.eval()
+    encoder: Any = stack.encoder.eval()
+    encode = encoder.forward
+    # transformers would look whether the mask masks anything, and there are no values to look at
+    encoder.forward = lambda input_ids, attention_mask: encode(input_ids=input_ids)
 
     def learn() -> None:
         stack.zero_grad()
-        with torch.no_grad():  # without a mask, whose values transformers would look at, and there are none
-            hidden_NLD = stack.encoder(input_ids=ids_NL).last_hidden_state
-        stack.pool(stack.bridge(hidden_NLD), torch.ones_like(ids_NL)).sum().backward()  # type: ignore[no-untyped-call]
+        stack(ids_NL, torch.ones_like(ids_NL)).sum().backward()
 
     def teach() -> None:
         with torch.no_grad(), stack.llm.without_lora():

@@ -125,7 +125,7 @@ def estimate_activations(stack: Stack, lora: LoraConfig) -> Activations:
         layers=config.num_hidden_layers,
         layer=8 * d + 2 * adapted + 14 * lora.rank + 8 * q + 4 * heads + 6 * f + mask,
         layer_input=2 * d,
-        ends=2 * stack.bridge.in_features + 4 * d,
+        ends=2 * stack.bridge.weight.shape[1] + 4 * d,
         transient=2 * (4 * d + 3 * f),
     )
 
@@ -152,7 +152,7 @@ def plan_devices(
         bytes_per_text: Memory for each text of its pass.
         batch_size: Texts in a step, over all devices.
         flops: Operations of the whole run.
-        mfu: Fraction of the peak that is reached.
+        mfu: Fraction of the peak that is reached; what is computed again counts as work.
 
     Returns:
         Nothing where not one text fits.

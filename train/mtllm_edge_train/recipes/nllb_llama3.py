@@ -154,7 +154,9 @@ def run(data: Path, out: Path, *, device: str) -> None:
                 settings=settings,
                 epochs=epochs,
             )
-        evaluate(data / task / "test", task, student, out / f"{task}-scores.jsonl", device=device)
+        scores = out / f"{task}-scores.jsonl"
+        if not scores.exists():
+            evaluate(data / task / "test", task, student, scores, device=device)
 
 
 def evaluate(tests: Path, task: str, checkpoint: Path, scores: Path, *, device: str) -> None:
@@ -193,9 +195,17 @@ def check_data(data: Path) -> None:
 
 
 def described(tokens: int, mfu: float) -> Run:
-    """The run as `--dry-run` sees it."""
+    """The run as `--dry-run` sees it.
+
+    Raises:
+        UsageError: A text of no or too many tokens, or more than the whole peak.
+    """
     from mtllm_edge_train.recipes.dry_run import Run
 
+    if not 1 <= tokens <= ENCODER.max_tokens:
+        raise UsageError(f"a text cannot have {tokens} tokens; choose 1 to {ENCODER.max_tokens}")
+    if not 0 < mfu <= 1:
+        raise UsageError(f"no GPU reaches {mfu} of its peak; choose a fraction above 0, at most 1")
     return Run(
         encoder=ENCODER_SHAPE,
         llm=LLM_SHAPE,
@@ -205,6 +215,21 @@ def described(tokens: int, mfu: float) -> Run:
         tokens=tokens,
         mfu=mfu,
     )
+
+
+def task_tokens(data: Path, tokens: int) -> dict[str, dict[str, int]]:
+    """What each task's stages read in training if every text has that many tokens.
+
+    Raises:
+        MtllmError: A training file is not readable.
+    """
+    from mtllm_edge_train.data import read_labelled
+
+    found = {}
+    for task, epochs in EPOCHS.items():
+        once = tokens * len(read_labelled(data / task / "train.parquet").texts)
+        found[task] = {"fine-tuning": epochs * once, "distillation, teacher": once, "distillation": epochs * once}
+    return found
 
 
 def compare_with_paper(flops: Mapping[str, int]) -> dict[str, Any]:
@@ -237,13 +262,20 @@ def main() -> None:
         check_data(arguments.data)
         from mtllm_edge_train.recipes import dry_run
 
+        tasks = task_tokens(arguments.data, arguments.tokens)
         figures = dry_run.report(described(arguments.tokens, arguments.mfu))
+        figures["task_tokens_at_most"] = tasks
         figures["paper"] = compare_with_paper(figures["flops"])
         print(dry_run.table(figures))
+        for task, stages in tasks.items():
+            print(f"{task}, tokens:", ", ".join(f"{count / 1e6:,.1f} M in {stage}" for stage, count in stages.items()))
         print("the paper's run reached", ", ".join(f"{mfu:.0%} {how}" for how, mfu in figures["paper"]["mfu"].items()))
         print(json.dumps(figures))
     except MtllmError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; repeat the command to go on from the last save", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
