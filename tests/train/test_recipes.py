@@ -67,7 +67,7 @@ def test_parameters_and_operations_of_a_tiny_stack() -> None:
     assert expected.items() <= figures["parameters"].items()
     texts, length = TINY.steps * TINY.batch_size, TINY.tokens
     tokens = texts * length
-    assert figures["tokens_at_most"] == {"student": tokens, "teacher": tokens}
+    assert figures["tokens"] == {"student": tokens, "teacher": tokens}
     encoder_matrices = 2 * (4 * 16 * 16 + 2 * 16 * 24)
     body, lora, bridge = expected["llm_matrices"], expected["lora"], 32 * 16
     attention, encoder_attention = 3 * 2 * length * 32, 2 * 2 * length * 16  # products of query, key and value
@@ -118,7 +118,7 @@ def test_the_true_shapes_take_little_memory(tmp_path: Path) -> None:
     assert expected["encoder_layers"] == pytest.approx(0.151e9, rel=1e-2)
     assert figures["parameters"]["trained"] == expected["bridge"] + expected["lora"]
     once = 8 * 512
-    assert figures["task_tokens_at_most"] == {
+    assert figures["task_tokens"] == {
         "nusax": {"fine-tuning": 20 * once, "distillation, teacher": once, "distillation": 20 * once}
     }
     assert figures["frozen_bytes"]["bf16"] == 2 * figures["parameters"]["frozen"]

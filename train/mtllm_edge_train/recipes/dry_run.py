@@ -124,7 +124,8 @@ def report(run: Run) -> dict[str, Any]:
             "all_with_checkpointing": activations.per_token(checkpointing=True),
         },
         "texts": texts,
-        "tokens_at_most": {"student": texts * run.tokens, "teacher": texts * run.tokens},
+        "tokens_per_text": run.tokens,
+        "tokens": {"student": texts * run.tokens, "teacher": texts * run.tokens},
         "flops": flops,
         "mfu": run.mfu,
         "devices": devices,
@@ -141,8 +142,8 @@ def table(figures: Mapping[str, Any]) -> str:
         lines += [f"  {name:<26}{size / 1e6:>10,.1f}" for name, size in figures[title].items()]
     lines.append("activations (bytes per token; formulas: mtllm_edge_train/recipes/estimate.py)")
     lines += [f"  {name:<26}{size:>10,}" for name, size in figures["activation_bytes_per_token"].items()]
-    lines.append("general adaptation, all texts at full length")
-    lines += [f"  {name + ' tokens':<26}{count / 1e6:>10,.1f} M" for name, count in figures["tokens_at_most"].items()]
+    lines.append(f"general adaptation, {figures['texts']:,} texts, each of {figures['tokens_per_text']} tokens")
+    lines += [f"  {name + ' tokens':<26}{count / 1e6:>10,.1f} M" for name, count in figures["tokens"].items()]
     lines += [f"  {name + ' FLOPs':<26}{count:>10.2e}" for name, count in figures["flops"].items()]
     lines.append(f"GPUs: texts at a time on each x accumulation, hours at {figures['mfu']:.0%} of the peak")
     for row in figures["devices"]:

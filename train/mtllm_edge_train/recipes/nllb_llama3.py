@@ -264,12 +264,15 @@ def main() -> None:
 
         tasks = task_tokens(arguments.data, arguments.tokens)
         figures = dry_run.report(described(arguments.tokens, arguments.mfu))
-        figures["task_tokens_at_most"] = tasks
+        figures["task_tokens"] = tasks
         figures["paper"] = compare_with_paper(figures["flops"])
         print(dry_run.table(figures))
         for task, stages in tasks.items():
             print(f"{task}, tokens:", ", ".join(f"{count / 1e6:,.1f} M in {stage}" for stage, count in stages.items()))
-        print("the paper's run reached", ", ".join(f"{mfu:.0%} {how}" for how, mfu in figures["paper"]["mfu"].items()))
+        print(
+            "at that length the paper's run reached",
+            ", ".join(f"{mfu:.0%} {how}" for how, mfu in figures["paper"]["mfu"].items()),
+        )
         print(json.dumps(figures))
     except MtllmError as error:
         sys.exit(f"error: {error}")
