@@ -46,7 +46,7 @@ def build(run: Run) -> Stack:
         body = transformers.LlamaModel(transformers.LlamaConfig(**run.llm)).to(torch.bfloat16)
         llm = LlmBody(body, bidirectional=True, lora=run.lora)
         nothing: Any = None  # no text is read, so there is no tokenizer
-        return Stack(encoder.to(torch.bfloat16), nothing, llm, d_encoder=encoder.config.d_model)
+        return Stack(encoder.to(torch.bfloat16), nothing, llm, d_encoder=encoder.config.d_model, stride=1)
 
 
 def count_flops(stack: Stack, tokens: int) -> dict[str, int]:
