@@ -5,6 +5,7 @@ Reading single parts needs numpy only; torch is imported where a whole stack is 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_train.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, StackConfig, resolve_source
+from mtllm_edge_train.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, TENSORS_NAME, StackConfig, resolve_source
 
 if TYPE_CHECKING:
     from mtllm_edge_train.model import LlmBody, Stack
@@ -59,6 +60,15 @@ def read_head(folder: Path, task: str) -> tuple[Array, Array | None]:
     path = head_path(folder, task)
     tensors = read_tensors(path)
     return _named(tensors, "weight", path), tensors.get("bias")
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over what was trained in a checkpoint."""
+    sha256 = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        if path.name != TENSORS_NAME:
+            sha256.update(path.read_bytes())
+    return sha256.hexdigest()
 
 
 def _named(tensors: dict[str, Array], name: str, path: Path) -> Array:

@@ -26,6 +26,7 @@ CHECKPOINT_VERSION = 1
 CONFIG_NAME = "stack.json"
 BRIDGE_NAME = "bridge.safetensors"
 LORA_NAME = "lora.safetensors"
+TENSORS_NAME = "training.safetensors"
 _PACKAGE_SCHEME = "python:"
 
 

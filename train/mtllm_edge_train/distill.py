@@ -6,7 +6,6 @@ alone; the bridge stays as it is, and the teacher's heads are copied.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,7 +63,12 @@ def distill(
         raise UsageError("task distillation needs at least two texts; give the tasks' training texts")
     config = msgspec.structs.replace(base, name=name, tasks=taught.tasks, sources=_merged(base, taught))
     key = loop.fingerprint(
-        config, loop.settings_dict(settings), epochs, _digest(adapted), _digest(teacher), list(texts)
+        config,
+        loop.settings_dict(settings),
+        epochs,
+        checkpoint.digest(adapted),
+        checkpoint.digest(teacher),
+        list(texts),
     )
     state = loop.start_or_resume(out, "distill", key, force=force)
 
@@ -106,15 +110,6 @@ def distill(
         save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),
         log=log,
     )
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 over what was trained in a checkpoint."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        if path.name != loop.TENSORS_NAME:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _merged(base: StackConfig, taught: StackConfig) -> tuple[Source, ...]:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from mtllm_edge.bundle import refuse_existing, write_bundle
 from mtllm_edge.errors import EngineError, ModelError, UsageError
+from mtllm_edge_train.config import TENSORS_NAME
 
 STATE_NAME = "training.json"
-TENSORS_NAME = "training.safetensors"
 LOG_NAME = "log.jsonl"
 
 

@@ -21,7 +21,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import loop
 from mtllm_edge_train.model import masked_mean, pad_right
-from mtllm_edge_train.parallel import DrawnPairs, Pair, TokenPair, digest
+from mtllm_edge_train.parallel import DrawnPairs, Pair, TokenPair, TranslationReader, digest
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 from mtllm_edge_train.translator import (
     MAX_TARGET_TOKENS,
@@ -114,8 +114,8 @@ def train_translator(
             module.set_attn_implementation("eager")
     order = DrawnPairs(
         pairs,
-        teacher.tokenizer_json,
-        target_json,
+        TranslationReader(teacher.tokenizer_json, target_json),
+        lengths=TokenPair.lengths,
         max_tokens=max_tokens,
         batch_size=settings.batch_size,
         seed=settings.seed,

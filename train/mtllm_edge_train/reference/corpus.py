@@ -63,7 +63,13 @@ _SHARE = {"bible": 0.5, "apps_gettext": 0.1, "libreoffice_ui": 0.1, "mediawiki":
 
 
 def translation_pairs(
-    folder: Path, languages: Collection[str], *, known: Collection[str], temperature: float = 3.0, boost: float = 3.0
+    folder: Path,
+    languages: Collection[str],
+    *,
+    known: Collection[str],
+    temperature: float = 3.0,
+    boost: float = 3.0,
+    without: Collection[str] = (),
 ) -> list[Pair]:
     """Freely licensed sentence pairs, weighted for translation, and English paired with itself.
 
@@ -74,6 +80,7 @@ def translation_pairs(
         folder: Files with the columns `lang`, `text`, `english` and `license`.
         languages: Codes to keep.
         known: Codes that the encoder was trained on.
+        without: Files to leave out, by name without suffix.
         temperature: 1 draws all rows alike, a large one all languages alike.
         boost: Factor on languages that are not in `known`.
     """
@@ -81,6 +88,8 @@ def translation_pairs(
 
     rows: dict[str, list[Pair]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):
+        if path.stem in without:
+            continue
         share = _SHARE.get(path.stem, 1.0)
         table = pyarrow.parquet.read_table(path, columns=["lang", "text", "english", "license"])
         for language, text, english, license_text in zip(

@@ -1,0 +1,47 @@
+"""What this repository ships of the reference model, as starting points of further training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mtllm_edge_train.checkpoint import head_path
+from mtllm_edge_train.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, StackConfig
+
+_WORD = "embeddings.word_embeddings.weight"
+
+
+def restore_translator_encoder(shipped: Path, base: Path, folder: Path) -> None:
+    """The translator's encoder as a transformers folder.
+
+    Args:
+        shipped: `reference/translator`, which holds all but the word embeddings that e5 has.
+        base: The untouched encoder, as `recipe.build_encoder` writes it.
+        folder: Existing folder to write to.
+    """
+    tensors = {name: tensor.astype(np.float32) for name, tensor in load_file(shipped / "encoder.safetensors").items()}
+    new_VD = tensors.pop("new_word_embeddings")
+    known_VD = load_file(base / "model.safetensors")[_WORD][: -len(new_VD)]
+    tensors[_WORD] = np.concatenate([known_VD, new_VD])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((base / name).read_bytes())
+
+
+def restore_stack(parts: Path, config: StackConfig, folder: Path) -> None:
+    """The bridge, adapter and heads of shipped parts as a checkpoint.
+
+    Args:
+        parts: `reference/parts`.
+        config: Of the checkpoint; its tasks are those of the parts.
+        folder: Existing folder to write to.
+    """
+    (folder / CONFIG_NAME).write_bytes(config.to_json())
+    (folder / BRIDGE_NAME).write_bytes((parts / BRIDGE_NAME).read_bytes())
+    lora = load_file(parts / LORA_NAME)
+    save_file({name: tensor.astype(np.float32) for name, tensor in lora.items()}, folder / LORA_NAME)
+    (folder / "tasks").mkdir()
+    for task in config.tasks:
+        head_path(folder, task).write_bytes((parts / "tasks" / task / "head.safetensors").read_bytes())
