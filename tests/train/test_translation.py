@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge_train import loop
 from mtllm_edge_train.encoders import load_encoder
-from mtllm_edge_train.parallel import DrawnPairs, Pair
+from mtllm_edge_train.parallel import DrawnPairs, Pair, TokenPair, TranslationReader
 from mtllm_edge_train.reference.corpus import translation_pairs
 from mtllm_edge_train.reference.e5 import round_word_embeddings
 from mtllm_edge_train.translation import train_translator
@@ -73,8 +74,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
-def drawn(*, seed: int = 0, max_tokens: int = 64) -> DrawnPairs:
-    return DrawnPairs(PAIRS, tokenizer_json(), tokenizer_json(), max_tokens=max_tokens, batch_size=8, seed=seed)
+def read(pairs: Sequence[Pair]) -> list[TokenPair]:
+    return TranslationReader(tokenizer_json(), tokenizer_json())(pairs)
+
+
+def drawn(
+    pairs: Sequence[Pair] = PAIRS, *, seed: int = 0, max_tokens: int = 64, batch_size: int = 8
+) -> DrawnPairs[TokenPair]:
+    return DrawnPairs(pairs, read, lengths=TokenPair.lengths, max_tokens=max_tokens, batch_size=batch_size, seed=seed)
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
@@ -86,13 +93,13 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 def test_pairs_are_drawn_by_weight() -> None:
     pairs = [Pair("one", "a", "c", 1.0), Pair("two", "b", "d", 3.0)]
-    order = DrawnPairs(pairs, tokenizer_json(), tokenizer_json(), max_tokens=9, batch_size=16, seed=0)
+    order = drawn(pairs, max_tokens=9, batch_size=16)
     counts = Counter(tuple(pair.source) for step in range(64) for pair in order[step])
-    assert counts[tuple(order.tokenize(pairs)[1].source)] / counts.total() == pytest.approx(0.75, abs=0.04)
+    assert counts[tuple(read(pairs)[1].source)] / counts.total() == pytest.approx(0.75, abs=0.04)
 
 
 def test_a_target_ends_where_the_text_does_and_the_frame_is_the_encoders() -> None:
-    (pair,) = drawn().tokenize(PAIRS[:1])
+    (pair,) = read(PAIRS[:1])
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json())
     assert pair.source == tokenizer.encode("ab ab").ids
     assert pair.english == tokenizer.encode("cd cd").ids

@@ -101,6 +101,8 @@ def distill_translations(
     llm_tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
     stack, _ = build_stack(config, start, settings.frozen_dtype)
     stack.to(settings.device)
+    if settings.gradient_checkpointing:
+        stack.llm.checkpoint_activations()
     if settings.device == "cpu":  # where the fused kernel's backward pass is the slower one on short sentences
         stack.llm.model.base_model.model.set_attn_implementation("eager")
     if stack.tokenizer.needs_language:
