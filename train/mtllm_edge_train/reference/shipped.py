@@ -13,7 +13,7 @@ from mtllm_edge_train.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, StackCo
 _WORD = "embeddings.word_embeddings.weight"
 
 
-def restore_translator_encoder(shipped: Path, base: Path, folder: Path) -> None:
+def restore_encoder(shipped: Path, base: Path, folder: Path) -> None:
     """The translator's encoder as a transformers folder.
 
     Args:
