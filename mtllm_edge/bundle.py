@@ -64,6 +64,23 @@ class Bundle:
         _raise_faults(folder, checks.header_faults(folder, bundle.manifest))
         return bundle
 
+    def task_name(self, task: str | None) -> str:
+        """The task of that name, or the only one where None is named.
+
+        Raises:
+            UsageError: No such task, or several and none is named.
+        """
+        known = list(self.manifest.tasks)
+        if not known:
+            raise UsageError(f"{self.path} has no task; use `mtllm-edge embed`, or export it with a head")
+        if task is None and len(known) == 1:
+            return known[0]
+        if task is None:
+            raise UsageError(f"{self.path} has the tasks {', '.join(known)}; name one of them as the task")
+        if task not in known:
+            raise UsageError(f"{self.path} has no task {task!r}; it has {', '.join(known)}")
+        return task
+
     def verify(self) -> None:
         """Compare every file with the size and the SHA-256 in the manifest.
 

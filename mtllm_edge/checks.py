@@ -88,8 +88,7 @@ def _bridge_faults(path: Path, n_embd: int, d_group: int) -> list[str]:
 
 
 def _head_faults(path: Path, task: Task, n_embd: int) -> list[str]:
-    n_labels = len(task.labels)
-    return _shape_faults(path, required={"weight": (n_labels, n_embd)}, optional={"bias": (n_labels,)})
+    return _shape_faults(path, required={"weight": (task.rows, n_embd)}, optional={"bias": (task.rows,)})
 
 
 def _shape_faults(

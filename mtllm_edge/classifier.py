@@ -7,24 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.embedder import Embedder
-from mtllm_edge.errors import UsageError
+from mtllm_edge.framing import Encoded
 from mtllm_edge.heads import Head
+from mtllm_edge.kinds import Input, Kind, check_kind
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says about one text."""
+    """What a classifier says about one text, pair, or text with choices."""
 
     label: str
-    """The most probable label."""
+    """The most probable label; of choices, its number, the first of them being ``"0"``."""
     probabilities: dict[str, float]
-    """Probability of every label, in the order of the head; they sum to 1."""
+    """Probability of every label, in the order of the head, or of every choice by its number; they sum to 1."""
     tokens: int
     """Tokens that the encoder read, the special ones included."""
     truncated: bool
-    """Whether the text was longer than the encoder takes and lost its end."""
+    """Whether the text was longer than the encoder takes and lost its end; of several texts, the longest did."""
 
     @property
     def confidence(self) -> float:
@@ -55,7 +59,7 @@ class Classifier:
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         heads = {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
-        task = _chosen(task, list(heads), bundle.path)
+        task = bundle.task_name(task)
         return cls(Embedder.load(bundle, threads=threads), heads, task)
 
     @property
@@ -65,12 +69,17 @@ class Classifier:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of `task`, in the order of its head."""
+        """Labels of `task`, in the order of its head; none for multiple choice."""
         return self._heads[self._task].labels
+
+    @property
+    def kind(self) -> Kind:
+        """What `task` reads: ``sequence`` a text, ``pair`` two of them, ``multiple_choice`` a text with choices."""
+        return self._heads[self._task].kind
 
     def classify(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Input],
         *,
         task: str | None = None,
         language: str | None = None,
@@ -79,7 +88,8 @@ class Classifier:
         """Classify texts.
 
         Args:
-            texts: The texts, in any languages that the encoder knows.
+            texts: The texts, in any languages that the encoder knows: strings, or what else the task reads, tuples
+                ``(text, text_pair)`` or ``(text, [choice, choice, ...])``.
             task: Another task of the bundle than the one chosen in `load`.
             language: Code of the language of all texts, for encoders that must be told.
             progress: Called after every batch with the number of texts in it.
@@ -88,21 +98,22 @@ class Classifier:
             A prediction for every text, in their order; a cut text says so in `Prediction.truncated`.
 
         Raises:
-            DataError: A text is empty or not a string.
+            DataError: A text is empty or not a string, or not of the task's kind.
             UsageError: The task is unknown, or the language missing, unknown, or not wanted.
             EngineError: An engine failed.
         """
-        head = self._heads[_chosen(task or self._task, list(self._heads), self._embedder.bundle.path)]
+        task = self._embedder.bundle.task_name(task or self._task)
+        head = self._heads[task]
         encoded = self._embedder.encode(texts, language=language)
-        probabilities_NC = head.probabilities(self._embedder.pool(encoded, progress=progress))
+        check_kind(texts, head.kind, f"task {task!r}")
+        pooled_VE = self._embedder.pool(encoded, progress=progress)
+        if head.kind != "multiple_choice":
+            rows = head.probabilities(pooled_VE)
+            return [_prediction(text, head.labels, row_C) for text, row_C in zip(encoded, rows, strict=True)]
+        choices = np.split(pooled_VE, np.cumsum([text.vectors for text in encoded])[:-1])
         return [
-            Prediction(
-                label=head.labels[int(row_C.argmax())],
-                probabilities=dict(zip(head.labels, row_C.tolist(), strict=True)),
-                tokens=len(text.ids),
-                truncated=text.truncated,
-            )
-            for text, row_C in zip(encoded, probabilities_NC, strict=True)
+            _prediction(text, [*map(str, range(text.vectors))], head.choice_probabilities(pooled_CE))
+            for text, pooled_CE in zip(encoded, choices, strict=False)  # of no texts, numpy makes one piece
         ]
 
     def close(self) -> None:
@@ -118,13 +129,10 @@ class Classifier:
         self.close()
 
 
-def _chosen(task: str | None, known: Sequence[str], path: Path) -> str:
-    if not known:
-        raise UsageError(f"{path} has no task; use `mtllm-edge embed`, or export it with a head")
-    if task is None and len(known) == 1:
-        return known[0]
-    if task is None:
-        raise UsageError(f"{path} has the tasks {', '.join(known)}; name one of them as the task")
-    if task not in known:
-        raise UsageError(f"{path} has no task {task!r}; it has {', '.join(known)}")
-    return task
+def _prediction(text: Encoded, labels: Sequence[str], probabilities_C: NDArray[np.float64]) -> Prediction:
+    return Prediction(
+        label=labels[int(probabilities_C.argmax())],
+        probabilities=dict(zip(labels, probabilities_C.tolist(), strict=True)),
+        tokens=len(text.ids),
+        truncated=text.truncated,
+    )

@@ -19,7 +19,9 @@ import msgspec
 from mtllm_edge import doctor as checkup
 from mtllm_edge import outputs, render
 from mtllm_edge.bundle import Bundle
+from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.kinds import Input, parts_of
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ _PATH = click.Path(path_type=Path)
 _INPUTS_HELP = """TEXTS are texts, or files of texts: .txt with a text per line; .csv and .jsonl with a column 'text',
 or the one that --text-column names, or the only one. '-', or nothing at all, reads a text per line from a pipe. All is
 UTF-8; blank lines are left out."""
+_KINDS_HELP = """
+
+A task of pairs needs csv or jsonl files, and in them a second column, 'text_pair'. One of multiple choice needs
+'choices', a list (in csv, as JSON); its label is the number of a choice, the first being 0. `mtllm-edge info` shows
+what each task reads."""
 
 
 _texts = click.argument("texts", metavar="[TEXTS]...", nargs=-1)
@@ -50,11 +57,19 @@ def _reading_options(command: _Command) -> _Command:
     return command
 
 
-@click.command(epilog=_INPUTS_HELP)
+@click.command(epilog=_INPUTS_HELP + _KINDS_HELP)
 @_texts
 @_bundle
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
 @_reading_options
+@click.option("--pair-column", metavar="NAME", help="Column of a pair's second text; by default 'text_pair'.")
+@click.option(
+    "--choices-column",
+    "choices_columns",
+    metavar="NAME",
+    multiple=True,
+    help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
+)
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .csv or .jsonl.")
 @click.option(
     "--format",
@@ -70,6 +85,8 @@ def classify(
     task: str | None,
     language: str | None,
     text_column: str | None,
+    pair_column: str | None,
+    choices_columns: tuple[str, ...],
     threads: int | None,
     output: Path | None,
     form: str | None,
@@ -84,22 +101,34 @@ def classify(
     form = form or _form_of(output, {".csv": "csv", ".jsonl": "jsonl"}, ("table", "csv"))
     sheet = _read(texts, text_column)
     opened = Bundle.open(bundle)
+    inputs = _inputs(sheet, opened, task, Columns(pair_column, choices_columns))
     with _destination(output, force=force) as file:
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
 
             classifier = Classifier.load(opened, task=task, threads=threads)
-        with classifier, render.counting(len(sheet.texts)) as progress:
+        with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
-            predictions = classifier.classify(sheet.texts, language=language, progress=progress)
+            predictions = classifier.classify(inputs, language=language, progress=progress)
             seconds = time.perf_counter() - started
         if form == "table":
-            table = render.predictions_table(sheet.texts, predictions)
+            table = render.predictions_table([" | ".join(parts_of(item)) for item in inputs], predictions)
             render.show(table) if output is None else file.write(render.to_bytes(table))
         else:
             _write_predictions(file, sheet, predictions, form)
     truncated = sum(prediction.truncated for prediction in predictions)
     _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens)
+
+
+def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) -> list[Input]:
+    """What the task reads, from the columns that its kind needs."""
+    name = bundle.task_name(task)
+    kind = bundle.manifest.tasks[name].kind
+    if columns.pair and kind != "pair":
+        raise UsageError(f"--pair-column is for tasks of pairs, but {name!r} is a task of the kind {kind!r}")
+    if columns.choices and kind != "multiple_choice":
+        raise UsageError(f"--choices-column is for multiple choice, but {name!r} is a task of the kind {kind!r}")
+    return inputs_of(sheet, kind, columns)
 
 
 def _write_predictions(file: BinaryIO, sheet: Sheet, predictions: list[Prediction], form: str) -> None:

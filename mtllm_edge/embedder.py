@@ -15,10 +15,12 @@ from mtllm_edge.bridge import Bridge
 from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.framing import Encoded, grouped
+from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
 from mtllm_edge.machine import default_threads
 from mtllm_edge.safety import engine_settings
-from mtllm_edge.tokenizer import Encoded, Tokenizer
+from mtllm_edge.tokenizer import Tokenizer
 
 
 class TruncationWarning(UserWarning):
@@ -94,6 +96,7 @@ class Embedder:
             EngineError: An engine failed.
         """
         encoded = self.encode(texts, language=language)
+        check_kind(texts, "sequence", "the embedder")
         cut = [index for index, text in enumerate(encoded) if text.truncated]
         if cut:
             limit = self.bundle.manifest.encoder.max_tokens
@@ -103,21 +106,30 @@ class Embedder:
             warnings.warn(message, TruncationWarning, stacklevel=2)
         return self.pool(encoded, progress=progress)
 
-    def encode(self, texts: Sequence[str], *, language: str | None = None) -> list[Encoded]:
-        """Tokenize texts; each result says whether its text was cut. Arguments and errors as for `embed`."""
+    def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
+        """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.kinds`).
+
+        Each result says whether its text was cut. Arguments and errors as for `embed`.
+        """
         return self._tokenizer.encode(texts, language=language)
 
     def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
-        """Vectors, float32 (texts, n_embd), of what `encode` returned, in its order. Errors as for `embed`."""
-        pooled_NE = np.empty((len(encoded), self.bundle.manifest.llm.n_embd), np.float32)
+        """Vectors of what `encode` returned, in its order, float32 (vectors, n_embd). Errors as for `embed`.
+
+        A text or a pair gives one vector, a text with choices one for every choice.
+        """
+        ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
+        pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
         lengths = [len(text.ids) for text in encoded]
         for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch):
-            hidden = self._encoder.encode([encoded[index].ids for index in batch])  # each (length, d_model)
+            texts = [encoded[index] for index in batch]
+            hidden = self._encoder.encode([text.ids for text in texts])  # each (length, d_model)
             inputs = self._bridge(hidden)  # each (length / stride, n_embd)
-            pooled_NE[batch] = self._llm.pool(inputs)
+            rows = np.concatenate([np.arange(ends[index] - encoded[index].vectors, ends[index]) for index in batch])
+            pooled_VE[rows] = self._llm.pool(inputs, [grouped(text.spans, self._bridge.stride) for text in texts])
             if progress is not None:
                 progress(len(batch))
-        return pooled_NE
+        return pooled_VE
 
     def close(self) -> None:
         """Give the engines' memory back; harmless when repeated."""

@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.arrays import read_arrays
+from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import Task
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier."""
+    """A linear classifier, or a linear score of choices."""
 
+    kind: Kind
     labels: tuple[str, ...]
-    """Label of each row of the weight."""
+    """Label of each row of the weight; empty where the one row scores choices."""
     weight_CE: NDArray[np.float32]
-    """(labels, n_embd)."""
+    """(labels, n_embd), or (1, n_embd)."""
     bias_C: NDArray[np.float32] | None
     temperature: float
     """The logits are divided by it before the softmax."""
@@ -32,14 +34,23 @@ class Head:
             ModelError: The file cannot be read, or holds numbers that are not finite.
         """
         arrays = read_arrays(folder / task.head)
-        return cls(task.labels, arrays["weight"], arrays.get("bias"), task.temperature)
+        return cls(task.kind, task.labels, arrays["weight"], arrays.get("bias"), task.temperature)
+
+    def logits(self, pooled_NE: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Logits, (vectors, rows of the weight), of pooled vectors (vectors, n_embd)."""
+        logits_NC: NDArray[np.float64] = pooled_NE.astype(np.float64) @ self.weight_CE.T.astype(np.float64)
+        if self.bias_C is not None:
+            logits_NC += self.bias_C
+        return logits_NC
 
     def probabilities(self, pooled_NE: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of every label, (texts, labels), rows summing to 1, for pooled vectors (texts, n_embd)."""
-        logits_NC = pooled_NE.astype(np.float64) @ self.weight_CE.T.astype(np.float64)
-        if self.bias_C is not None:
-            logits_NC += self.bias_C
-        return softmax(logits_NC / self.temperature)
+        return softmax(self.logits(pooled_NE) / self.temperature)
+
+    def choice_probabilities(self, pooled_CE: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probability of every choice of one text, (choices,), for their pooled vectors (choices, n_embd)."""
+        probabilities_C: NDArray[np.float64] = softmax(self.logits(pooled_CE).T / self.temperature)[0]
+        return probabilities_C
 
 
 def softmax(logits_NC: NDArray[np.float64]) -> NDArray[np.float64]:

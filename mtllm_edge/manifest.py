@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge.kinds import Kind
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -80,13 +81,19 @@ class Llm(_Part, frozen=True):
 class Task(_Part, frozen=True):
     """A classification head over the pooled vectors."""
 
-    kind: Literal["sequence"]
+    kind: Kind
+    """What it reads; see `mtllm_edge.kinds`."""
     labels: tuple[str, ...]
-    """Label of each row of the head's weight."""
+    """Label of each row of the head's weight. Empty for multiple choice, whose one row scores each choice."""
     head: str
-    """Path of the safetensors file: ``weight`` (labels, n_embd), optional ``bias`` (labels)."""
+    """Path of the safetensors file: ``weight`` (rows, n_embd), optional ``bias`` (rows)."""
     temperature: float = 1.0
     """The logits are divided by it before the softmax."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the head's weight."""
+        return 1 if self.kind == "multiple_choice" else len(self.labels)
 
 
 class Source(_Part, frozen=True):
@@ -184,7 +191,9 @@ class Manifest(_Part, frozen=True):
         if self.encoder.needs_language and not self.languages:
             faults.append("the encoder takes a language token but languages is empty")
         for name, task in self.tasks.items():
-            if len(task.labels) < 2 or len(set(task.labels)) != len(task.labels):
+            if task.kind == "multiple_choice" and task.labels:
+                faults.append(f"task {name!r} is multiple choice and takes no labels, found {list(task.labels)}")
+            elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
                 faults.append(f"task {name!r} needs two or more different labels, found {list(task.labels)}")
             if not task.temperature > 0:
                 faults.append(f"task {name!r} has temperature {task.temperature}, expected above 0")

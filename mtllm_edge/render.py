@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import File, Manifest, Source
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         f"in {count(len(manifest.files), 'file')}",
     }
     for name, task in manifest.tasks.items():
-        facts[f"task {name}"] = ", ".join(task.labels)
+        facts[f"task {name}"] = _answers(task.kind, task.labels)
     if not manifest.tasks:
         facts["tasks"] = "none: it embeds, it does not classify"
     views: list[RenderableType] = [facts_table(facts)]
@@ -160,6 +161,12 @@ def _bridge(manifest: Manifest) -> str:
     stride, d_model = manifest.bridge.stride, manifest.encoder.d_model
     width = f"{d_model}" if stride == 1 else f"{stride} states of {d_model}"
     return f"{manifest.bridge.kind}, {width} to {manifest.llm.n_embd}"
+
+
+def _answers(kind: Kind, labels: Sequence[str]) -> str:
+    if kind == "multiple_choice":
+        return "multiple choice: the number of one of the text's choices"
+    return f"{'a pair of texts: ' if kind == 'pair' else ''}{', '.join(labels)}"
 
 
 def _languages(manifest: Manifest) -> str:

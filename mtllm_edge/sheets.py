@@ -35,6 +35,8 @@ class Sheet:
     texts: list[str]
     records: list[dict[str, Any]]
     """One per text: all columns of its input as they were, the text's own column included."""
+    places: list[str]
+    """Where each text stands, as messages name it: ``mails.csv row 3``."""
     skipped: int
     """Blank lines left out."""
 
@@ -62,13 +64,15 @@ def read_sheet(arguments: Sequence[str], *, read_stdin: Callable[[], bytes], tex
         raise UsageError("--text-column names a column of csv and jsonl files, but no such file is given")
     texts: list[str] = []
     records: list[dict[str, Any]] = []
+    places: list[str] = []
     skipped = 0
     for number, argument in enumerate(arguments, 1):
         part = _read_argument(argument, number, read_stdin, text_column)
         texts += part.texts
         records += part.records
+        places += part.places
         skipped += part.skipped
-    return Sheet(texts, records, skipped)
+    return Sheet(texts, records, places, skipped)
 
 
 def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], text_column: str | None) -> Sheet:
@@ -85,7 +89,7 @@ def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], 
         return _pick_texts(located, skipped, argument, text_column)
     _refuse_other_file(argument)
     check_text(argument, f"argument {number}", advice="give it some words")
-    return Sheet([argument], [{"text": argument}], 0)
+    return Sheet([argument], [{"text": argument}], [f"argument {number}"], 0)
 
 
 def _suffix(argument: str) -> str:
@@ -144,8 +148,10 @@ def split_lines(text: str) -> list[str]:
 
 def _read_lines(text: str, name: str) -> Sheet:
     lines = split_lines(text)
-    texts = [line for line in lines if line.strip()]
-    return Sheet(texts, [{"text": line} for line in texts], len(lines) - len(texts))
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    texts = [line for _, line in numbered]
+    places = [f"{name} line {number}" for number, _ in numbered]
+    return Sheet(texts, [{"text": line} for line in texts], places, len(lines) - len(texts))
 
 
 _Located = list[tuple[str, dict[str, Any]]]
@@ -210,7 +216,7 @@ def _pick_texts(located: _Located, skipped: int, name: str, text_column: str | N
         text = record[column]
         check_text(text, f"{where}, column {column!r},", advice="fill it or remove the row")
         texts.append(text)
-    return Sheet(texts, [record for _, record in located], skipped)
+    return Sheet(texts, [record for _, record in located], [where for where, _ in located], skipped)
 
 
 def _pick_column(record: dict[str, Any], name: str, text_column: str | None) -> str:

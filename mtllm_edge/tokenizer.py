@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 
 from mtllm_edge.errors import DataError, ModelError, UsageError
+from mtllm_edge.framing import Encoded, Frame
+from mtllm_edge.kinds import Input, kind_of, name_of_part, parts_of
 
 LANGUAGE_PLACEHOLDER = "{language}"
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One text as the encoder reads it."""
-
-    ids: list[int]
-    """Token ids, the special ones included."""
-    truncated: bool
-    """Whether the text was longer than the encoder takes and lost its end."""
 
 
 class Tokenizer:
     """A Hugging Face fast tokenizer with the encoder's own frame of special tokens.
 
-    The frame is applied here and not by the file's post-processor, because NLLB's file fixes one language in it.
+    The frame is applied here and not by the file's post-processor, because NLLB's file fixes one language in it. What
+    stands between the texts of a pair is the post-processor's (``</s></s>`` for XLM-R, ``[SEP]`` for BERT, nothing for
+    NLLB); token types, where an encoder has them, are those of a single text throughout.
     """
 
     def __init__(
@@ -59,7 +52,8 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._languages = tuple(languages)
         self._prefix, self._suffix = tuple(prefix_tokens), tuple(suffix_tokens)
-        self._room = max_tokens - len(self._prefix) - len(self._suffix)
+        self._max_tokens = max_tokens
+        self._between = self._pair_separator()
         frame = [token for token in (*self._prefix, *self._suffix) if token != LANGUAGE_PLACEHOLDER]
         missing = [token for token in (*frame, *languages) if self._tokenizer.token_to_id(token) is None]
         if missing:
@@ -82,43 +76,63 @@ class Tokenizer:
         """Codes that `encode` takes; empty where it takes none."""
         return self._languages
 
-    def encode(self, texts: Sequence[str], *, language: str | None = None) -> list[Encoded]:
-        """Tokenize texts.
+    def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
+        """Tokenize texts, pairs, and texts with choices; `mtllm_edge.framing.Frame.join` says what is cut.
 
         Args:
-            texts: The texts; white space alone is no text.
+            texts: What to read; white space alone is no text.
             language: Code of the language of all of them, for encoders that take one.
 
         Raises:
-            DataError: A text is empty, is not Unicode, or is no string; the message gives its index.
+            DataError: A text is empty, is not Unicode, or is no string; there are fewer than two choices, or more than
+                the encoder can read at once. The message gives the index.
             UsageError: `texts` is a single string, or the language is missing, unknown, or given to an encoder that
                 takes none.
         """
         if isinstance(texts, str):
             raise UsageError("the texts came as one string; put it into a list")
         texts = list(texts)
-        for index, text in enumerate(texts):
-            if (fault := _fault(text)) is not None:
-                raise DataError(f"text {index} {fault}")
+        for index, item in enumerate(texts):
+            _check(item, index)
         if language is not None and not self.needs_language:
             raise UsageError(f"this encoder takes no language (it was given {language!r}); leave the language out")
-        prefix, suffix = self._frame_ids(self._prefix, language), self._frame_ids(self._suffix, language)
-        room = self._room
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        encoded = [
-            Encoded(ids=[*prefix, *encoding.ids[:room], *suffix], truncated=len(encoding.ids) > room)
-            for encoding in encodings
+        frame = Frame(self._frame_ids(self._prefix, language), self._between, self._frame_ids(self._suffix, language))
+        flat = [part for item in texts for part in parts_of(item)]
+        readings = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        return [
+            self._join(item, index, [next(readings).ids for _ in parts_of(item)], frame)
+            for index, item in enumerate(texts)
         ]
-        for index, item in enumerate(encoded):
-            if not item.ids:
-                raise DataError(f"text {index} has no tokens, only characters that the tokenizer drops; remove it")
-        return encoded
+
+    def _join(self, item: Input, index: int, parts: list[list[int]], frame: Frame) -> Encoded:
+        for part, ids in enumerate(parts):
+            if not ids and (len(parts) > 1 or not (frame.prefix or frame.suffix)):
+                name = name_of_part(item, part, index)
+                raise DataError(f"{name} has no tokens, only characters that the tokenizer drops; remove it")
+        if frame.least(len(parts)) > self._max_tokens:
+            raise DataError(
+                f"text {index} has {len(parts)} parts, more than fit into the encoder's {self._max_tokens} tokens"
+            )
+        return frame.join(parts, choices=kind_of(item) == "multiple_choice", max_tokens=self._max_tokens)
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Where each token that is read stands in a text: (place in the ids, first character, end character)."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         first = len(self._prefix)
         return [(first + index, begin, end) for index, (begin, end) in enumerate(encoding.offsets[: self._room])]
+
+    @property
+    def _room(self) -> int:
+        """Longest single text in tokens, without the frame."""
+        return self._max_tokens - len(self._prefix) - len(self._suffix)
+
+    def _pair_separator(self) -> list[int]:
+        """Special tokens that the file's post-processor puts between the texts of a pair."""
+        pair = self._tokenizer.encode("a", "a")
+        owners = pair.sequence_ids  # 0 and 1 for the two texts, None for special tokens
+        if 0 not in owners or 1 not in owners:
+            return []
+        return list(pair.ids[len(owners) - owners[::-1].index(0) : owners.index(1)])
 
     def _frame_ids(self, frame: tuple[str, ...], language: str | None) -> list[int]:
         return [self._id(self._checked(language) if token == LANGUAGE_PLACEHOLDER else token) for token in frame]
@@ -140,6 +154,18 @@ class Tokenizer:
     def _some_languages(self) -> str:
         shown = ", ".join(self._languages[:8])
         return shown if len(self._languages) <= 8 else f"{shown} ... ({len(self._languages)} in all)"
+
+
+def _check(item: Input, index: int) -> None:
+    kind = kind_of(item)
+    if kind is None:
+        raise DataError(f"text {index} is none of a text, a pair (text, text_pair) and (text, [choice, choice ...])")
+    parts = parts_of(item)
+    if kind == "multiple_choice" and len(parts) < 3:
+        raise DataError(f"text {index} has {len(parts) - 1} choices; give two or more")
+    for part, text in enumerate(parts):
+        if (fault := _fault(text)) is not None:
+            raise DataError(f"{name_of_part(item, part, index)} {fault}")
 
 
 def _fault(text: object) -> str | None:

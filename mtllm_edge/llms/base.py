@@ -8,12 +8,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mtllm_edge.framing import Spans
+
 
 class Llm(Protocol):
     """An LLM body in some engine."""
 
-    def pool(self, batch: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Mean over the final states, (texts, n_embd), of a batch of input embeddings, each (length, n_embd)."""
+    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+        """Means over the final states of a batch of input embeddings, each (length, n_embd).
+
+        Args:
+            batch: The inputs of each text.
+            spans: Pieces of each text that get a vector of their own; a text without any gets one for the whole of it,
+                as all texts do where this is None.
+
+        Returns:
+            (vectors, n_embd), text after text.
+        """
 
     def close(self) -> None:
         """Give the memory back; harmless when repeated."""

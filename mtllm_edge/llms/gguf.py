@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mtllm_edge import manifest
 from mtllm_edge.batching import TEXTS_PER_BATCH, TOKENS_PER_BATCH
 from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.framing import Spans
 from mtllm_edge.machine import calm_openmp
 from mtllm_edge.safety import EngineSettings
 
@@ -93,8 +94,8 @@ class GgufLlm:
             raise EngineError(f"{path}: llama.cpp cannot make a context{_quoted()}; see `mtllm-edge doctor`")
         self._batch = _Batch(max_tokens, expected.n_embd)
 
-    def pool(self, batch: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Mean over the final states, (texts, n_embd), of a batch of input embeddings, each (length, n_embd).
+    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+        """Means over the final states; arguments and result as for `mtllm_edge.llms.base.Llm.pool`.
 
         Raises:
             EngineError: The batch does not fit, holds numbers that are not finite, llama.cpp failed, or it is closed.
@@ -106,10 +107,17 @@ class GgufLlm:
                 raise EngineError(f"{self._path}: the LLM is closed; load the bundle again")
             self._check(batch)
             self._batch.fill(batch)
-            pooled_NE = self._decode(len(batch))
-        if not np.isfinite(pooled_NE).all():
+            states_TE = self._decode()
+        if not np.isfinite(states_TE).all():
             raise EngineError(f"{self._path}: llama.cpp returned numbers that are not finite; see `mtllm-edge doctor`")
-        return pooled_NE
+        states = np.split(states_TE, np.cumsum([len(inputs_LE) for inputs_LE in batch])[:-1])
+        return np.stack(
+            [
+                states_LE[begin:end].mean(axis=0)
+                for states_LE, pieces in zip(states, spans or [()] * len(batch), strict=True)
+                for begin, end in pieces or ((0, len(states_LE)),)
+            ]
+        )
 
     def close(self) -> None:
         """Give the memory back; harmless when repeated."""
@@ -130,7 +138,8 @@ class GgufLlm:
         if not all(np.isfinite(inputs_LE).all() for inputs_LE in batch):
             raise EngineError(f"{self._path}: the encoder or the bridge gave numbers that are not finite")
 
-    def _decode(self, n_texts: int) -> NDArray[np.float32]:
+    def _decode(self) -> NDArray[np.float32]:
+        """Final states, (tokens, n_embd), of what the batch holds."""
         context = self._handles["context"]
         _last_errors.clear()
         memory = llama_cpp.llama_get_memory(context)
@@ -143,13 +152,10 @@ class GgufLlm:
             raise EngineError(
                 f"{self._path}: llama.cpp failed with status {status}{_quoted()}; see `mtllm-edge doctor`"
             )
-        pooled_NE = np.empty((n_texts, self._n_embd), np.float32)
-        for text in range(n_texts):
-            vector = llama_cpp.llama_get_embeddings_seq(context, text)
-            if not vector:
-                raise EngineError(f"{self._path}: llama.cpp returned no vector for a text; see `mtllm-edge doctor`")
-            pooled_NE[text] = np.ctypeslib.as_array(vector, (self._n_embd,))
-        return pooled_NE
+        states = llama_cpp.llama_get_embeddings(context)
+        if not states:
+            raise EngineError(f"{self._path}: llama.cpp returned no states; see `mtllm-edge doctor`")
+        return np.array(np.ctypeslib.as_array(states, (self._batch.struct.n_tokens, self._n_embd)), np.float32)
 
 
 class _Batch:
@@ -161,7 +167,7 @@ class _Batch:
         self._positions_T = np.zeros(capacity, np.int32)
         self._sequences_T = np.zeros(capacity, np.int32)
         self._ones_T = np.ones(capacity, np.int32)  # every token belongs to one sequence
-        self._outputs_T = np.ones(capacity, np.int8)  # the mean is over all of them
+        self._outputs_T = np.ones(capacity, np.int8)  # the means are over all of them
         # llama.cpp wants a pointer to each token's sequence ids; the addresses never change.
         stride = self._sequences_T.itemsize
         self._pointers_T = (self._sequences_T.ctypes.data + stride * np.arange(capacity)).astype(np.uintp)
@@ -198,14 +204,15 @@ def _context_parameters(
     llm: manifest.Llm, settings: EngineSettings, threads: int, max_tokens: int, max_texts: int
 ) -> Any:
     parameters = llama_cpp.llama_context_default_params()
-    # One micro-batch holds the whole batch: a mean over a sequence that is cut in two would be wrong.
+    # One micro-batch holds the whole batch: where attention is bidirectional, one that is cut in two would be wrong.
     # llama.cpp pads it to a multiple of the sequence count and ends the process where the two differ (514 with 64 did).
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = -(-max_tokens // max_texts) * max_texts
     parameters.n_seq_max = max_texts
-    # Without it, llama.cpp splits a batch of unequal lengths and the pooled vectors are silently wrong.
+    # Without it, llama.cpp splits a batch of unequal lengths, and its own means were silently wrong.
     parameters.kv_unified = True
     parameters.embeddings = True
-    parameters.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_MEAN
+    # The states as they are: llama.cpp's own means are over whole sequences, and a choice is a piece of one.
+    parameters.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
     bidirectional = llm.attention == "bidirectional"
     parameters.attention_type = (
         llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL if bidirectional else llama_cpp.LLAMA_ATTENTION_TYPE_CAUSAL

@@ -56,7 +56,7 @@ def head_path(folder: Path, task: str) -> Path:
 
 
 def read_head(folder: Path, task: str) -> tuple[Array, Array | None]:
-    """A task's head: weight (labels, d_llm) and, where it has one, bias (labels)."""
+    """A task's head: weight (rows, d_llm) and, where it has one, bias (rows)."""
     path = head_path(folder, task)
     tensors = read_tensors(path)
     return _named(tensors, "weight", path), tensors.get("bias")
@@ -122,10 +122,10 @@ def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
     heads = torch.nn.ModuleDict()
     for task, task_config in config.tasks.items():
         weight, bias = read_head(folder, task)
-        if weight.shape != (len(task_config.labels), width):
+        if weight.shape != (task_config.rows, width):
             raise ModelError(
-                f"{head_path(folder, task)} has weight {weight.shape}, {len(task_config.labels)} labels and an LLM of "
-                f"width {width} need {(len(task_config.labels), width)}; train the checkpoint again"
+                f"{head_path(folder, task)} has weight {weight.shape}, the task and an LLM of width {width} need "
+                f"{(task_config.rows, width)}; train the checkpoint again"
             )
         head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         head.weight.data.copy_(torch.from_numpy(weight))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mtllm_edge.columns import Columns
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import EXTRAS, require
 from mtllm_edge.machine import calm_openmp
@@ -68,6 +69,16 @@ _TEXT_COLUMN = _option(
     "--text-column", None, "Column of csv, jsonl and parquet files; by default 'text' or the only one.", metavar="NAME"
 )
 _LABEL_COLUMN = _option("--label-column", "label", "Likewise, of the labels.", metavar="NAME")
+_SECOND_COLUMNS = _options(
+    _option("--pair-column", None, "Column of a pair's second text; by default 'text_pair', if there.", metavar="NAME"),
+    _option(
+        "--choices-column",
+        (),
+        "Column of the choices, a list; by default 'choices', if there. Given several times, each is one choice.",
+        metavar="NAME",
+        multiple=True,
+    ),
+)
 _DEVICE = _option("--device", None, "cpu or cuda; by default cuda where there is one.")
 
 
@@ -174,9 +185,15 @@ def adapt(
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK=FILE...")
 @_LLM
 @_LORA
-@_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
+@_option(
+    "--epochs",
+    3,
+    "Passes over the texts; the paper has 3 for pairs, 5 for multiple choice, 20 for a few hundred texts.",
+    type=click.IntRange(min=1),
+)
 @_optimisation(32, 1e-4)
 @_TEXT_COLUMN
+@_SECOND_COLUMNS
 @_LABEL_COLUMN
 @_SOURCES
 @_OUTPUT
@@ -193,7 +210,9 @@ def finetune(
 ) -> None:
     """Task fine-tuning: the LLM alone learns one or several tasks from English labels.
 
-    FILE is a .csv, .jsonl or .parquet file of labelled texts. The result is the teacher of `distill`.
+    FILE is a .csv, .jsonl or .parquet file of labelled texts. Where it has a column 'text_pair' too, the task is about
+    pairs of texts; where it has 'choices', it is multiple choice, and labels are numbers of choices, from 0. The result
+    is the teacher of `distill`.
     """
     from mtllm_edge_train.data import read_labelled
     from mtllm_edge_train.finetune import finetune as run
@@ -202,7 +221,10 @@ def finetune(
     if len(files) < len(tasks):
         raise UsageError("a task is named twice; give each task one file")
     run(
-        {task: read_labelled(file, text_column=text_column, label_column=label_column) for task, file in files.items()},
+        {
+            task: read_labelled(file, text_column=text_column, label_column=label_column, columns=_columns(options))
+            for task, file in files.items()
+        },
         out,
         name=name or out.name,
         llm=_llm(options),
@@ -222,6 +244,7 @@ def finetune(
 @_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
 @_optimisation(32, 1e-4)
 @_TEXT_COLUMN
+@_SECOND_COLUMNS
 @_OUTPUT
 def distill(
     adapted: Path,
@@ -240,11 +263,12 @@ def distill(
     ADAPTED is a checkpoint of `adapt`, TEACHER one of `finetune`. TEXTS are the tasks' training files; any other file
     of English text may be added, no label is read.
     """
-    from mtllm_edge_train.data import read_texts
+    from mtllm_edge_train.data import read_inputs
     from mtllm_edge_train.distill import distill as run
 
+    columns = _columns(options)
     run(
-        [text for path in texts for text in read_texts(path, column=text_column)],
+        [item for path in texts for item in read_inputs(path, text_column=text_column, columns=columns)],
         adapted,
         teacher,
         out,
@@ -262,6 +286,7 @@ def distill(
 @click.option("-t", "--task", required=True, metavar="NAME", help="The task whose head answers.")
 @click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told.")
 @_TEXT_COLUMN
+@_SECOND_COLUMNS
 @_LABEL_COLUMN
 @_DEVICE
 def evaluate(
@@ -273,6 +298,7 @@ def evaluate(
     text_column: str | None,
     label_column: str,
     device: str | None,
+    **options: Any,
 ) -> None:
     """Classify labelled FILES with a CHECKPOINT in torch; print one line of JSON per file."""
     import msgspec
@@ -280,7 +306,10 @@ def evaluate(
     from mtllm_edge_train.data import read_labelled
     from mtllm_edge_train.evaluate import Evaluator
 
-    sets = {file: read_labelled(file, text_column=text_column, label_column=label_column) for file in files}
+    columns = _columns(options)
+    sets = {
+        file: read_labelled(file, text_column=text_column, label_column=label_column, columns=columns) for file in files
+    }
     evaluator = Evaluator(checkpoint, device=chosen_device(device))
     for file, data in sets.items():
         scores = evaluator.evaluate(task, data, language=language)
@@ -303,6 +332,10 @@ def _absolute(source: str) -> str:
     """A local path survives a change of folder; a hub id stays as it is."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
+
+
+def _columns(options: dict[str, Any]) -> Columns:
+    return Columns(options["pair_column"], options["choices_column"])
 
 
 def _llm(options: dict[str, Any]) -> LlmConfig:

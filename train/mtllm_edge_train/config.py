@@ -5,7 +5,7 @@ A checkpoint is a folder that holds what was trained, and names the frozen model
     stack.json              this file's classes
     bridge.safetensors      weight (d_llm, stride * d_enc), bias (d_llm)
     lora.safetensors        layers.<i>.<module>.lora_A (rank, in), .lora_B (out, rank); HF module names
-    tasks/<name>.safetensors  weight (labels, d_llm), optional bias (labels)
+    tasks/<name>.safetensors  weight (labels, d_llm), optional bias (labels); of multiple choice, one row
     training.json log.jsonl   how the run went; training.safetensors is the optimiser's state until the run is finished
 
 A fine-tuned LLM without an encoder (the teacher of task distillation) is a checkpoint whose `encoder` is null.
@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import Bridge, Source
 
 CHECKPOINT_VERSION = 1
@@ -69,8 +70,15 @@ class LoraConfig(_Part, frozen=True):
 class TaskConfig(_Part, frozen=True):
     """A classification head."""
 
-    kind: Literal["sequence"]
+    kind: Kind
+    """What it reads; see `mtllm_edge.kinds`."""
     labels: tuple[str, ...]
+    """Label of each row of the head's weight. Empty for multiple choice, whose one row scores each choice."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the head's weight."""
+        return 1 if self.kind == "multiple_choice" else len(self.labels)
 
 
 class StackConfig(_Part, frozen=True, kw_only=True):

@@ -11,22 +11,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.sheets import check_text, decode, read_sheet, split_lines
+from mtllm_edge.kinds import Input, Kind
+from mtllm_edge.sheets import Sheet, check_text, decode, read_sheet, split_lines
+
+_USUAL = Columns()
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """A training or test set for sequence classification."""
+    """A training or test set of one task."""
 
     texts: list[str]
     labels: list[str]
-    """Label of each text."""
+    """Label of each text; of choices, the number of the right one, the first being ``"0"``."""
+    seconds: Sequence[Sequence[str]] | None = None
+    """The second text of each pair, or the choices of each text; None where the task reads texts alone."""
 
     @property
     def counts(self) -> dict[str, int]:
         """Texts per label, labels sorted."""
         return dict(sorted(Counter(self.labels).items()))
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What the task reads."""
+        return [*self.texts] if self.seconds is None else [*zip(self.texts, self.seconds, strict=True)]
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the task."""
+        if self.seconds is None:
+            return "sequence"
+        return "pair" if all(isinstance(second, str) for second in self.seconds) else "multiple_choice"
 
 
 def read_texts(path: Path, *, column: str | None = None) -> list[str]:
@@ -46,19 +64,55 @@ def read_texts(path: Path, *, column: str | None = None) -> list[str]:
     if path.suffix == ".txt":
         _check_exists(path)
         return read_sheet([str(path)], read_stdin=bytes).texts
-    return read_rows(path, column)[0]
+    return read_rows(path, column).texts
 
 
-def read_labelled(path: Path, *, text_column: str | None = None, label_column: str = "label") -> LabelledTexts:
-    """Read a .csv, .jsonl or .parquet file of labelled texts.
+def read_inputs(path: Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
+    """Read what a task reads, without labels: texts as `read_texts` does, or pairs, or texts with choices.
+
+    Arguments are those of `read_labelled`, and so are the errors.
+    """
+    if path.suffix in (".txt", ".zst"):
+        return [*read_texts(path, column=text_column)]
+    sheet = read_rows(path, text_column)
+    return inputs_of(sheet, columns.kind(sheet.records[0], str(path)), columns)
+
+
+def read_labelled(
+    path: Path, *, text_column: str | None = None, label_column: str = "label", columns: Columns = _USUAL
+) -> LabelledTexts:
+    """Read a .csv, .jsonl or .parquet file of labelled texts, pairs, or texts with choices.
+
+    Args:
+        path: The file. Its columns tell the kind of its task.
+        text_column: Where the text is; None takes ``text``, else the only column.
+        label_column: Where the label is; of choices, the number of the right one, counted from 0.
+        columns: Where second texts or choices are.
 
     Raises:
         UsageError: No such file, another suffix, or no such column.
-        DataError: Not UTF-8, malformed, or an empty or non-text cell.
+        DataError: Not UTF-8, malformed, an empty or non-text cell, unequal numbers of choices, or a label that is
+            the number of none of them.
     """
-    texts, rows = read_rows(path, text_column)
-    places = (f"{path}: text {number}" for number in range(1, len(rows) + 1))
-    return LabelledTexts(texts, [label_of(row, label_column, place) for row, place in zip(rows, places, strict=True)])
+    sheet = read_rows(path, text_column)
+    kind = columns.kind(sheet.records[0], str(path))
+    seconds = None if kind == "sequence" else [item[1] for item in inputs_of(sheet, kind, columns)]
+    places = (f"{path}: text {number}" for number in range(1, len(sheet.records) + 1))
+    labels = [label_of(row, label_column, place) for row, place in zip(sheet.records, places, strict=True)]
+    if kind == "multiple_choice" and seconds is not None:
+        _check_choices(seconds, labels, sheet.places)
+    return LabelledTexts(sheet.texts, labels, seconds)
+
+
+def _check_choices(choices: Sequence[Sequence[str]], labels: Sequence[str], places: Sequence[str]) -> None:
+    n_choices = len(choices[0])
+    for own, label, place in zip(choices, labels, places, strict=True):
+        if len(own) != n_choices:
+            raise DataError(f"{place} has {len(own)} choices, {places[0]} has {n_choices}; give all the same number")
+        if label not in map(str, range(n_choices)):
+            raise DataError(
+                f"{place} has the label {label!r}, expected the number of the right choice, from 0 to {n_choices - 1}"
+            )
 
 
 def label_of(row: Mapping[str, Any], column: str, place: str) -> str:
@@ -76,18 +130,17 @@ def label_of(row: Mapping[str, Any], column: str, place: str) -> str:
     return str(label).strip()
 
 
-def read_rows(path: Path, column: str | None) -> tuple[list[str], list[dict[str, Any]]]:
+def read_rows(path: Path, column: str | None) -> Sheet:
     """Texts of a .csv, .jsonl or .parquet file, and all columns of each; arguments and errors as for `read_texts`."""
     if path.suffix == ".parquet":
         return _read_parquet(path, column or "text")
     if path.suffix not in (".csv", ".jsonl"):
         raise UsageError(f"{path} has the suffix {path.suffix!r}; expected .csv, .jsonl, .parquet or, for texts, .txt")
     _check_exists(path)
-    sheet = read_sheet([str(path)], read_stdin=bytes, text_column=column)
-    return sheet.texts, sheet.records
+    return read_sheet([str(path)], read_stdin=bytes, text_column=column)
 
 
-def _read_parquet(path: Path, column: str) -> tuple[list[str], list[dict[str, Any]]]:
+def _read_parquet(path: Path, column: str) -> Sheet:
     import pyarrow
     import pyarrow.parquet
 
@@ -100,9 +153,10 @@ def _read_parquet(path: Path, column: str) -> tuple[list[str], list[dict[str, An
         raise DataError(f"{path} holds no rows")
     if column not in rows[0]:
         raise UsageError(f"{path} has no column {column!r}, only {', '.join(map(repr, rows[0]))}")
-    for number, row in enumerate(rows, start=1):
-        check_text(row[column], f"{path} row {number}, column {column!r},", advice="fill it or remove the row")
-    return [row[column] for row in rows], rows
+    places = [f"{path} row {number}" for number in range(1, len(rows) + 1)]
+    for place, row in zip(places, rows, strict=True):
+        check_text(row[column], f"{place}, column {column!r},", advice="fill it or remove the row")
+    return Sheet([row[column] for row in rows], rows, places, skipped=0)
 
 
 def _check_exists(path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mtllm_edge.errors import UsageError
+from mtllm_edge.kinds import Input
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import checkpoint, loop
 from mtllm_edge_train.config import StackConfig, resolve_source
@@ -25,7 +26,7 @@ from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 
 def distill(
-    texts: Sequence[str],
+    texts: Sequence[Input],
     adapted: Path,
     teacher: Path,
     out: Path,
@@ -39,7 +40,8 @@ def distill(
     """Distil a fine-tuned LLM into an adapted stack and save the result with the teacher's heads.
 
     Args:
-        texts: The tasks' English training texts, to which any other English text may be added: no label is used.
+        texts: What the tasks read in training (see `mtllm_edge.kinds`), to which any other English text may be added:
+            no label is used. Of a text with choices, the choices' vectors are matched.
         adapted: Checkpoint of general adaptation.
         teacher: Checkpoint of task fine-tuning, on the same LLM cut the same way.
         out: The new checkpoint; an unfinished run of the same settings there is resumed.
@@ -75,10 +77,11 @@ def distill(
     log(f"distill: the teacher reads {len(texts)} texts")
     llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
-    place = {text: index for index, text in enumerate(dict.fromkeys(texts))}  # repeated texts are read once
-    read_UD = read_all(llm, tokenizer, list(place), max_tokens=base.encoder.max_tokens, settings=settings)
-    targets_ND = read_UD[[place[text] for text in texts]]
-    scale = Standardizer.fit(targets_ND)
+    unique = {repr(text): text for text in texts}  # repeated texts are read once
+    read = read_all(llm, tokenizer, [*unique.values()], max_tokens=base.encoder.max_tokens, settings=settings)
+    vectors = dict(zip(unique, read, strict=True))
+    targets = [vectors[repr(text)] for text in texts]  # of each text (V, D)
+    scale = Standardizer.fit(torch.cat(targets))
     heads = checkpoint.load_heads(teacher, taught, width=llm.width)
     del llm  # a large one and the stack's would not fit beside each other
 
@@ -90,13 +93,13 @@ def distill(
     restore_weights(stack, adapted if state is None else out)
     stack.bridge.requires_grad_(False)
     stack.heads = heads
-    student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, texts)]
-    order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
+    encoded = encode_english(stack.tokenizer, texts)
+    order = BatchOrder([len(text.ids) for text in encoded], settings.batch_size, seed=settings.seed)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        indices = [int(i) for i in order[step]]
-        student_ND = run_student(stack, [student_ids[i] for i in indices], settings)
-        return distillation_loss(student_ND, targets_ND[indices], scale)
+        batch = [encoded[i] for i in order[step]]
+        student_VD = run_student(stack, [text.ids for text in batch], settings, [text.spans for text in batch])
+        return distillation_loss(student_VD, torch.cat([targets[i] for i in order[step]]), scale)
 
     loop.optimise(
         [{"params": [parameter for parameter in stack.llm.parameters() if parameter.requires_grad]}],

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge_train import checkpoint
-from mtllm_edge_train.config import StackConfig, resolve_source
+from mtllm_edge_train.config import StackConfig, TaskConfig, resolve_source
 from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.finetune import MAX_TOKENS
 from mtllm_edge_train.model import load_llm_tokenizer, pad_right, pool_in_batches
@@ -43,16 +44,17 @@ class Evaluator:
             self._heads: Any = stack.heads
             self.languages: tuple[str, ...] = stack.tokenizer.languages
 
-            def pool(texts: list[str], language: str | None) -> Tensor:
-                pooled_ND: Tensor = stack(*pad_right(stack.tokenizer.encode(texts, language=language), device=device))
-                return pooled_ND
+            def pool(texts: list[Input], language: str | None) -> Tensor:
+                encoded = stack.tokenizer.encode(texts, language=language)
+                pooled_VD: Tensor = stack(*pad_right(encoded, device=device), [row.spans for row in encoded])
+                return pooled_VD
         else:
             llm = checkpoint.load_llm(folder, self._config).to(device)
             tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
             self._heads = checkpoint.load_heads(folder, self._config, width=llm.width).to(device)
             self.languages = ()
 
-            def pool(texts: list[str], language: str | None) -> Tensor:
+            def pool(texts: list[Input], language: str | None) -> Tensor:
                 if language is not None:
                     raise UsageError(f"{folder} has no encoder that takes a language; leave the language out")
                 return llm.read(tokenizer, texts, max_tokens=MAX_TOKENS)
@@ -69,36 +71,42 @@ class Evaluator:
 
         Raises:
             UsageError: The checkpoint has no such task.
-            DataError: The data has a label that the task lacks.
+            DataError: The data is of another kind than the task, or has a label that the task lacks.
         """
-        labels = self._labels(task)
+        config = self._task(task)
+        check_kind(data.inputs, config.kind, f"task {task!r}")
+        labels = config.labels
         strange = sorted(set(data.labels) - set(labels))
-        if strange:
+        if strange and config.kind != "multiple_choice":
             raise DataError(f"task {task!r} has no label {strange[0]!r}; its labels: {', '.join(labels)}")
-        return score(data.labels, self.predict(task, data.texts, language=language))
+        return score(data.labels, self.predict(task, data.inputs, language=language))
 
-    def predict(self, task: str, texts: list[str], *, language: str | None = None) -> list[str]:
-        """Labels of texts.
+    def predict(self, task: str, texts: Sequence[Input], *, language: str | None = None) -> list[str]:
+        """Labels of texts; of choices, the number of the best one, the first being ``"0"``.
 
         Args:
             task: One of the checkpoint's tasks.
-            texts: The texts.
+            texts: The texts, or what else the task reads (see `mtllm_edge.kinds`).
             language: Their language, for encoders that must be told.
 
         Raises:
             UsageError: The checkpoint has no such task.
+            DataError: A text is not what the task reads.
         """
-        labels = self._labels(task)
+        config = self._task(task)
+        check_kind(texts, config.kind, f"task {task!r}")
         with torch.no_grad():
-            pooled_ND = pool_in_batches(texts, lambda batch: self._pool(batch, language))
-            found_N = self._heads[task](pooled_ND).argmax(1).tolist()
-        return [labels[index] for index in found_N]
+            vectors = pool_in_batches(texts, lambda batch: self._pool(batch, language))
+            logits_VC = self._heads[task](torch.cat(vectors))
+        # a row of labels, or a column of choices
+        found = [int(logits.argmax()) for logits in logits_VC.split([len(rows_VD) for rows_VD in vectors])]
+        return [config.labels[index] if config.labels else str(index) for index in found]
 
-    def _labels(self, task: str) -> tuple[str, ...]:
+    def _task(self, task: str) -> TaskConfig:
         if task not in self._config.tasks:
             names = ", ".join(self._config.tasks) or "none"
             raise UsageError(f"{self._folder} has no task {task!r}; its tasks: {names}")
-        return tuple(self._config.tasks[task].labels)
+        return self._config.tasks[task]
 
 
 def score(gold: Sequence[str], found: Sequence[str]) -> Scores:

@@ -2,7 +2,8 @@
 
 Trained: LoRA and one linear head per task, on the LLM's own tokens. Several tasks may share the LoRA. A head starts as
 the logistic regression on the frozen LLM's vectors, so that the first steps do not distort what the LLM knows (Kumar et
-al. 2022, arXiv 2202.10054); with a thousand labels that decides between gain and loss.
+al. 2022, arXiv 2202.10054); with a thousand labels that decides between gain and loss. The paper trains for 3 epochs on
+NLI, 20 on NusaX, 5 on Belebele.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.kinds import Input, parts_of, vectors_of
 from mtllm_edge.manifest import Source
 from mtllm_edge_train import checkpoint, loop
 from mtllm_edge_train.config import (
@@ -65,7 +67,7 @@ def finetune(
 
     Raises:
         UsageError: No task was given, or one with a name that cannot be used.
-        DataError: A task has fewer than two labels.
+        DataError: A task has fewer than two labels, or one choice is always right.
     """
     if not tasks:
         raise UsageError("no task to fine-tune on; give at least one labelled file")
@@ -76,26 +78,32 @@ def finetune(
             raise DataError(
                 f"task {task!r} has {len(data.texts)} texts with the labels {[*data.counts]}; give two labels"
             )
-    labels = {task: tuple(data.counts) for task, data in tasks.items()}
+    configs = {
+        task: TaskConfig(kind=data.kind, labels=() if data.kind == "multiple_choice" else tuple(data.counts))
+        for task, data in tasks.items()
+    }
     config = StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
         name=name,
         encoder=None,
         llm=llm,
         lora=lora,
-        tasks={task: TaskConfig(kind="sequence", labels=names) for task, names in labels.items()},
+        tasks=configs,
         sources=tuple(sources),
     )
-    items = [
-        (task, text, labels[task].index(label))
+    gold = {
+        task: [names.index(label) if (names := configs[task].labels) else int(label) for label in data.labels]
         for task, data in tasks.items()
-        for text, label in zip(data.texts, data.labels, strict=True)
+    }
+    items = [
+        (task, item, index) for task, data in tasks.items() for item, index in zip(data.inputs, gold[task], strict=True)
     ]
-    order = BatchOrder([len(text) for _, text, _ in items], settings.batch_size, seed=settings.seed)
+    lengths = [sum(map(len, parts_of(item))) for _, item, _ in items]
+    order = BatchOrder(lengths, settings.batch_size, seed=settings.seed)
     key = loop.fingerprint(config, loop.settings_dict(settings), epochs, items)
     state = loop.start_or_resume(out, "finetune", key, force=force)
     for task, data in tasks.items():
-        log(f"{task}: {len(data.texts)} texts, {data.counts}")
+        log(f"{task} ({data.kind}): {len(data.texts)} texts, {data.counts}")
 
     torch.manual_seed(settings.seed)
     source = resolve_source(llm.source)
@@ -114,23 +122,24 @@ def finetune(
         log("finetune: reading the texts with the frozen LLM")
         heads = nn.ModuleDict()
         for task, data in tasks.items():
-            vectors_ND = read_all(body, tokenizer, data.texts, max_tokens=MAX_TOKENS, settings=settings)
-            gold_N = torch.tensor([labels[task].index(label) for label in data.labels])
-            scale = Standardizer.fit(vectors_ND.cpu())
-            heads[task] = logistic_regression(vectors_ND.cpu(), gold_N, len(labels[task]), scale=scale, penalty=_RIDGE)
+            vectors_VD = torch.cat(read_all(body, tokenizer, data.inputs, max_tokens=MAX_TOKENS, settings=settings)).cpu()
+            scale, rows = Standardizer.fit(vectors_VD), configs[task].rows
+            heads[task] = logistic_regression(vectors_VD, torch.tensor(gold[task]), rows, scale=scale, penalty=_RIDGE)
     heads.to(settings.device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = [items[i] for i in order[step]]
         body.train()
         with settings.autocast():
-            pooled_ND = body.read(tokenizer, [text for _, text, _ in batch], max_tokens=MAX_TOKENS)
-        total, right = pooled_ND.new_zeros(()), 0
-        for task in labels:
-            rows = [row for row, item in enumerate(batch) if item[0] == task]
-            if rows:
-                logits_NC = heads[task](pooled_ND[rows])
-                gold_N = torch.tensor([batch[row][2] for row in rows], device=settings.device)
+            pooled_VD = body.read(tokenizer, [item for _, item, _ in batch], max_tokens=MAX_TOKENS)
+        vectors = torch.split(pooled_VD, [vectors_of(item) for _, item, _ in batch])
+        total, right = pooled_VD.new_zeros(()), 0
+        for task in tasks:
+            own = [place for place, item in enumerate(batch) if item[0] == task]
+            if own:
+                # Labels are a row of logits, choices a column of them.
+                logits_NC = heads[task](torch.cat([vectors[place] for place in own])).reshape(len(own), -1)
+                gold_N = torch.tensor([batch[place][2] for place in own], device=settings.device)
                 total = total + nn.functional.cross_entropy(logits_NC, gold_N, reduction="sum")
                 right += int((logits_NC.argmax(1) == gold_N).sum())
         return total / len(batch), {"accuracy": right / len(batch)}
@@ -151,9 +160,9 @@ def finetune(
 
 
 def read_all(
-    llm: LlmBody, tokenizer: Any, texts: Sequence[str], *, max_tokens: int, settings: loop.LoopSettings
-) -> Tensor:
-    """Pooled vectors (N, D) of texts in the LLM's own tokens, as a teacher says them: in eval mode."""
+    llm: LlmBody, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int, settings: loop.LoopSettings
+) -> list[Tensor]:
+    """Pooled vectors (V, D) of each text in the LLM's own tokens, as a teacher says them: in eval mode."""
     llm.eval()
     with settings.autocast():
         return pool_in_batches(texts, lambda batch: llm.read(tokenizer, batch, max_tokens=max_tokens))

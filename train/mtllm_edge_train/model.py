@@ -17,11 +17,14 @@ import transformers
 from torch import Tensor, nn
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge.tokenizer import Encoded, Tokenizer
+from mtllm_edge.framing import Encoded, Spans, grouped
+from mtllm_edge.kinds import Input, parts_of, vectors_of
+from mtllm_edge.tokenizer import Tokenizer
 from mtllm_edge_train.bridge import Bridge
 from mtllm_edge_train.config import LoraConfig
 from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
+from mtllm_edge_train.reading import tokenize
 
 ENGLISH = "eng_Latn"
 _BATCH = 32
@@ -31,6 +34,19 @@ def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
     """Mean over the unmasked positions, in float32: (N, L, D), (N, L) -> (N, D)."""
     weights = mask_NL[..., None].float()
     return (hidden_NLD.float() * weights).sum(1) / weights.sum(1)
+
+
+def span_means(hidden_NLD: Tensor, mask_NL: Tensor, spans: Sequence[Spans] | None) -> Tensor:
+    """Means (vectors, D) over the spans of each text, or over the whole of a text that has none; text after text."""
+    if not any(spans or ()):
+        return masked_mean(hidden_NLD, mask_NL)
+    whole = ((0, mask_NL.shape[1]),)
+    places = [(text, span) for text, own in enumerate(spans or ()) for span in own or whole]
+    texts_V = torch.tensor([text for text, _ in places], device=mask_NL.device)
+    bounds_V2 = torch.tensor([span for _, span in places], device=mask_NL.device)
+    place_L = torch.arange(mask_NL.shape[1], device=mask_NL.device)
+    inside_VL = (place_L >= bounds_V2[:, :1]) & (place_L < bounds_V2[:, 1:])
+    return masked_mean(hidden_NLD[texts_V], mask_NL[texts_V] * inside_VL)
 
 
 class LlmBody(nn.Module):
@@ -70,8 +86,15 @@ class LlmBody(nn.Module):
         """Width of inputs and pooled vectors."""
         return int(self.model.config.hidden_size)
 
-    def forward(self, mask_NL: Tensor, *, ids_NL: Tensor | None = None, inputs_NLD: Tensor | None = None) -> Tensor:
-        """Pooled vectors (N, D) of the LLM's own tokens, or of inputs made by the bridge."""
+    def forward(
+        self,
+        mask_NL: Tensor,
+        *,
+        ids_NL: Tensor | None = None,
+        inputs_NLD: Tensor | None = None,
+        spans: Sequence[Spans] | None = None,
+    ) -> Tensor:
+        """Pooled vectors (N, D) of the LLM's own tokens, or of inputs made by the bridge; see `span_means`."""
         mask = mask_NL
         if self.bidirectional:
             dtype = torch.float32 if inputs_NLD is None else inputs_NLD.dtype
@@ -79,13 +102,13 @@ class LlmBody(nn.Module):
             mask = mask.masked_fill(mask_NL == 0, torch.finfo(dtype).min)[:, None, None, :]
             mask = mask.expand(-1, 1, mask_NL.shape[1], -1)
         output = self.model(input_ids=ids_NL, inputs_embeds=inputs_NLD, attention_mask=mask, use_cache=False)
-        return masked_mean(output.last_hidden_state, mask_NL)
+        return span_means(output.last_hidden_state, mask_NL, spans)
 
-    def read(self, tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> Tensor:
-        """Pooled vectors (N, D) of texts in the LLM's own tokens; what is longer than `max_tokens` loses its end."""
-        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-        tokens = tokens.to(next(self.parameters()).device)
-        pooled: Tensor = self(tokens["attention_mask"], ids_NL=tokens["input_ids"])
+    def read(self, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int) -> Tensor:
+        """Pooled vectors of texts in the LLM's own tokens: one of a text or a pair, of choices one each."""
+        encoded = tokenize(tokenizer, texts, max_tokens=max_tokens)
+        ids_NL, mask_NL = pad_right(encoded, device=str(next(self.parameters()).device))
+        pooled: Tensor = self(mask_NL, ids_NL=ids_NL, spans=[row.spans for row in encoded])
         return pooled
 
     @contextmanager
@@ -143,29 +166,34 @@ class Stack(nn.Module):
             hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
         return hidden
 
-    def pool(self, inputs_NGD: Tensor, mask_NG: Tensor) -> Tensor:
-        """Pooled vectors (N, d_llm) of LLM inputs and mask made by the bridge."""
-        pooled: Tensor = self.llm(mask_NG, inputs_NLD=inputs_NGD)
+    def pool(self, inputs_NGD: Tensor, mask_NG: Tensor, spans: Sequence[Spans] | None = None) -> Tensor:
+        """Pooled vectors (N, d_llm) of LLM inputs and mask made by the bridge, of spans in these; see `span_means`."""
+        pooled: Tensor = self.llm(mask_NG, inputs_NLD=inputs_NGD, spans=spans)
         return pooled
 
-    def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """Pooled vectors (N, d_llm) of encoder tokens."""
-        return self.pool(*self.bridge(self.encode(ids_NL, mask_NL), mask_NL))
+    def forward(self, ids_NL: Tensor, mask_NL: Tensor, spans: Sequence[Spans] | None = None) -> Tensor:
+        """Pooled vectors (N, d_llm) of encoder tokens, of spans in these; see `span_means`."""
+        inputs_NGD, mask_NG = self.bridge(self.encode(ids_NL, mask_NL), mask_NL)
+        return self.pool(inputs_NGD, mask_NG, spans and [grouped(own, self.bridge.stride) for own in spans])
 
 
-def pool_in_batches(texts: Sequence[str], pool: Callable[[list[str]], Tensor]) -> Tensor:
-    """Vectors (N, D) of many texts, in their order; texts of similar length are pooled together, without gradients."""
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+def pool_in_batches(texts: Sequence[Input], pool: Callable[[list[Input]], Tensor]) -> list[Tensor]:
+    """Vectors (V, D) of each of many texts, in their order: one row, or of choices one each.
+
+    Texts of similar length are pooled together, without gradients.
+    """
+    by_length = sorted(range(len(texts)), key=lambda i: sum(map(len, parts_of(texts[i]))))
+    pooled: dict[int, Tensor] = {}
     with torch.no_grad():
-        rows = [
-            pool([texts[i] for i in by_length[start : start + _BATCH]]).float()
-            for start in range(0, len(texts), _BATCH)
-        ]
-    pooled_ND = torch.cat(rows)
-    return pooled_ND[torch.tensor(by_length, device=pooled_ND.device).argsort()]
+        for start in range(0, len(texts), _BATCH):
+            places = by_length[start : start + _BATCH]
+            batch = [texts[i] for i in places]
+            pooled_VD = pool(batch).float()
+            pooled |= zip(places, torch.split(pooled_VD, [vectors_of(item) for item in batch]), strict=True)
+    return [pooled[i] for i in range(len(texts))]
 
 
-def encode_english(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
+def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoded]:
     """Tokenize training text, which is English, for any encoder.
 
     Raises:

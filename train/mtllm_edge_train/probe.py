@@ -13,34 +13,35 @@ _FOLDS = 5
 
 
 def logistic_regression(
-    vectors_ND: Tensor, gold_N: Tensor, classes: int, *, scale: Standardizer, penalty: float
+    vectors_VD: Tensor, gold_N: Tensor, rows: int, *, scale: Standardizer, penalty: float
 ) -> nn.Linear:
-    """Fit a multinomial logistic regression with L-BFGS.
+    """Fit a multinomial logistic regression with L-BFGS; of choices, a conditional one.
 
     Args:
-        vectors_ND: The inputs.
-        gold_N: Their classes.
-        classes: How many there are.
+        vectors_VD: The inputs: a vector of each text, or as many of each as there are choices.
+        gold_N: Number of the right class or choice of each text.
+        rows: Of the head: as many as there are classes, or 1 for choices.
         scale: What the inputs are put through before they are fitted.
         penalty: On the squared weights, beside the sum of the cross-entropies; scikit-learn's C is 1 / (2 * this).
 
     Returns:
         A head for the inputs as they are.
     """
-    scaled_ND = scale(vectors_ND)
-    weight_CD = torch.zeros(classes, vectors_ND.shape[1], requires_grad=True)
-    bias_C = torch.zeros(classes, requires_grad=True)
+    scaled_VD = scale(vectors_VD)
+    weight_CD = torch.zeros(rows, vectors_VD.shape[1], requires_grad=True)
+    bias_C = torch.zeros(rows, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight_CD, bias_C], max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> float:
         optimizer.zero_grad()
-        value = nn.functional.cross_entropy(scaled_ND @ weight_CD.T + bias_C, gold_N, reduction="sum")
+        logits_NC = (scaled_VD @ weight_CD.T + bias_C).reshape(len(gold_N), -1)
+        value = nn.functional.cross_entropy(logits_NC, gold_N, reduction="sum")
         value = value + penalty * weight_CD.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
     optimizer.step(objective)  # type: ignore[no-untyped-call]
-    head = nn.Linear(vectors_ND.shape[1], classes)
+    head = nn.Linear(vectors_VD.shape[1], rows)
     with torch.no_grad():
         head.weight.copy_(weight_CD / scale.deviation)
         head.bias.copy_(bias_C - head.weight @ scale.mean)
@@ -53,7 +54,7 @@ def choose_penalty(
     """The penalty with the smallest cross-entropy on rows that were held out, in five folds.
 
     Args:
-        vectors_ND: As in `logistic_regression`, and so are the other arguments.
+        vectors_ND: A vector of each text; the other arguments are as in `logistic_regression`.
         gold_N: Classes of the inputs.
         classes: How many there are.
         scale: What the inputs are put through.

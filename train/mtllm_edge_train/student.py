@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtllm_edge.framing import Spans
 from mtllm_edge_train import checkpoint, loop
 from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.model import LlmBody, Stack, load_llm_body, load_llm_tokenizer, pad_right
@@ -37,11 +38,20 @@ def restore_weights(stack: Stack, folder: Path) -> None:
     stack.llm.load_lora_state(checkpoint.read_lora(folder))
 
 
-def run_student(stack: Stack, batch: Sequence[Sequence[int]], settings: loop.LoopSettings) -> Tensor:
-    """Pooled vectors (N, D) of rows of token ids, with gradients and dropout in all but the frozen encoder."""
+def run_student(
+    stack: Stack, batch: Sequence[Sequence[int]], settings: loop.LoopSettings, spans: Sequence[Spans] | None = None
+) -> Tensor:
+    """Pooled vectors (V, D) of rows of token ids, with gradients and dropout in all but the frozen encoder.
+
+    Args:
+        stack: The stack; everything in it but the encoder goes into training mode.
+        batch: Token ids of each text.
+        settings: Device and type.
+        spans: What of each text is pooled; see `mtllm_edge_train.model.span_means`.
+    """
     ids_NL, mask_NL = pad_right(batch, device=settings.device)
     stack.train()
     stack.encoder.eval()
     with settings.autocast():
-        pooled_ND: Tensor = stack(ids_NL, mask_NL)
-    return pooled_ND
+        pooled_VD: Tensor = stack(ids_NL, mask_NL, spans)
+    return pooled_VD

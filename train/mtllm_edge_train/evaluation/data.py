@@ -93,7 +93,8 @@ def _chosen_rows(paths: Sequence[Path], text_column: str, where: Where) -> Itera
     """Place, for messages, text and all columns of the rows that `where` takes."""
     unmet = {(column, value) for column, values in where.items() for value in values}
     for path in paths:
-        for number, (text, row) in enumerate(zip(*read_rows(path, text_column), strict=True), start=1):
+        sheet = read_rows(path, text_column)
+        for number, (text, row) in enumerate(zip(sheet.texts, sheet.records, strict=True), start=1):
             place = f"{path}: text {number}"
             if all(str(_cell(row, column, place)) in values for column, values in where.items()):
                 unmet -= {(column, str(row[column])) for column in where}
