@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mtllm_edge import manifest
 from mtllm_edge.bundle import list_files
+from mtllm_edge.kinds import Kind
 
 SEED = 5
 D_MODEL = 16
@@ -68,9 +69,13 @@ def make_tiny_bundle(
     architecture: Architecture = "llama",
     tasks: dict[str, tuple[str, ...]] | None = None,
     stride: int = 1,
+    kinds: dict[str, Kind] | None = None,
     seed: int = SEED,
 ) -> Path:
-    """Write a valid bundle into `folder`, which is made where it does not exist, and return it."""
+    """Write a valid bundle into `folder`, which is made where it does not exist, and return it.
+
+    Tasks are given by their labels, none for multiple choice; `kinds` names those that do not read single texts.
+    """
     tasks = TASKS if tasks is None else tasks
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,11 +86,11 @@ def make_tiny_bundle(
     write_llm(folder / "llm.gguf", llm_weights(rng), quantization=quantization, architecture=architecture)
     for name, labels in tasks.items():
         (folder / "tasks" / name).mkdir(parents=True)
-        head = {"weight": _normal(rng, len(labels), N_EMBD)}
+        head = {"weight": _normal(rng, len(labels) or 1, N_EMBD)}
         safetensors.numpy.save_file(head, folder / "tasks" / name / "head.safetensors")
     (folder / "LICENSES").mkdir()
     (folder / "LICENSES" / "tiny.txt").write_text("Random numbers; no rights reserved.\n", encoding="utf-8")
-    write_manifest(folder, quantization, encoder_quantization, attention, architecture, tasks, stride)
+    write_manifest(folder, quantization, encoder_quantization, attention, architecture, tasks, stride, kinds)
     return folder
 
 
@@ -97,6 +102,7 @@ def write_manifest(
     architecture: Architecture = "llama",
     tasks: dict[str, tuple[str, ...]] | None = None,
     stride: int = 1,
+    kinds: dict[str, Kind] | None = None,
 ) -> None:
     """Write the `bundle.json` that fits the files now in `folder`."""
     tasks = TASKS if tasks is None else tasks
@@ -124,7 +130,9 @@ def write_manifest(
             pooling="mean",
         ),
         tasks={
-            name: manifest.Task(kind="sequence", labels=labels, head=f"tasks/{name}/head.safetensors")
+            name: manifest.Task(
+                kind=(kinds or {}).get(name, "sequence"), labels=labels, head=f"tasks/{name}/head.safetensors"
+            )
             for name, labels in tasks.items()
         },
         languages=(),

@@ -123,7 +123,8 @@ class _Job:
         encoder = self.encoder
         stack = load_stack(self.checkpoint)
         self.log(f"running torch on {len(sentences)} sentences")
-        reference = torch_reference(stack, sentences, encoder.languages)
+        kinds = {name: task.kind for name, task in self.config.tasks.items()}
+        reference = torch_reference(stack, sentences, encoder.languages, kinds)
         del stack
         self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
         write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge.kinds import Input, Kind
 from mtllm_edge.manifest import Parity
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ FLOAT_COSINE_MIN = 0.999
 """What every sentence must reach where nothing was quantised."""
 QUANTIZED_COSINE_MEAN = 0.9
 """What the sentences must reach on average where something was."""
+
+
+_STACK = "stack"
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ class Reference:
     """Encoder states of each text."""
     inputs_GD: list[Array]
     """LLM inputs of each text: the bridge's outputs."""
-    pooled_ND: Array
+    pooled_VD: dict[Kind, Array]
+    """Pooled vectors of the sentences, and of `as_read` by the other kinds of tasks that there are."""
     logits_NC: dict[str, Array]
-    """Logits by task."""
+    """Logits of labels or choices by task."""
 
 
 def load_sentences() -> list[Sentence]:
@@ -57,7 +62,21 @@ def load_sentences() -> list[Sentence]:
     return [Sentence(language, sentence) for language, sentence in rows]
 
 
-def torch_reference(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str]) -> Reference:
+def as_read(texts: Sequence[str], kind: Kind) -> list[Input]:
+    """Sentences as a kind of task reads them: alone, each with the next one, or each with the next two as choices."""
+    second, third = ([*texts[n:], *texts[:n]] for n in (1, 2))
+    match kind:
+        case "sequence":
+            return [*texts]
+        case "pair":
+            return [*zip(texts, second, strict=True)]
+        case "multiple_choice":
+            return [*zip(texts, zip(second, third, strict=True), strict=True)]
+
+
+def torch_reference(
+    stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str], kinds: Mapping[str, Kind]
+) -> Reference:
     """Run the torch stack on single sentences, so that no padding enters.
 
     Args:
@@ -65,6 +84,7 @@ def torch_reference(stack: Stack, sentences: Sequence[Sentence], languages: Sequ
         sentences: What to run.
         languages: Codes that the encoder knows, empty where it takes none. A sentence in another language is given the
             first one: the comparison needs equal input, not sensible input.
+        kinds: Kind of each task.
     """
     import torch
 
@@ -81,10 +101,22 @@ def torch_reference(stack: Stack, sentences: Sequence[Sentence], languages: Sequ
             states.append(states_1LE[0].numpy())
             inputs.append(inputs_1GD[0].numpy())
             pooled.append(stack.pool(inputs_1GD, groups_1G))
-        pooled_ND = torch.cat(pooled)
-        logits = {task: head(pooled_ND).numpy() for task, head in stack.heads.items()}
-    texts = [sentence.text for sentence in sentences]
-    return Reference(texts, codes, ids, states, inputs, pooled_ND.numpy(), logits)
+        texts = [sentence.text for sentence in sentences]
+        vectors: dict[Kind, Any] = {"sequence": torch.cat(pooled)}
+        for kind in sorted({*kinds.values()} - vectors.keys()):
+            readings = zip(as_read(texts, kind), codes, strict=True)
+            alone = [stack.tokenizer.encode([item], language=code) for item, code in readings]
+            vectors[kind] = torch.cat([stack.read(one) for one in alone])
+        logits = {task: head(vectors[kinds[task]]).reshape(len(texts), -1) for task, head in stack.heads.items()}
+    return Reference(
+        texts,
+        codes,
+        ids,
+        states,
+        inputs,
+        {kind: vectors_VD.numpy() for kind, vectors_VD in vectors.items()},
+        {task: logits_NC.numpy() for task, logits_NC in logits.items()},
+    )
 
 
 def _known_code(language: str, languages: Sequence[str]) -> str | None:
@@ -101,8 +133,8 @@ def compare(bundle: Path, reference: Reference) -> tuple[Parity, ...]:
         reference: What torch made of the sentences.
 
     Returns:
-        ``encoder`` (every token's state), ``llm`` (pooled, from torch's inputs), ``stack`` (text to pooled), and
-        ``task <name>`` (logits) for every head.
+        ``encoder`` (every token's state), ``llm`` (pooled, from torch's inputs), ``stack`` (text to pooled), the same
+        of pairs and choices where there are tasks of those, and ``task <name>`` (logits) for every head.
 
     Raises:
         ModelError: The bundle reads a sentence as other tokens than torch does.
@@ -123,18 +155,20 @@ def compare(bundle: Path, reference: Reference) -> tuple[Parity, ...]:
         # The pipeline's inner stages are nobody else's business, so they are not public.
         states_TE = np.concatenate([embedder._encoder.encode([ids])[0] for ids in reference.ids])
         from_inputs_ND = np.concatenate([embedder._llm.pool([inputs_GD]) for inputs_GD in reference.inputs_GD])
-        pooled_ND = embedder.pool(encoded)
+        pooled_VD: dict[Kind, Array] = {}
+        for kind in reference.pooled_VD:
+            readings = zip(as_read(reference.texts, kind), reference.languages, strict=True)
+            pooled_VD[kind] = embedder.pool([embedder.encode([item], language=code)[0] for item, code in readings])
     rows = [
         measure("encoder", np.concatenate(reference.states_LE), states_TE),
-        measure("llm", reference.pooled_ND, from_inputs_ND),
-        measure("stack", reference.pooled_ND, pooled_ND),
+        measure("llm", reference.pooled_VD["sequence"], from_inputs_ND),
     ]
+    for kind, expected_VD in reference.pooled_VD.items():
+        rows.append(measure(_STACK + ("" if kind == "sequence" else f", {kind}"), expected_VD, pooled_VD[kind]))
     for name, task in opened.manifest.tasks.items():
-        head = Head.load(bundle, task)
-        logits_NC = pooled_ND @ head.weight_CE.T
-        if head.bias_C is not None:
-            logits_NC += head.bias_C
-        rows.append(measure(f"task {name}", reference.logits_NC[name], logits_NC))
+        expected_NC = reference.logits_NC[name]
+        logits_VC = Head.load(bundle, task).logits(pooled_VD[task.kind])
+        rows.append(measure(f"task {name}", expected_NC, logits_VC.reshape(expected_NC.shape)))
     return tuple(rows)
 
 
@@ -163,13 +197,11 @@ def check_parity(parity: Sequence[Parity], *, quantized: bool) -> None:
     Raises:
         ModelError: The stack's cosine is too low, or no number; the message has the numbers of every part.
     """
-    stack = next(row for row in parity if row.component == "stack")
-    found, wanted, which = (
-        (stack.cosine_mean, QUANTIZED_COSINE_MEAN, "mean")
-        if quantized
-        else (stack.cosine_min, FLOAT_COSINE_MIN, "lowest")
-    )
-    if not found >= wanted:
+    wanted, which = (QUANTIZED_COSINE_MEAN, "mean") if quantized else (FLOAT_COSINE_MIN, "lowest")
+    stacks = [row for row in parity if row.component.startswith(_STACK)]
+    cosines = [row.cosine_mean if quantized else row.cosine_min for row in stacks]
+    found = next((cosine for cosine in cosines if not cosine >= wanted), None)  # one that is no number, too
+    if found is not None:
         numbers = "; ".join(f"{row.component} {row.cosine_min:.4f} to mean {row.cosine_mean:.4f}" for row in parity)
         raise ModelError(
             f"the bundle does not follow the torch stack: {which} cosine {found:.4f}, expected {wanted} ({numbers}); "

@@ -7,7 +7,9 @@ that attention and gates matter. Run as a script it writes one checkpoint: ``pyt
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -119,8 +121,9 @@ def save_checkpoint(
     width: int = 64,
     layers: int | None = 2,
     stride: int = 1,
+    more_tasks: Mapping[str, TaskConfig] = MappingProxyType({}),
 ) -> Path:
-    """A trained-looking checkpoint: encoder and LLM folders inside it, bridge, adapter and two heads."""
+    """A trained-looking checkpoint: encoder and LLM folders inside it, bridge, adapter, two heads and those wanted."""
     rng = np.random.default_rng(4)
     save_encoder(folder / "models" / "encoder", family)
     save_llm(folder / "models" / "llm", width=width)
@@ -135,6 +138,7 @@ def save_checkpoint(
         tasks={
             "topic": TaskConfig(kind="sequence", labels=("a", "b", "c", "d")),
             "sentiment": TaskConfig(kind="sequence", labels=("negative", "neutral", "positive")),
+            **more_tasks,
         },
         sources=(
             Source(part="encoder", name="tiny encoder", license="MIT"),
@@ -157,6 +161,9 @@ def save_checkpoint(
     }
     save_file(topic, folder / "tasks" / "topic.safetensors")
     save_file(sentiment, folder / "tasks" / "sentiment.safetensors")
+    for name, task in more_tasks.items():
+        head = {"weight": rng.standard_normal((task.rows, width)).astype(np.float32)}
+        save_file(head, folder / "tasks" / f"{name}.safetensors")
     return folder
 
 

@@ -90,6 +90,18 @@ def test_batched_equals_single(llm: GgufLlm) -> None:
     assert difference_N.max() <= 1e-3
 
 
+def test_a_span_has_a_mean_of_its_own(llm: GgufLlm) -> None:
+    one_LE, two_LE = inputs((7, 12))
+    batch = [one_LE, two_LE, one_LE]
+    begin_E, end_E, second_E, third_E = llm.pool(batch, [((0, 3), (3, 7)), (), ((2, 4),)])
+    whole_E, second_alone_E = llm.pool([one_LE, two_LE])
+    np.testing.assert_allclose((3 * begin_E + 4 * end_E) / 7, whole_E, atol=1e-4)
+    np.testing.assert_allclose(second_E, second_alone_E, atol=1e-4)
+    np.testing.assert_allclose(begin_E, llm.pool([one_LE[:3]])[0], atol=1e-4)  # causal: what follows is not seen
+    first_four_E, first_two_E = llm.pool([one_LE[:4], one_LE[:2]])
+    np.testing.assert_allclose(third_E, (4 * first_four_E - 2 * first_two_E) / 2, atol=1e-4)
+
+
 @pytest.mark.parametrize("max_tokens", [257, 514, 600])
 def test_any_context_size_is_safe(tiny_bundle: Path, max_tokens: int) -> None:
     body = GgufLlm(tiny_bundle / "llm.gguf", LLM, settings=SETTINGS, threads=2, max_tokens=max_tokens, max_texts=64)

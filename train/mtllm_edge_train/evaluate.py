@@ -16,7 +16,7 @@ from mtllm_edge_train import checkpoint
 from mtllm_edge_train.config import StackConfig, TaskConfig, resolve_source
 from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.finetune import MAX_TOKENS
-from mtllm_edge_train.model import load_llm_tokenizer, pad_right, pool_in_batches
+from mtllm_edge_train.model import load_llm_tokenizer, pool_in_batches
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +45,7 @@ class Evaluator:
             self.languages: tuple[str, ...] = stack.tokenizer.languages
 
             def pool(texts: list[Input], language: str | None) -> Tensor:
-                encoded = stack.tokenizer.encode(texts, language=language)
-                pooled_VD: Tensor = stack(*pad_right(encoded, device=device), [row.spans for row in encoded])
-                return pooled_VD
+                return stack.read(stack.tokenizer.encode(texts, language=language))
         else:
             llm = checkpoint.load_llm(folder, self._config).to(device)
             tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))

@@ -176,6 +176,12 @@ class Stack(nn.Module):
         inputs_NGD, mask_NG = self.bridge(self.encode(ids_NL, mask_NL), mask_NL)
         return self.pool(inputs_NGD, mask_NG, spans and [grouped(own, self.bridge.stride) for own in spans])
 
+    def read(self, encoded: Sequence[Encoded]) -> Tensor:
+        """Pooled vectors (V, d_llm) of what the tokenizer returned: one of a text or a pair, of choices one each."""
+        ids_NL, mask_NL = pad_right(encoded, device=str(next(self.llm.parameters()).device))
+        pooled: Tensor = self(ids_NL, mask_NL, [row.spans for row in encoded])
+        return pooled
+
 
 def pool_in_batches(texts: Sequence[Input], pool: Callable[[list[Input]], Tensor]) -> list[Tensor]:
     """Vectors (V, D) of each of many texts, in their order: one row, or of choices one each.
