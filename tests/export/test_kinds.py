@@ -33,15 +33,17 @@ QUESTIONS: list[Input] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["bert", "m2m_100"])
+@pytest.fixture(scope="module", params=[("bert", 1), ("bert", 3), ("m2m_100", 2)], ids=str)
 def pieces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stack, Path, str | None]:
     """The torch stack, the float bundle, and the language that they must be told."""
     folder = tmp_path_factory.mktemp("kinds")
-    nllb = request.param == "m2m_100"
+    family, stride = request.param
+    nllb = family == "m2m_100"
     checkpoint = save_checkpoint(
         folder / "checkpoint",
-        family=request.param,
+        family=family,
         attention="bidirectional" if nllb else "causal",
+        stride=stride,
         more_tasks=TASKS,
     )
     export_bundle(checkpoint, folder / "bundle", encoder_quantization="float32", llm_quantization="f32")

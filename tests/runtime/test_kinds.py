@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.cli import main
 from mtllm_edge.errors import DataError, ModelError
-from mtllm_edge.framing import Frame, share
+from mtllm_edge.framing import Frame, grouped, share
 from mtllm_edge.tokenizer import Tokenizer
 from tests import tiny
 
@@ -125,6 +125,13 @@ def test_frames(parts: list[list[int]], extra: int) -> None:
         assert encoded.ids[begin:end] == part[: end - begin]
         assert encoded.ids[begin - 2 : begin] == [2, 2]
     assert [token for token in encoded.ids if token < 10] == [1] + [2, 2] * (len(parts) - 1) + [3]
+
+
+def test_spans_in_groups() -> None:
+    """As the bridge groups states, from the row's first place on: a group belongs to whatever has a place in it."""
+    assert grouped(((0, 2), (2, 5), (5, 6)), 2) == ((0, 1), (1, 3), (2, 3))
+    assert grouped(((3, 4),), 1) == ((3, 4),)
+    assert grouped((), 3) == ()
 
 
 def test_predictions_of_choices_add_up(classifier: Classifier) -> None:

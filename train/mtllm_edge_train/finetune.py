@@ -122,7 +122,9 @@ def finetune(
         log("finetune: reading the texts with the frozen LLM")
         heads = nn.ModuleDict()
         for task, data in tasks.items():
-            vectors_VD = torch.cat(read_all(body, tokenizer, data.inputs, max_tokens=MAX_TOKENS, settings=settings)).cpu()
+            vectors_VD = torch.cat(
+                read_all(body, tokenizer, data.inputs, max_tokens=MAX_TOKENS, settings=settings)
+            ).cpu()
             scale, rows = Standardizer.fit(vectors_VD), configs[task].rows
             heads[task] = logistic_regression(vectors_VD, torch.tensor(gold[task]), rows, scale=scale, penalty=_RIDGE)
     heads.to(settings.device)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.manifest import MANIFEST_NAME
-from mtllm_edge_train.config import CONFIG_NAME, StackConfig, resolve_source
+from mtllm_edge.manifest import MANIFEST_NAME, Task
+from mtllm_edge_train.config import CONFIG_NAME, StackConfig, TaskConfig, resolve_source
 from mtllm_edge_train.evaluation.answers import Ask, digest, folder_digest
 
 
@@ -75,26 +75,31 @@ def open_subject(folder: Path, task: str) -> Subject:
         bundle = Bundle.open(folder)
         manifest = bundle.manifest
         what = f"{manifest.name}, encoder {manifest.encoder.quantization}, LLM {manifest.llm.quantization}"
-        labels = task_labels({name: part.labels for name, part in manifest.tasks.items()}, task, folder)
+        labels = task_labels(manifest.tasks, task, folder)
         return Subject(bundle, manifest.name, what, digest(manifest.to_json().decode()), task, labels)
     if not (folder / CONFIG_NAME).is_file():
         raise ModelError(f"{folder} holds neither {MANIFEST_NAME} nor {CONFIG_NAME}; name a bundle or a checkpoint")
     config = StackConfig.load(folder)
     if config.encoder is None:
         raise UsageError(f"{folder} is an LLM without an encoder; give it as --teacher, and a stack as MODEL")
-    labels = task_labels({name: part.labels for name, part in config.tasks.items()}, task, folder)
+    labels = task_labels(config.tasks, task, folder)
     return Subject(folder, config.name, f"{config.name} in torch", checkpoint_digest(folder, config), task, labels)
 
 
-def task_labels(tasks: Mapping[str, tuple[str, ...]], task: str, folder: Path) -> tuple[str, ...]:
+def task_labels(tasks: Mapping[str, Task] | Mapping[str, TaskConfig], task: str, folder: Path) -> tuple[str, ...]:
     """Labels of one of a model's tasks.
 
     Raises:
-        UsageError: It has no such task.
+        UsageError: It has no such task, or one that does not read single texts.
     """
     if task not in tasks:
         raise UsageError(f"{folder} has no task {task!r}; its tasks: {', '.join(tasks) or 'none'}")
-    return tasks[task]
+    if (kind := tasks[task].kind) != "sequence":
+        raise UsageError(
+            f"task {task!r} of {folder} is of the kind {kind!r}, but eval compares what is said of single texts; "
+            "use `mtllm-edge train evaluate` with a checkpoint"
+        )
+    return tasks[task].labels
 
 
 def check_languages(wanted: Sequence[str], known: Sequence[str]) -> None:

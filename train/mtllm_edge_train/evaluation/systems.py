@@ -137,7 +137,7 @@ class Systems:
         if config.encoder is not None:
             raise UsageError(f"{folder} has an encoder; --teacher is the LLM that `mtllm-edge train finetune` made")
         task, expected = self.subject.task, self.subject.labels
-        labels = task_labels({name: part.labels for name, part in config.tasks.items()}, task, folder)
+        labels = task_labels(config.tasks, task, folder)
         if set(labels) != set(expected):
             raise UsageError(
                 f"task {task!r} has the labels {', '.join(labels)} in {folder}, but {', '.join(expected)} in "
