@@ -130,8 +130,8 @@ def distill_translations(
     def teach(texts: list[str]) -> Tensor:
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            vectors_ND = read_all(llm, llm_tokenizer, new, max_tokens=MAX_TOKENS, settings=settings)
-            known.update(zip(new, vectors_ND, strict=True))
+            vectors = read_all(llm, llm_tokenizer, new, max_tokens=MAX_TOKENS, settings=settings)
+            known.update(zip(new, torch.cat(vectors), strict=True))
         return torch.stack([known[text] for text in texts])
 
     first = [row.english for step in range(-(-_SAMPLE // settings.batch_size)) for row in order[step]]
