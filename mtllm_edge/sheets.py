@@ -6,7 +6,6 @@ the editor's (1-based); rows of a csv are the spreadsheet's, so the header is ro
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.records import Record, csv_records, jsonl_records
 
 SUFFIXES = (".txt", ".csv", ".jsonl")
 STDIN = "-"
@@ -24,8 +22,6 @@ STDIN = "-"
 _LONGEST_PATH = 1024
 """Characters; a longer argument is a text whatever its last word is."""
 _LINE_END = r"\r\n|\n|\r"
-# The csv module refuses cells above 128 KiB by default; this is the largest limit that a C long holds everywhere.
-_CELL_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +80,8 @@ def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], 
         text = decode(path.read_bytes(), argument)
         if suffix == ".txt":
             return _read_lines(text, argument)
-        read = _csv_records if suffix == ".csv" else _jsonl_records
-        located, skipped = read(text, argument)
+        read = csv_records if suffix == ".csv" else jsonl_records
+        located, skipped = _located(read(io.StringIO(text, newline=""), argument))
         return _pick_texts(located, skipped, argument, text_column)
     _refuse_other_file(argument)
     check_text(argument, f"argument {number}", advice="give it some words")
@@ -154,61 +150,19 @@ def _read_lines(text: str, name: str) -> Sheet:
     return Sheet(texts, [{"text": line} for line in texts], places, len(lines) - len(texts))
 
 
-_Located = list[tuple[str, dict[str, Any]]]
+_Located = list[tuple[str, Record]]
 """Records with their places, as messages name them."""
 
 
-def _csv_records(text: str, name: str) -> tuple[_Located, int]:
-    header_line = text.lstrip("\r\n").split("\n", 1)[0]
-    # Spreadsheets write semicolons where the comma is the decimal sign.
-    delimiter = next((sign for sign in ",;\t" if sign in header_line), ",")
-    numbered = _csv_rows(text, name, delimiter)
-    filled = [(number, cells) for number, cells in numbered if cells]
-    header = filled[0][1]
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
-    located: _Located = []
-    for number, cells in filled[1:]:
-        if len(cells) != len(header):
-            raise DataError(
-                f"{name} row {number} has {len(cells)} cells, the header has {len(header)} columns; "
-                f"put cells that contain {delimiter!r} in double quotes"
-            )
-        located.append((f"{name} row {number}", dict(zip(header, cells, strict=True))))
-    if not located:
-        raise DataError(f"{name} holds a header but no rows; add a row per text")
-    return located, len(numbered) - len(filled)
-
-
-def _csv_rows(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    rows: list[tuple[int, list[str]]] = []
-    limit = csv.field_size_limit(_CELL_LIMIT)
-    try:
-        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
-            rows.append((len(rows) + 1, cells))
-    except csv.Error as error:
-        raise DataError(f"{name} row {len(rows) + 1} is not valid csv ({error}); check its double quotes") from None
-    finally:
-        csv.field_size_limit(limit)
-    return rows
-
-
-def _jsonl_records(text: str, name: str) -> tuple[_Located, int]:
-    lines = split_lines(text)
-    located: _Located = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                record = msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.DecodeError, RecursionError) as error:
-                raise DataError(f"{name} line {number}: {error}; write one JSON object per line") from None
-            located.append((f"{name} line {number}", record))
-    return located, len(lines) - len(located)
+def _located(rows: Iterable[tuple[str, Record | None]]) -> tuple[_Located, int]:
+    """The rows that hold a record, and how many do not."""
+    places = list(rows)
+    located = [(where, record) for where, record in places if record is not None]
+    return located, len(places) - len(located)
 
 
 def _pick_texts(located: _Located, skipped: int, name: str, text_column: str | None) -> Sheet:
-    column = _pick_column(located[0][1], name, text_column)
+    column = pick_column(located[0][1], name, text_column)
     texts = []
     for where, record in located:
         if column not in record:
@@ -219,8 +173,12 @@ def _pick_texts(located: _Located, skipped: int, name: str, text_column: str | N
     return Sheet(texts, [record for _, record in located], [where for where, _ in located], skipped)
 
 
-def _pick_column(record: dict[str, Any], name: str, text_column: str | None) -> str:
-    """Name of the text's column, judged by the first record of a file."""
+def pick_column(record: dict[str, Any], name: str, text_column: str | None) -> str:
+    """Name of the text's column, judged by the first record of a file.
+
+    Raises:
+        UsageError: There is no such column, or none was named and there are several.
+    """
     wanted = "text" if text_column is None else text_column
     if wanted in record:
         return wanted

@@ -7,23 +7,18 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from mtllm_edge.errors import DataError, MtllmError, UsageError
-from mtllm_edge_train.data import read_labelled, read_texts
+from mtllm_edge_train.data import read_labelled
 
 
-def test_every_kind_of_file_gives_the_same_texts(tmp_path: Path) -> None:
+def test_labels_of_every_kind_of_file(tmp_path: Path) -> None:
     texts = ["one", "two \u2028 with a line separator", "drei, mit Komma"]
-    (tmp_path / "a.txt").write_text("\n".join(texts) + "\n\n")
-    (tmp_path / "a.txt.zst").write_bytes(
-        zstandard.compress("\n".join(texts[:1]).encode() + b"\n") + zstandard.compress("\n".join(texts[1:]).encode())
-    )
     (tmp_path / "a.csv").write_text("label,text\n" + "".join(f'x,"{text}"\n' for text in texts))
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{text}", "label": 1}}\n\n' for text in texts))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": [1, 2, 1]}), tmp_path / "a.parquet")
-    for name in ("a.txt", "a.txt.zst", "a.csv", "a.jsonl", "a.parquet"):
-        assert read_texts(tmp_path / name) == texts, name
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        assert read_labelled(tmp_path / name).texts == texts, name
     assert read_labelled(tmp_path / "a.csv").labels == ["x", "x", "x"]
     assert read_labelled(tmp_path / "a.parquet").counts == {"1": 2, "2": 1}
 
@@ -36,8 +31,6 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("a.txt", b"", DataError, "holds no text"),
-        ("a.txt", b"fine\n\xff\n", DataError, "line 2 is not valid UTF-8"),
         ("a.md", b"text", UsageError, "has the suffix '.md'"),
         ("a.csv", b"text,label\n", DataError, "holds a header but no rows"),
         ("a.csv", b"body,label\nx,y\n", UsageError, "no column 'text', only 'body', 'label'"),
@@ -54,9 +47,8 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
 def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmError], message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    read = read_texts if name == "a.txt" else read_labelled
     with pytest.raises(error, match=message) as caught:
-        read(path)
+        read_labelled(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -65,19 +57,9 @@ def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2], "label": ["a", "b"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 1, column 'text', is a number"):
         read_labelled(tmp_path / "a.parquet")
-    with pytest.raises(UsageError, match="no column 'body'"):
-        read_texts(tmp_path / "a.parquet", column="body")
-
-
-@pytest.mark.parametrize("keep", [0.5, 0.99])
-def test_a_truncated_archive_is_not_a_short_one(tmp_path: Path, keep: float) -> None:
-    packed = zstandard.compress("".join(f"sentence number {number}\n" for number in range(50_000)).encode())
-    (tmp_path / "a.txt.zst").write_bytes(packed[: int(keep * len(packed))])
-    with pytest.raises(DataError, match=r"cut short|not a readable zstd file"):
-        read_texts(tmp_path / "a.txt.zst")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    for name in ("a.txt", "a.txt.zst", "a.csv", "a.parquet"):
+    for name in ("a.csv", "a.parquet"):
         with pytest.raises(UsageError, match="is no file; check the path"):
-            read_texts(tmp_path / name)
+            read_labelled(tmp_path / name)

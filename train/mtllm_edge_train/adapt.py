@@ -5,7 +5,7 @@ Teacher: the LLM on its own tokens, LoRA off. Student: the stack, LoRA on. Train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from mtllm_edge_train.config import (
     LoraConfig,
     StackConfig,
 )
-from mtllm_edge_train.data import BatchOrder
 from mtllm_edge_train.model import encode_english
+from mtllm_edge_train.streams import WINDOW, StreamedBatches, survey
 from mtllm_edge_train.student import build_stack, restore_weights, run_student
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
@@ -35,7 +35,7 @@ _SAMPLE = 1024
 
 
 def adapt(
-    texts: Sequence[str],
+    texts: Iterable[str],
     out: Path,
     *,
     name: str,
@@ -53,7 +53,9 @@ def adapt(
     """Train a new stack on English text and save it as a checkpoint.
 
     Args:
-        texts: English texts.
+        texts: English texts: a list, or a `TextStream`, which is read as needed. What the run is going to read is read
+            once before it (but of a data set that may come over a network), so that faults are found then; a resumed
+            run reads past what it has seen. A corpus that ends before the run begins anew, in another order.
         out: The checkpoint folder; an unfinished run of the same settings there is resumed.
         name: The checkpoint's name.
         encoder: The frozen encoder.
@@ -82,9 +84,10 @@ def adapt(
         tasks={},
         sources=tuple(sources),
     )
-    if len(texts) < 2:
+    found = survey(texts, limit=steps * settings.batch_size + WINDOW, sample=_ALIGNED, seed=settings.seed)
+    if found.total < 2:
         raise UsageError("general adaptation needs at least two texts, better a hundred thousand")
-    key = loop.fingerprint(config, loop.settings_dict(settings), steps, bridge_learning_rate, list(texts))
+    key = loop.fingerprint(config, loop.settings_dict(settings), steps, bridge_learning_rate, found.digest)
     state = loop.start_or_resume(out, "adapt", key, force=force)
     torch.manual_seed(settings.seed)
     stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype)
@@ -94,21 +97,20 @@ def adapt(
     if state is not None:
         restore_weights(stack, out)
     else:
-        align_bridge(stack, texts[:_ALIGNED], teacher_tokenizer)
-    student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, texts)]
-    order = BatchOrder([len(ids) for ids in student_ids], settings.batch_size, seed=settings.seed)
+        align_bridge(stack, found.sample, teacher_tokenizer)
 
-    def teach(indices: Sequence[int]) -> Tensor:
+    def teach(batch: Sequence[str]) -> Tensor:
         with torch.no_grad(), settings.autocast(), stack.llm.without_lora():
-            return stack.llm.read(teacher_tokenizer, [texts[i] for i in indices], max_tokens=encoder.max_tokens)
+            return stack.llm.read(teacher_tokenizer, batch, max_tokens=encoder.max_tokens)
 
-    sample = [int(i) for i in torch.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts)))]
+    sample = found.sample[:: -(-len(found.sample) // _SAMPLE)]
     scale = Standardizer.fit(torch.cat([teach(sample[i : i + 32]) for i in range(0, len(sample), 32)]))
+    batches = StreamedBatches(texts, settings.batch_size, seed=settings.seed)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        indices = [int(i) for i in order[step]]
-        student_ND = run_student(stack, [student_ids[i] for i in indices], settings)
-        return distillation_loss(student_ND, teach(indices), scale)
+        batch = batches[step]
+        student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, batch)]
+        return distillation_loss(run_student(stack, student_ids, settings), teach(batch), scale)
 
     groups: list[dict[str, Any]] = [
         {"params": list(stack.bridge.parameters()), "lr": bridge_learning_rate},

@@ -130,7 +130,7 @@ def prepare() -> None:
 
 
 @train.command()
-@click.argument("texts", type=_PATH)
+@click.argument("texts", nargs=-1, required=True)
 @click.option("--encoder", required=True, metavar="SOURCE", help="Folder or hub id of the translation encoder.")
 @_option("--max-tokens", 512, "Longest input of the encoder.", type=click.IntRange(min=4))
 @_LLM
@@ -143,7 +143,7 @@ def prepare() -> None:
 @_SOURCES
 @_OUTPUT
 def adapt(
-    texts: Path,
+    texts: tuple[str, ...],
     *,
     encoder: str,
     max_tokens: int,
@@ -158,14 +158,16 @@ def adapt(
 ) -> None:
     """General adaptation (stage 1): the stack learns to say what the LLM says of the English TEXTS.
 
-    TEXTS is a .txt or .txt.zst file with a text per line, or a .csv, .jsonl or .parquet file.
+    TEXTS are .txt files with a text per line, .csv, .jsonl and .parquet files, each but the last also as .zst; folders
+    and globs of these; and data sets of the hub or of a folder, as hub:ID, hub:ID:CONFIG or hub:ID:CONFIG:SPLIT. They
+    are read as needed, several in turns; a corpus may be larger than memory.
     """
     from mtllm_edge_train.adapt import adapt as run
     from mtllm_edge_train.config import EncoderConfig
-    from mtllm_edge_train.data import read_texts
+    from mtllm_edge_train.streams import TextStream
 
     run(
-        read_texts(texts, column=text_column),
+        TextStream(texts, column=text_column),
         out,
         name=name or out.name,
         encoder=EncoderConfig(source=_absolute(encoder), max_tokens=max_tokens),

@@ -1,4 +1,4 @@
-"""Texts and labelled texts from files, and the order in which training sees them."""
+"""Labelled texts from files, and the order in which training sees them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.kinds import Input, Kind
-from mtllm_edge.sheets import Sheet, check_text, decode, read_sheet, split_lines
+from mtllm_edge.sheets import Sheet, check_text, read_sheet
+from mtllm_edge_train.texts import read_file
 
 _USUAL = Columns()
 
@@ -47,33 +48,13 @@ class LabelledTexts:
         return "pair" if all(isinstance(second, str) for second in self.seconds) else "multiple_choice"
 
 
-def read_texts(path: Path, *, column: str | None = None) -> list[str]:
-    """Read the texts of a .txt (one a line), .txt.zst, .csv, .jsonl or .parquet file; blank lines are left out.
-
-    Args:
-        path: The file.
-        column: Where the text is, but in .txt; None takes ``text``, else the only column.
-
-    Raises:
-        UsageError: No such file, another suffix, or no such column.
-        DataError: Not UTF-8, malformed, without any text, or with a cell that is none.
-    """
-    if path.name.endswith(".txt.zst"):
-        lines = split_lines(decode(_decompressed(path), str(path)))
-        return [line for line in lines if line.strip()]
-    if path.suffix == ".txt":
-        _check_exists(path)
-        return read_sheet([str(path)], read_stdin=bytes).texts
-    return read_rows(path, column).texts
-
-
 def read_inputs(path: Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
-    """Read what a task reads, without labels: texts as `read_texts` does, or pairs, or texts with choices.
+    """Read what a task reads, without labels: texts (`texts.SUFFIXES`), or pairs, or texts with choices.
 
     Arguments are those of `read_labelled`, and so are the errors.
     """
     if path.suffix in (".txt", ".zst"):
-        return [*read_texts(path, column=text_column)]
+        return [*read_file(path, column=text_column)]
     sheet = read_rows(path, text_column)
     return inputs_of(sheet, columns.kind(sheet.records[0], str(path)), columns)
 
@@ -131,11 +112,11 @@ def label_of(row: Mapping[str, Any], column: str, place: str) -> str:
 
 
 def read_rows(path: Path, column: str | None) -> Sheet:
-    """Texts of a .csv, .jsonl or .parquet file, and all columns of each; arguments and errors as for `read_texts`."""
+    """Texts of a .csv, .jsonl or .parquet file, and all columns of each; errors as for `read_labelled`."""
     if path.suffix == ".parquet":
         return _read_parquet(path, column or "text")
     if path.suffix not in (".csv", ".jsonl"):
-        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected .csv, .jsonl, .parquet or, for texts, .txt")
+        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected .csv, .jsonl or .parquet")
     _check_exists(path)
     return read_sheet([str(path)], read_stdin=bytes, text_column=column)
 
@@ -162,23 +143,6 @@ def _read_parquet(path: Path, column: str) -> Sheet:
 def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"{path} is no file; check the path")
-
-
-def _decompressed(path: Path) -> bytes:
-    import zstandard
-
-    _check_exists(path)
-    rest, parts = path.read_bytes(), []
-    while rest:  # a file may be several frames
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            parts.append(frame.decompress(rest))
-        except zstandard.ZstdError as error:
-            raise DataError(f"{path} is not a readable zstd file ({error})") from None
-        if not frame.eof:
-            raise DataError(f"{path} is cut short; copy or download it again")
-        rest = frame.unused_data
-    return b"".join(parts)
 
 
 class BatchOrder:

@@ -9,19 +9,19 @@ from typing import Any
 
 import transformers
 
-from mtllm_edge.errors import ModelError
+from mtllm_edge.errors import ModelError, MtllmError
 
 
 @contextmanager
-def one_line(fault: str, advice: str) -> Iterator[None]:
-    """Turn what the libraries raise on a damaged or foreign model into one `ModelError` of one line."""
+def one_line(fault: str, advice: str, kind: type[MtllmError] = ModelError) -> Iterator[None]:
+    """Turn what the libraries raise on a damaged or foreign model, or data set, into one error of one line."""
     try:
         yield
-    except ModelError:
+    except MtllmError:
         raise
     except Exception as error:  # tokenizers raises plain Exception; transformers lets through what lies under it
         reason = textwrap.shorten(str(error), 240) or type(error).__name__
-        raise ModelError(f"{fault} ({reason}); {advice}") from None
+        raise kind(f"{fault} ({reason}); {advice}") from None
 
 
 def pretrained_model(auto_class: Any, source: str, **options: Any) -> Any:

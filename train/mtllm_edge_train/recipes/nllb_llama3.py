@@ -94,11 +94,12 @@ def run(data: Path, out: Path, *, device: str) -> None:
         MtllmError: DATA is incomplete, or a stage fails.
     """
     from mtllm_edge_train.adapt import adapt
-    from mtllm_edge_train.data import read_labelled, read_texts
+    from mtllm_edge_train.data import read_labelled
     from mtllm_edge_train.distill import distill
     from mtllm_edge_train.finetune import finetune
     from mtllm_edge_train.loop import LoopSettings, is_finished
     from mtllm_edge_train.recipes.llm2vec import merge_adapters
+    from mtllm_edge_train.streams import TextStream
 
     check_data(data)
     if not (out / "llm").exists():
@@ -106,7 +107,7 @@ def run(data: Path, out: Path, *, device: str) -> None:
     llm = LlmConfig(source=str((out / "llm").resolve()), layers=None, attention="bidirectional")
     if not is_finished(out / "adapted"):
         adapt(
-            read_texts(data / "english.parquet"),
+            TextStream([data / "english.parquet"]),
             out / "adapted",
             name="nllb-llama3-adapted",
             encoder=ENCODER,
