@@ -27,6 +27,8 @@ from mtllm_edge_train.model import encode_english
 from mtllm_edge_train.streams import WINDOW, StreamedBatches, survey
 from mtllm_edge_train.student import build_stack, restore_weights, run_student
 from mtllm_edge_train.targets import Standardizer, distillation_loss
+from mtllm_edge_train.teacher import Teacher, teacher_key
+from mtllm_edge_train.vector_cache import VectorCache
 
 _ALIGNED = 4096
 """Texts from which the bridge's first weights are regressed."""
@@ -46,6 +48,7 @@ def adapt(
     settings: loop.LoopSettings,
     bridge_learning_rate: float,
     stride: int = 1,
+    teacher_cache: Path | None = None,
     sources: Sequence[Source] = (),
     force: bool = False,
     log: Callable[[str], None] = print,
@@ -65,6 +68,7 @@ def adapt(
         settings: Optimisation; `learning_rate` is the adapters'.
         bridge_learning_rate: The bridge starts from noise and takes larger steps.
         stride: How many neighbouring encoder states become one LLM input, 1 to 4.
+        teacher_cache: Folder of the teacher's vectors, where several runs may share them; None keeps none.
         sources: Origins and licences for the checkpoint.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
@@ -99,16 +103,15 @@ def adapt(
     else:
         align_bridge(stack, found.sample, teacher_tokenizer)
 
-    def teach(batch: Sequence[str]) -> Tensor:
-        with torch.no_grad(), settings.autocast(), stack.llm.without_lora():
-            return stack.llm.read(teacher_tokenizer, batch, max_tokens=encoder.max_tokens)
-
+    cache = None
+    if teacher_cache is not None:
+        teacher = teacher_key(llm, max_tokens=encoder.max_tokens, settings=settings)
+        cache = VectorCache(teacher_cache, teacher, width=stack.llm.width)
+    teach = Teacher(stack.llm, teacher_tokenizer, max_tokens=encoder.max_tokens, settings=settings, cache=cache)
     sample = found.sample[:: -(-len(found.sample) // _SAMPLE)]
     scale = Standardizer.fit(torch.cat([teach(sample[i : i + 32]) for i in range(0, len(sample), 32)]))
-    batches = StreamedBatches(texts, settings.batch_size, seed=settings.seed)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = batches[step]
+    def loss(batch: Sequence[str]) -> tuple[Tensor, dict[str, float]]:
         student_ids = [encoded.ids for encoded in encode_english(stack.tokenizer, batch)]
         return distillation_loss(run_student(stack, student_ids, settings), teach(batch), scale)
 
@@ -119,6 +122,7 @@ def adapt(
     loop.optimise(
         groups,
         loss,
+        batches=StreamedBatches(texts, settings.batch_size, seed=settings.seed),
         stage="adapt",
         key=key,
         folder=out,

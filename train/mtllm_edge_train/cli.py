@@ -17,6 +17,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import EXTRAS, require
 from mtllm_edge.machine import calm_openmp
 from mtllm_edge.manifest import MAX_STRIDE, Source
+from mtllm_edge_train import processes
 
 if TYPE_CHECKING:
     from mtllm_edge_train.config import LlmConfig, LoraConfig
@@ -84,7 +85,13 @@ _DEVICE = _option("--device", None, "cpu or cuda; by default cuda where there is
 
 def _optimisation(batch_size: int, learning_rate: float) -> Callable[[_Command], _Command]:
     return _options(
-        _option("--batch-size", batch_size, "Texts per step.", type=click.IntRange(min=1)),
+        _option("--batch-size", batch_size, "Texts per step, of all processes together.", type=click.IntRange(min=1)),
+        _option(
+            "--accumulate",
+            1,
+            "Read a step's texts in this many parts: less memory, the same result.",
+            type=click.IntRange(min=1),
+        ),
         _option("--learning-rate", learning_rate, "Of the adapters, at its peak.", type=click.FloatRange(0)),
         _option("--warmup", 0.01, "Fraction of the steps.", type=click.FloatRange(0, 1)),
         _option("--save-every", 200, "Steps between saves to resume from.", type=click.IntRange(min=1)),
@@ -138,6 +145,13 @@ def prepare() -> None:
 @_option("--stride", 1, "Encoder states that become one LLM input: more is faster.", type=click.IntRange(1, MAX_STRIDE))
 @_option("--steps", 10_000, "Steps of training.", type=click.IntRange(min=1))
 @_option("--bridge-learning-rate", 2e-4, "Of the bridge, at its peak.", type=click.FloatRange(0))
+@_option(
+    "--teacher-cache",
+    None,
+    "Keep the LLM's vectors here, four bytes a dimension, and read no text twice. Runs may share it.",
+    type=_PATH,
+    metavar="FOLDER",
+)
 @_optimisation(256, 2e-4)
 @_TEXT_COLUMN
 @_SOURCES
@@ -150,6 +164,7 @@ def adapt(
     stride: int,
     steps: int,
     bridge_learning_rate: float,
+    teacher_cache: Path | None,
     text_column: str | None,
     out: Path,
     name: str | None,
@@ -177,6 +192,7 @@ def adapt(
         settings=_settings(options),
         bridge_learning_rate=bridge_learning_rate,
         stride=stride,
+        teacher_cache=teacher_cache,
         sources=_sources(options),
         force=force,
         log=_log,
@@ -320,7 +336,8 @@ def evaluate(
 
 
 def _log(line: str) -> None:
-    click.echo(line, err=True)
+    if processes.rank() == 0:
+        click.echo(line, err=True)
 
 
 def _task_file(argument: str) -> tuple[str, Path]:
@@ -359,7 +376,10 @@ def _sources(options: dict[str, Any]) -> list[Source]:
 def _settings(options: dict[str, Any]) -> LoopSettings:
     from mtllm_edge_train.loop import LoopSettings
 
-    names = ("batch_size", "learning_rate", "warmup", "save_every", "seed", "dtype", "gradient_checkpointing")
+    names = (
+        *("batch_size", "accumulate", "learning_rate", "warmup", "save_every", "seed"),
+        *("dtype", "gradient_checkpointing"),
+    )
     return LoopSettings(device=chosen_device(options["device"]), **{name: options[name] for name in names})
 
 
@@ -371,11 +391,11 @@ def chosen_device(device: str | None) -> str:
     """
     import torch
 
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        processes.join(torch.device(chosen).type)
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise UsageError(f"--device {device} cannot be used here ({reason}); choose cpu") from None
-    return device
+        raise UsageError(f"--device {chosen} cannot be used here ({reason}); choose cpu") from None
+    return chosen

@@ -96,14 +96,16 @@ def distill(
     encoded = encode_english(stack.tokenizer, texts)
     order = BatchOrder([len(text.ids) for text in encoded], settings.batch_size, seed=settings.seed)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = [encoded[i] for i in order[step]]
+    def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        batch = [encoded[i] for i in indices]
         student_VD = run_student(stack, [text.ids for text in batch], settings, [text.spans for text in batch])
-        return distillation_loss(student_VD, torch.cat([targets[i] for i in order[step]]), scale)
+        return distillation_loss(student_VD, torch.cat([targets[i] for i in indices]), scale)
 
     loop.optimise(
         [{"params": [parameter for parameter in stack.llm.parameters() if parameter.requires_grad]}],
         loss,
+        batches=order,
+        size=lambda indices: sum(len(targets[i]) for i in indices),
         stage="distill",
         key=key,
         folder=out,

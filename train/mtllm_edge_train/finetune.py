@@ -129,8 +129,8 @@ def finetune(
             heads[task] = logistic_regression(vectors_VD, torch.tensor(gold[task]), rows, scale=scale, penalty=_RIDGE)
     heads.to(settings.device)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = [items[i] for i in order[step]]
+    def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        batch = [items[i] for i in indices]
         body.train()
         with settings.autocast():
             pooled_VD = body.read(tokenizer, [item for _, item, _ in batch], max_tokens=MAX_TOKENS)
@@ -150,6 +150,7 @@ def finetune(
     loop.optimise(
         [{"params": parameters + list(heads.parameters())}],
         loss,
+        batches=order,
         stage="finetune",
         key=key,
         folder=out,

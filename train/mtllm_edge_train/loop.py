@@ -25,9 +25,13 @@ from tqdm import tqdm
 from mtllm_edge.bundle import refuse_existing, write_bundle
 from mtllm_edge.errors import EngineError, ModelError, UsageError
 from mtllm_edge_train.config import TENSORS_NAME
+from mtllm_edge_train.curves import draw_curves
+from mtllm_edge_train.processes import join
+from mtllm_edge_train.steps import Batches, backward, divided, means_of
 
 STATE_NAME = "training.json"
 LOG_NAME = "log.jsonl"
+CURVE_NAME = "curve.png"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class LoopSettings:
     warmup: float = 0.01
     """Fraction of the steps."""
     max_grad_norm: float = 1.0
+    accumulate: int = 1
+    """Parts in which a process reads its share of a step's batch, one after another: less memory, the same result."""
     save_every: int = 200
     """Steps between saves that a later run can resume from."""
     log_every: int = 20
@@ -131,8 +137,10 @@ def _check_parent(folder: Path) -> None:
 
 def optimise(
     parameter_groups: Sequence[dict[str, Any]],
-    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss: Callable[[Any], tuple[Tensor, dict[str, float]]],
     *,
+    batches: Batches | None = None,
+    size: Callable[[Any], int] = len,
     stage: str,
     key: str,
     folder: Path,
@@ -144,9 +152,15 @@ def optimise(
 ) -> None:
     """Run a stage to its end, saving on the way.
 
+    Under `accelerate launch` every process calls this alike and reads its share of each batch; the first one saves.
+    Random numbers of a step depend on seed, step and process, so that a resumed run draws what it would have drawn.
+
     Args:
         parameter_groups: For AdamW; a group may bring its own ``lr``.
-        loss: Step -> loss and figures to log beside it.
+        loss: Items -> their mean loss and mean figures to log beside it. See `means_of` for what
+            is logged.
+        batches: Where the items come from. None passes the step's number to `loss`; such a step cannot be divided.
+        size: Of a part of a batch: how many values `loss` takes the mean of.
         stage: Name of the stage.
         key: `fingerprint` of the run.
         folder: The checkpoint; replaced whole at every save, so the last good one survives a crash.
@@ -155,45 +169,63 @@ def optimise(
         state: What `start_or_resume` returned; the caller has loaded the weights.
         save_weights: Writes the checkpoint's weights into a folder.
         log: Takes one line of text.
+
+    Raises:
+        UsageError: A batch cannot be divided among the processes.
+        ModelError: The loss is no number, or the last save is damaged.
+        EngineError: It cannot be saved.
     """
+    processes = join(torch.device(settings.device).type)
+    if batches is None and (processes.size > 1 or settings.accumulate > 1):
+        raise UsageError(f"{stage} reads a step's batch whole; run it in one process and without accumulation")
     optimizer = torch.optim.AdamW(
         parameter_groups, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True
     )
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     history: list[dict[str, float]] = []
     first = 0
     if state is not None:
         first = state.step
         history = _restore(folder, optimizer)
-        log(f"{stage}: resuming at step {first} of {steps}")
-    else:
-        torch.manual_seed(settings.seed)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if processes.rank == 0:
+            log(f"{stage}: resuming at step {first} of {steps}")
+    if processes.sum_figures({"first": first}) != {"first": first * processes.size}:
+        raise UsageError(f"the processes do not see the same {folder}; put it where all of them can read it")
+    processes.same_weights(parameters)
     recent: list[dict[str, float]] = []
-    started, done_before = time.monotonic(), first
-    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, desc=stage, mininterval=1)):
+    started = time.monotonic()
+    hidden = processes.rank != 0
+    bar = tqdm(range(first, steps), desc=stage, total=steps, initial=first, mininterval=1, disable=hidden)
+    for step in bar:
+        factor = settings.factor(step, steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * settings.factor(step, steps)
-        value, figures = loss(step)
-        if not torch.isfinite(value):
-            raise ModelError(f"{stage}: the loss is {value.item()} at step {step}; lower the learning rate")
-        value.backward()  # type: ignore[no-untyped-call]
+            group["lr"] = group["peak"] * factor
+        torch.manual_seed(int(np.random.SeedSequence((settings.seed, step, processes.rank)).generate_state(1)[0]))
+        parts = [(step, 1.0)] if batches is None else divided(batches[step], settings.accumulate, processes, size)
+        recent.append(processes.sum_figures(backward(loss, parts)))
+        if not math.isfinite(recent[-1]["loss"]):
+            raise ModelError(f"{stage}: the loss is {recent[-1]['loss']} at step {step}; lower the learning rate")
+        processes.sum_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        recent.append({"loss": value.item(), **figures})
-        if (step + 1) % settings.log_every == 0 or step + 1 == steps:
-            means = {name: float(np.mean([entry[name] for entry in recent])) for name in recent[0]}
-            seconds = (time.monotonic() - started) / (step + 1 - done_before)
-            history.append({"step": step + 1, **means, "seconds_per_step": round(seconds, 4)})
+        done = step + 1
+        if done % settings.log_every == 0 or done == steps:
+            means = means_of(recent)
+            seconds = (time.monotonic() - started) / (done - first)
+            rate = settings.learning_rate * factor
+            history.append({"step": done, **means, "learning_rate": rate, "seconds_per_step": round(seconds, 4)})
             bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
             recent.clear()
-        if (step + 1) % settings.save_every == 0 or step + 1 == steps:
-            finished = step + 1 == steps
-            new_state = TrainingState(stage=stage, fingerprint=key, step=step + 1, finished=finished)
-            _save(folder, save_weights, new_state, None if finished else optimizer, history)
-    log(f"{stage}: {steps} steps done, saved to {folder}; {json.dumps(history[-1])}")
+        if done % settings.save_every == 0 or done == steps:
+            if processes.rank == 0:
+                new_state = TrainingState(stage=stage, fingerprint=key, step=done, finished=done == steps)
+                _save(folder, save_weights, new_state, None if done == steps else optimizer, history)
+            processes.wait()
+    if processes.rank == 0:
+        log(f"{stage}: {steps} steps done, saved to {folder}; {json.dumps(history[-1])}")
 
 
 def _save(
@@ -209,6 +241,7 @@ def _save(
             if optimizer is not None:
                 save_file(_optimizer_tensors(optimizer), scratch / TENSORS_NAME)
             (scratch / LOG_NAME).write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+            draw_curves(history, scratch / CURVE_NAME, title=f"{folder.name}: {state.stage}")
             (scratch / STATE_NAME).write_bytes(msgspec.json.encode(state) + b"\n")
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk, too
         raise EngineError(
@@ -217,9 +250,7 @@ def _save(
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {"rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda_rng.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    tensors: dict[str, Tensor] = {}
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
             tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
@@ -231,14 +262,11 @@ def _restore(folder: Path, optimizer: torch.optim.Optimizer) -> list[dict[str, f
         tensors = load_file(folder / TENSORS_NAME)
     except (FileNotFoundError, SafetensorError) as error:
         raise ModelError(f"{folder / TENSORS_NAME}: {error}; pass --force to start anew") from None
-    torch.set_rng_state(tensors.pop("rng"))
-    on_cuda = [tensors.pop(name) for name in sorted(tensors) if name.startswith("cuda_rng.")]
-    if on_cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(on_cuda)
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        index, field = name.split(".")
-        entries.setdefault(int(index), {})[field] = value
+        index, _, field = name.partition(".")
+        if index.isdigit():  # else it is a random state, which earlier saves held
+            entries.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     lines = (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
@@ -246,5 +274,6 @@ def _restore(folder: Path, optimizer: torch.optim.Optimizer) -> list[dict[str, f
 
 def settings_dict(settings: LoopSettings) -> dict[str, Any]:
     """The settings that decide a run's result: not how often it is saved and logged, nor what it keeps in memory."""
-    neutral = ("save_every", "log_every", "gradient_checkpointing")
-    return {name: value for name, value in asdict(settings).items() if name not in neutral}
+    neutral = ("save_every", "log_every", "gradient_checkpointing", "accumulate")
+    decisive = {name: value for name, value in asdict(settings).items() if name not in neutral}
+    return {**decisive, "device": torch.device(settings.device).type}

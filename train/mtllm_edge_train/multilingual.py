@@ -137,8 +137,7 @@ def distill_translations(
     first = [row.english for step in range(-(-_SAMPLE // settings.batch_size)) for row in order[step]]
     scale = Standardizer.fit(teach(first))
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = order[step]
+    def loss(batch: Sequence[_Row]) -> tuple[Tensor, dict[str, float]]:
         student_ND = run_student(stack, [row.source for row in batch], settings)
         return distillation_loss(student_ND, teach([row.english for row in batch]), scale)
 
@@ -149,6 +148,7 @@ def distill_translations(
     loop.optimise(
         groups,
         loss,
+        batches=order,
         stage="multilingual",
         key=key,
         folder=out,

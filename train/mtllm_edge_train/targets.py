@@ -31,14 +31,14 @@ class Standardizer:
 
 
 def distillation_loss(student_ND: Tensor, teacher_ND: Tensor, scale: Standardizer) -> tuple[Tensor, dict[str, float]]:
-    """MSE between standardised vectors, with the plain MSE and the FVU of the batch beside it.
+    """MSE between standardised vectors, with the plain MSE and the variance of the teacher's vectors beside it.
 
-    FVU is the squared error over the squared distance of the teacher's vectors from their mean (trident-nllb-llm2vec's
-    measure), here in standardised space.
+    The loss over that variance is the FVU: the squared error over the squared distance of the teacher's vectors from
+    their mean (trident-nllb-llm2vec's measure), here in standardised space. The loop divides means over many texts.
     """
     student, teacher = scale(student_ND), scale(teacher_ND)
     loss = torch.nn.functional.mse_loss(student, teacher)
     with torch.no_grad():
         mse = torch.nn.functional.mse_loss(student_ND, teacher_ND).item()
-        fvu = (loss / teacher.square().mean()).item()
-    return loss, {"mse": mse, "fvu": fvu}
+        variance = teacher.square().mean().item()
+    return loss, {"mse": mse, "variance": variance}

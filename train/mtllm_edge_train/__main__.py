@@ -1,0 +1,8 @@
+"""`mtllm-edge train`, in the form that `accelerate launch -m mtllm_edge_train adapt ...` takes."""
+
+import sys
+
+from mtllm_edge.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
