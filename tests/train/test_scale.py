@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -211,3 +213,27 @@ def test_the_curve_is_drawn_beside_the_log(models: Path, tmp_path: Path) -> None
     rates = [entry[0] for entry in history(tmp_path / "run", "learning_rate")]
     assert rates[0] == max(rates) == 1e-2
     assert rates == sorted(rates, reverse=True)
+
+
+def test_two_processes_train_as_one_and_resume(models: Path, tmp_path: Path) -> None:
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tests.train.stopped_then_resumed"]
+    sources = ["adapt", models / "texts", "--encoder", models / "encoder", "--llm", models / "llm", "--layers", "2"]
+    sizes = ["--max-tokens", "64", "--lora-rank", "2", "--lora-alpha", "4", "--lora-dropout", "0"]
+    rates = ["--learning-rate", "1e-2", "--bridge-learning-rate", "1e-2", "--batch-size", "8", "--accumulate", "2"]
+    course = ["--steps", "7", "--save-every", "3", "--dtype", "float32", "--device", "cpu"]
+    places = ["--teacher-cache", tmp_path / "cache", "--name", "test", "--out", tmp_path / "two"]
+    command = [*launch, *plain, *sources, *sizes, *rates, *course, *places]
+    child = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *map(str, command)],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        timeout=600,
+    )
+    errors = child.stderr.decode()
+    assert child.returncode == 0, errors
+    assert errors.count("resuming at step 3 of 7") == 1  # the first process alone speaks
+    run(models, tmp_path / "one", replace(SETTINGS, log_every=20), dropout=0.0)
+    assert len(history(tmp_path / "two")) == 3
+    np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=1e-4)
+    np.testing.assert_allclose(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)

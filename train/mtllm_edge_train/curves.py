@@ -30,4 +30,5 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
         panel.set_ylabel(name.replace("_", " "))
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
+    figure.align_ylabels(panels)
     figure.savefig(path, dpi=100)

@@ -48,6 +48,7 @@ class LoopSettings:
     save_every: int = 200
     """Steps between saves that a later run can resume from."""
     log_every: int = 20
+    """Steps that an entry of the log averages; a save makes an entry, too."""
     seed: int = 0
     device: str = "cpu"
     dtype: str = "bfloat16"
@@ -212,14 +213,15 @@ def optimise(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
-        if done % settings.log_every == 0 or done == steps:
+        saving = done % settings.save_every == 0 or done == steps
+        if done % settings.log_every == 0 or saving:  # a resumed run knows nothing of steps that were not logged
             means = means_of(recent)
             seconds = (time.monotonic() - started) / (done - first)
             rate = settings.learning_rate * factor
             history.append({"step": done, **means, "learning_rate": rate, "seconds_per_step": round(seconds, 4)})
             bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
             recent.clear()
-        if done % settings.save_every == 0 or done == steps:
+        if saving:
             if processes.rank == 0:
                 new_state = TrainingState(stage=stage, fingerprint=key, step=done, finished=done == steps)
                 _save(folder, save_weights, new_state, None if done == steps else optimizer, history)

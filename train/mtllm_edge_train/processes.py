@@ -62,7 +62,7 @@ class Processes:
             return figures
         import torch
 
-        values = torch.tensor(list(figures.values()), dtype=torch.float32, device=self._state.device)
+        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self._state.device)
         return dict(zip(figures, self._sum(values).tolist(), strict=True))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
