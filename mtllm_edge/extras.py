@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         *("gguf", "peft", "sentencepiece", "torch", "transformers"),
         *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
     ),
+    "cuda": ("bitsandbytes",),
 }
 """Extra -> the import names that it installs; the distributions are in `pyproject.toml`."""
 

@@ -16,7 +16,7 @@ import pytest
 from torch import Tensor
 
 from mtllm_edge.errors import MtllmError, UsageError
-from mtllm_edge_train import loop
+from mtllm_edge_train import cli, loop
 from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.checkpoint import read_bridge, read_lora
 from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig
@@ -93,6 +93,13 @@ def forget_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the teacher was called")
 
     monkeypatch.setattr(LlmBody, "read", read)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    defaults = {option.name: option.default for option in cli.adapt.params}
+    paper = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_tokens": 512, "attention": "causal"}
+    paper |= {"learning_rate": 2e-4, "warmup": 0.01, "steps": 10_000, "batch_size": 256, "accumulate": 1}
+    assert {name: defaults[name] for name in paper} == paper
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(

@@ -94,7 +94,7 @@ def adapt(
     key = loop.fingerprint(config, loop.settings_dict(settings), steps, bridge_learning_rate, found.digest)
     state = loop.start_or_resume(out, "adapt", key, force=force)
     torch.manual_seed(settings.seed)
-    stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype)
+    stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype, nf4=settings.nf4)
     stack.to(settings.device)
     if settings.gradient_checkpointing:
         stack.llm.checkpoint_activations()

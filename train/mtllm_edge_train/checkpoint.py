@@ -101,14 +101,15 @@ def _arrays(state: dict[str, Any]) -> dict[str, Array]:
     return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}
 
 
-def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = None) -> LlmBody:
+def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = None, nf4: bool = False) -> LlmBody:
     """The checkpoint's LLM body with its adapter, in eval mode."""
     import torch
 
     from mtllm_edge_train.model import LlmBody, load_llm_body
 
     config = config or StackConfig.load(folder)
-    body = load_llm_body(resolve_source(config.llm.source, folder), config.llm.layers, dtype=dtype or torch.float32)
+    source = resolve_source(config.llm.source, folder)
+    body = load_llm_body(source, config.llm.layers, dtype=dtype or torch.float32, nf4=nf4)
     llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
     if config.lora is not None and (folder / LORA_NAME).exists():
         llm.load_lora_state(read_lora(folder))

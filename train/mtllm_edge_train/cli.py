@@ -101,6 +101,12 @@ def _optimisation(batch_size: int, learning_rate: float) -> Callable[[_Command],
             "--gradient-checkpointing", is_flag=True, help="Less memory for a third more time, for large LLMs."
         ),
         _option("--dtype", "bfloat16", "Of the matrix products.", type=click.Choice(["bfloat16", "float32"])),
+        _option(
+            "--base-dtype",
+            None,
+            "Of the frozen weights; by default nf4 (the LLM's alone, in 4 bits) on CUDA, elsewhere as --dtype.",
+            type=click.Choice(["nf4", "bfloat16", "float32"]),
+        ),
     )
 
 
@@ -380,7 +386,20 @@ def _settings(options: dict[str, Any]) -> LoopSettings:
         *("batch_size", "accumulate", "learning_rate", "warmup", "save_every", "seed"),
         *("dtype", "gradient_checkpointing"),
     )
-    return LoopSettings(device=chosen_device(options["device"]), **{name: options[name] for name in names})
+    device = chosen_device(options["device"])
+    base_dtype = _base_dtype(options["base_dtype"], options["dtype"], device)
+    return LoopSettings(device=device, base_dtype=base_dtype, **{name: options[name] for name in names})
+
+
+def _base_dtype(asked: str | None, dtype: str, device: str) -> str | None:
+    from mtllm_edge_train.nf4 import check_nf4
+
+    if asked == "bfloat16" and dtype == "float32":
+        raise UsageError("--base-dtype bfloat16 cannot be multiplied in --dtype float32; choose the same for both")
+    chosen = asked or ("nf4" if device.startswith("cuda") else None)
+    if chosen == "nf4":
+        check_nf4(device)
+    return chosen
 
 
 def chosen_device(device: str | None) -> str:

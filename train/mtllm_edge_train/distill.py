@@ -75,7 +75,7 @@ def distill(
     state = loop.start_or_resume(out, "distill", key, force=force)
 
     log(f"distill: the teacher reads {len(texts)} texts")
-    llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
+    llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype, nf4=settings.nf4).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
     unique = {repr(text): text for text in texts}  # repeated texts are read once
     read = read_all(llm, tokenizer, [*unique.values()], max_tokens=base.encoder.max_tokens, settings=settings)
@@ -86,7 +86,7 @@ def distill(
     del llm  # a large one and the stack's would not fit beside each other
 
     torch.manual_seed(settings.seed)
-    stack, _ = build_stack(config, adapted, settings.frozen_dtype)
+    stack, _ = build_stack(config, adapted, settings.frozen_dtype, nf4=settings.nf4)
     stack.to(settings.device)
     if settings.gradient_checkpointing:
         stack.llm.checkpoint_activations()

@@ -108,7 +108,7 @@ def finetune(
     torch.manual_seed(settings.seed)
     source = resolve_source(llm.source)
     body = LlmBody(
-        load_llm_body(source, llm.layers, dtype=settings.frozen_dtype),
+        load_llm_body(source, llm.layers, dtype=settings.frozen_dtype, nf4=settings.nf4),
         bidirectional=llm.attention == "bidirectional",
         lora=lora,
     ).to(settings.device)

@@ -55,6 +55,8 @@ class LoopSettings:
     """Type of the matrix products: ``bfloat16`` (autocast) or ``float32``."""
     gradient_checkpointing: bool = False
     """Compute the LLM's activations twice instead of keeping them: for large LLMs on one GPU."""
+    base_dtype: str | None = None
+    """Type of the frozen weights: ``bfloat16``, ``float32`` or, of the LLM alone, ``nf4``; None takes `dtype`."""
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at one of the steps."""
@@ -63,8 +65,14 @@ class LoopSettings:
 
     @property
     def frozen_dtype(self) -> torch.dtype:
-        """Type in which frozen weights are kept: the one that the products are computed in."""
-        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+        """Type in which frozen weights are kept, before the LLM's are packed in NF4."""
+        name = self.dtype if self.base_dtype in (None, "nf4") else self.base_dtype
+        return torch.float32 if name == "float32" else torch.bfloat16
+
+    @property
+    def nf4(self) -> bool:
+        """Whether the LLM's frozen weights are packed in NF4."""
+        return self.base_dtype == "nf4"
 
     def autocast(self) -> Any:
         """Context in which forward passes run."""
@@ -158,8 +166,7 @@ def optimise(
 
     Args:
         parameter_groups: For AdamW; a group may bring its own ``lr``.
-        loss: Items -> their mean loss and mean figures to log beside it. See `means_of` for what
-            is logged.
+        loss: Items -> their mean loss, and mean figures to log as `means_of` says.
         batches: Where the items come from. None passes the step's number to `loss`; such a step cannot be divided.
         size: Of a part of a batch: how many values `loss` takes the mean of.
         stage: Name of the stage.
@@ -277,5 +284,6 @@ def _restore(folder: Path, optimizer: torch.optim.Optimizer) -> list[dict[str, f
 def settings_dict(settings: LoopSettings) -> dict[str, Any]:
     """The settings that decide a run's result: not how often it is saved and logged, nor what it keeps in memory."""
     neutral = ("save_every", "log_every", "gradient_checkpointing", "accumulate")
-    decisive = {name: value for name, value in asdict(settings).items() if name not in neutral}
+    chosen = {name: value for name, value in asdict(settings).items() if value is not None}
+    decisive = {name: value for name, value in chosen.items() if name not in neutral}
     return {**decisive, "device": torch.device(settings.device).type}

@@ -23,6 +23,7 @@ from mtllm_edge.tokenizer import Tokenizer
 from mtllm_edge_train.bridge import Bridge
 from mtllm_edge_train.config import LoraConfig
 from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
+from mtllm_edge_train.nf4 import pack_nf4
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
 from mtllm_edge_train.reading import tokenize
 
@@ -219,13 +220,14 @@ def pad_right(encoded: Sequence[Encoded] | Sequence[Sequence[int]], *, device: s
     return ids_NL.to(device), mask_NL.to(device)
 
 
-def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch.float32, nf4: bool = False) -> Any:
     """The body of an LLM: its first layers and its final norm.
 
     Args:
         source: GGUF file (Llama architecture), local folder or hub id.
         layers: How many layers to keep; None keeps all.
         dtype: Type of the weights.
+        nf4: Pack the linear layers' weights in NF4 when the body moves to CUDA.
 
     Returns:
         A transformers decoder in eval mode.
@@ -241,7 +243,10 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
             check_layers(layers, len(model.layers), source)
             model.layers = model.layers[:layers]
             model.config.num_hidden_layers = len(model.layers)
-    return model.to(dtype).eval()
+    model.to(dtype).eval()
+    if nf4:
+        pack_nf4(model)
+    return model
 
 
 def check_layers(layers: int | None, available: int, source: str) -> int:

@@ -97,9 +97,9 @@ def distill_translations(
     )
     state = loop.start_or_resume(out, "multilingual", key, force=force)
     torch.manual_seed(settings.seed)
-    llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype).to(settings.device)
+    llm = checkpoint.load_llm(teacher, taught, dtype=settings.frozen_dtype, nf4=settings.nf4).to(settings.device)
     llm_tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
-    stack, _ = build_stack(config, start, settings.frozen_dtype)
+    stack, _ = build_stack(config, start, settings.frozen_dtype, nf4=settings.nf4)
     stack.to(settings.device)
     if settings.gradient_checkpointing:
         stack.llm.checkpoint_activations()

@@ -15,14 +15,16 @@ from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.model import LlmBody, Stack, load_llm_body, load_llm_tokenizer, pad_right
 
 
-def build_stack(config: StackConfig, folder: Path | None, dtype: torch.dtype) -> tuple[Stack, Any]:
+def build_stack(
+    config: StackConfig, folder: Path | None, dtype: torch.dtype, *, nf4: bool = False
+) -> tuple[Stack, Any]:
     """A fresh stack for training, and the LLM's own tokenizer.
 
-    The frozen weights are kept in `dtype`; bridge and adapters stay in float32.
+    The frozen weights are kept in `dtype`, or the LLM's in NF4; bridge and adapters stay in float32.
     """
     encoder, tokenizer = checkpoint.load_framed_encoder(folder, config)
     source = resolve_source(config.llm.source, folder)
-    body = load_llm_body(source, config.llm.layers, dtype=dtype)
+    body = load_llm_body(source, config.llm.layers, dtype=dtype, nf4=nf4)
     llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
     stack = Stack(encoder.module.to(dtype), tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
     return stack, load_llm_tokenizer(source)

@@ -54,5 +54,5 @@ def teacher_key(llm: LlmConfig, *, max_tokens: int, settings: LoopSettings) -> d
         "attention": llm.attention,
         "max_tokens": max_tokens,
         "dtype": settings.dtype,
-        "frozen_dtype": str(settings.frozen_dtype),
+        "base_dtype": "nf4" if settings.nf4 else str(settings.frozen_dtype),
     }
