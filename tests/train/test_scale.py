@@ -198,6 +198,7 @@ def test_a_second_run_does_not_call_the_teacher(models: Path, tmp_path: Path, mo
     run(models, tmp_path / "second", teacher_cache=tmp_path / "cache")
     assert history(tmp_path / "second") == history(tmp_path / "first")
     np.testing.assert_allclose(history(tmp_path / "first"), history(tmp_path / "plain"), rtol=1e-4)
+    run(models, tmp_path / "another student", stride=2, teacher_cache=tmp_path / "cache")
     with pytest.raises(AssertionError, match="the teacher was called"):
         run(models, tmp_path / "other", replace(SETTINGS, dtype="bfloat16"), teacher_cache=tmp_path / "cache")
 
