@@ -1,0 +1,56 @@
+"""The shipped reference model as a starting point of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge_train.checkpoint import read_bridge, read_head, read_lora
+from mtllm_edge_train.config import CHECKPOINT_VERSION, EncoderConfig, StackConfig, TaskConfig
+from mtllm_edge_train.reference.recipe import LLM, LORA
+from mtllm_edge_train.reference.shipped import restore_encoder, restore_stack
+
+PARTS = Path(__file__).parents[2] / "reference" / "parts"
+WORD = "embeddings.word_embeddings.weight"
+
+
+def test_the_shipped_stack_becomes_a_checkpoint(tmp_path: Path) -> None:
+    manifest = Manifest.from_json((PARTS / MANIFEST_NAME).read_bytes(), origin="reference/parts")
+    config = StackConfig(
+        checkpoint_version=CHECKPOINT_VERSION,
+        name="shipped",
+        encoder=EncoderConfig(source="encoder", max_tokens=512),
+        llm=LLM,
+        lora=LORA,
+        tasks={name: TaskConfig(kind="sequence", labels=task.labels) for name, task in manifest.tasks.items()},
+        sources=(),
+    )
+    restore_stack(PARTS, config, tmp_path)
+    assert StackConfig.load(tmp_path) == config
+    assert read_bridge(tmp_path)[0].shape == (manifest.llm.n_embd, manifest.encoder.d_model)
+    shipped, found = load_file(PARTS / "lora.safetensors"), read_lora(tmp_path)
+    assert found.keys() == shipped.keys()
+    assert all((found[name] == tensor).all() for name, tensor in shipped.items())
+    for name, task in manifest.tasks.items():
+        np.testing.assert_array_equal(read_head(tmp_path, name)[0], load_file(PARTS / task.head)["weight"])
+
+
+def test_new_word_embeddings_go_behind_the_known_ones(tmp_path: Path) -> None:
+    base, shipped, out = (tmp_path / name for name in ("base", "shipped", "out"))
+    for folder in (base, shipped, out):
+        folder.mkdir()
+    table_VD = np.arange(10, dtype=np.float32).reshape(5, 2)
+    save_file({WORD: table_VD, "layer": np.zeros(2, np.float32)}, base / "model.safetensors")
+    (base / "config.json").write_text("{}")
+    (base / "tokenizer.json").write_text("[]")
+    trained = {"new_word_embeddings": np.full((2, 2), 9, np.float16), "layer": np.ones(2, np.float16)}
+    save_file(trained, shipped / "encoder.safetensors")
+    restore_encoder(shipped, base, out)
+    found = load_file(out / "model.safetensors")
+    np.testing.assert_array_equal(found[WORD], [*table_VD[:3], [9, 9], [9, 9]])
+    np.testing.assert_array_equal(found["layer"], [1, 1])
+    assert found[WORD].dtype == found["layer"].dtype == np.float32
+    assert (out / "tokenizer.json").read_text() == "[]"
