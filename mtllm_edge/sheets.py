@@ -82,7 +82,7 @@ def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], 
             return _read_lines(text, argument)
         read = csv_records if suffix == ".csv" else jsonl_records
         located, skipped = _located(read(io.StringIO(text, newline=""), argument))
-        return _pick_texts(located, skipped, argument, text_column)
+        return pick_texts(located, argument, text_column, skipped=skipped)
     _refuse_other_file(argument)
     check_text(argument, f"argument {number}", advice="give it some words")
     return Sheet([argument], [{"text": argument}], [f"argument {number}"], 0)
@@ -150,18 +150,26 @@ def _read_lines(text: str, name: str) -> Sheet:
     return Sheet(texts, [{"text": line} for line in texts], places, len(lines) - len(texts))
 
 
-_Located = list[tuple[str, Record]]
-"""Records with their places, as messages name them."""
-
-
-def _located(rows: Iterable[tuple[str, Record | None]]) -> tuple[_Located, int]:
+def _located(rows: Iterable[tuple[str, Record | None]]) -> tuple[list[tuple[str, Record]], int]:
     """The rows that hold a record, and how many do not."""
     places = list(rows)
     located = [(where, record) for where, record in places if record is not None]
     return located, len(places) - len(located)
 
 
-def _pick_texts(located: _Located, skipped: int, name: str, text_column: str | None) -> Sheet:
+def pick_texts(located: Sequence[tuple[str, Record]], name: str, text_column: str | None, *, skipped: int = 0) -> Sheet:
+    """The texts of records.
+
+    Args:
+        located: Records with their places, as messages name them; at least one.
+        name: Of the file, for messages.
+        text_column: As for `read_sheet`.
+        skipped: Blank rows beside them.
+
+    Raises:
+        UsageError: There is no such column, or none was named and there are several.
+        DataError: A record lacks the column or holds no text there.
+    """
     column = pick_column(located[0][1], name, text_column)
     texts = []
     for where, record in located:

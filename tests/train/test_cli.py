@@ -53,8 +53,14 @@ def test_all_stages_and_evaluation(folder: Path) -> None:
     texts = [folder / "tone.jsonl", folder / "english.txt"]
     assert invoke("distill", adapted, teacher, *texts, *FAST, "--epochs", "30", "--out", student).exit_code == 0
     assert StackConfig.load(student).bridge.stride == 2
-    for checkpoint, least in ((teacher, 0.99), (student, 0.75)):
-        result = invoke("evaluate", checkpoint, folder / "tone.jsonl", "--task", "tone", "--device", "cpu")
+    (folder / "set").mkdir()
+    (folder / "set" / "test.jsonl").write_bytes((folder / "tone.jsonl").read_bytes())
+    for checkpoint, source, least in (
+        (teacher, str(folder / "tone.jsonl"), 0.99),
+        (student, f"hub:{folder / 'set'}::test", 0.75),
+    ):
+        result = invoke("evaluate", checkpoint, source, "--task", "tone", "--device", "cpu")
+        assert result.stderr == f"{source} (sequence): 8 texts, {{'other': 4, 'praise': 4}}\n"
         line = json.loads(result.stdout)
         assert (line["texts"], line["task"]) == (8, "tone")
         assert least <= line["accuracy"] <= 1

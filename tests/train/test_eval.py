@@ -135,10 +135,16 @@ def test_the_encoder_alone_learns_the_training_rows(folder: Path, tmp_path: Path
     rows = [
         {"text": f"{words[label]} {sign}", "lang": "eng_Latn", "label": label} for sign in "abcdefgh" for label in words
     ]
+    folder_of_rows = tmp_path / "rows"
+    folder_of_rows.mkdir()
     for name, lines in (("train", rows[:20]), ("test", rows[20:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    for model in ("bundle", "nllb"):
-        files = [str(tmp_path / "test.jsonl"), "--train", str(tmp_path / "train.jsonl")]
+        (folder_of_rows / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    data_set = f"hub:{folder_of_rows}:default"  # the files' names are those of its splits
+    for model, test, train in (
+        ("bundle", folder_of_rows / "test.jsonl", folder_of_rows / "train.jsonl"),
+        ("nllb", f"{data_set}:test", f"{data_set}:train"),
+    ):
+        files = [str(test), "--train", str(train)]
         assert main(["eval", str(folder / model), *files, "-t", "topic", "-o", str(tmp_path / model)]) == 0
         report = msgspec.json.decode((tmp_path / model / "eval.json").read_bytes(), type=Report)
         assert report.groups[0].scores["encoder_alone"]["accuracy"].value >= 0.9
@@ -199,7 +205,7 @@ def test_a_cache_is_kept_and_an_evaluation_is_not_overwritten(
 
 
 BAD: list[tuple[list[str], int, str]] = [
-    (["--label-column", "genre"], 2, "rows.parquet: text 21 has no column 'genre', only 'lang', 'text'"),
+    (["--label-column", "genre"], 2, "rows.parquet row 21 has no column 'genre', only 'lang', 'text'"),
     (["--text-column", "body"], 2, "has no column 'body'"),
     (["--language-column", "code"], 2, "has no column 'code'"),
     (["--label-column", "split"], 1, "task 'topic' has no label 'test', which rows in deu_Latn have"),
@@ -236,7 +242,7 @@ def test_bad_input_is_one_line(
     [
         ("", "rows.jsonl holds no text"),
         ('{"text": 5, "lang": "deu_Latn", "label": "a"}\n', "column 'text', is a number, expected a string"),
-        ('{"text": "x", "lang": 5, "label": "a"}\n', "rows.jsonl: text 1 has the language 5"),
+        ('{"text": "x", "lang": 5, "label": "a"}\n', "rows.jsonl line 1 has the language 5"),
         (
             '{"text": "x", "lang": "fra_Latn", "label": "a"}\n',
             "error: the encoder has no token for the language fra_Latn",

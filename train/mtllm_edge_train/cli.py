@@ -234,9 +234,9 @@ def finetune(
 ) -> None:
     """Task fine-tuning: the LLM alone learns one or several tasks from English labels.
 
-    FILE is a .csv, .jsonl or .parquet file of labelled texts. Where it has a column 'text_pair' too, the task is about
-    pairs of texts; where it has 'choices', it is multiple choice, and labels are numbers of choices, from 0. The result
-    is the teacher of `distill`.
+    FILE is a .csv, .jsonl or .parquet file of labelled texts, or a data set of the hub or of a folder, such as
+    hub:ID:CONFIG:SPLIT. Where it has a column 'text_pair' too, the task is about pairs of texts; where it has
+    'choices', it is multiple choice, and labels are numbers of choices, from 0. The result is the teacher of `distill`.
     """
     from mtllm_edge_train.data import read_labelled
     from mtllm_edge_train.finetune import finetune as run
@@ -264,7 +264,7 @@ def finetune(
 @train.command()
 @click.argument("adapted", type=_PATH)
 @click.argument("teacher", type=_PATH)
-@click.argument("texts", type=_PATH, nargs=-1, required=True)
+@click.argument("texts", nargs=-1, required=True)
 @_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
 @_optimisation(32, 1e-4)
 @_TEXT_COLUMN
@@ -273,7 +273,7 @@ def finetune(
 def distill(
     adapted: Path,
     teacher: Path,
-    texts: tuple[Path, ...],
+    texts: tuple[str, ...],
     *,
     epochs: int,
     text_column: str | None,
@@ -284,15 +284,15 @@ def distill(
 ) -> None:
     """Task distillation (stage 2): the ADAPTED stack learns to say what the TEACHER says of English TEXTS.
 
-    ADAPTED is a checkpoint of `adapt`, TEACHER one of `finetune`. TEXTS are the tasks' training files; any other file
-    of English text may be added, no label is read.
+    ADAPTED is a checkpoint of `adapt`, TEACHER one of `finetune`. TEXTS are the tasks' training files or
+    data sets; any other of English text may be added, no label is read.
     """
     from mtllm_edge_train.data import read_inputs
     from mtllm_edge_train.distill import distill as run
 
     columns = _columns(options)
     run(
-        [item for path in texts for item in read_inputs(path, text_column=text_column, columns=columns)],
+        [item for source in texts for item in read_inputs(source, text_column=text_column, columns=columns)],
         adapted,
         teacher,
         out,
@@ -306,7 +306,7 @@ def distill(
 
 @train.command()
 @click.argument("checkpoint", type=_PATH)
-@click.argument("files", type=_PATH, nargs=-1, required=True)
+@click.argument("files", nargs=-1, required=True)
 @click.option("-t", "--task", required=True, metavar="NAME", help="The task whose head answers.")
 @click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told.")
 @_TEXT_COLUMN
@@ -315,7 +315,7 @@ def distill(
 @_DEVICE
 def evaluate(
     checkpoint: Path,
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     *,
     task: str,
     language: str | None,
@@ -324,7 +324,7 @@ def evaluate(
     device: str | None,
     **options: Any,
 ) -> None:
-    """Classify labelled FILES with a CHECKPOINT in torch; print one line of JSON per file."""
+    """Classify labelled FILES or data sets with a CHECKPOINT in torch; print one line of JSON for each."""
     import msgspec
 
     from mtllm_edge_train.data import read_labelled
@@ -334,10 +334,12 @@ def evaluate(
     sets = {
         file: read_labelled(file, text_column=text_column, label_column=label_column, columns=columns) for file in files
     }
+    for file, data in sets.items():
+        _log(f"{file} {data.summary}")
     evaluator = Evaluator(checkpoint, device=chosen_device(device))
     for file, data in sets.items():
         scores = evaluator.evaluate(task, data, language=language)
-        line = {"file": str(file), "task": task, **msgspec.structs.asdict(scores)}
+        line = {"file": file, "task": task, **msgspec.structs.asdict(scores)}
         click.echo(msgspec.json.encode(line).decode())
 
 
@@ -346,11 +348,11 @@ def _log(line: str) -> None:
         click.echo(line, err=True)
 
 
-def _task_file(argument: str) -> tuple[str, Path]:
+def _task_file(argument: str) -> tuple[str, str]:
     task, separator, file = argument.partition("=")
     if not separator or not task.isidentifier() or not file:
         raise UsageError(f"{argument!r} is not TASK=FILE; name the task (letters, digits, _), then its training file")
-    return task, Path(file)
+    return task, file
 
 
 def _absolute(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Labelled texts from files, and the order in which training sees them."""
+"""Labelled texts from files and data sets, and the order in which training sees them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.kinds import Input, Kind
-from mtllm_edge.sheets import Sheet, check_text, read_sheet
+from mtllm_edge.kinds import Input, Kind, check_kind
+from mtllm_edge_train.data_sets import is_data_set
+from mtllm_edge_train.rows import Rows, read_rows
 from mtllm_edge_train.texts import read_file
 
 _USUAL = Columns()
@@ -22,13 +23,34 @@ _USUAL = Columns()
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """A training or test set of one task."""
+    """A training or test set of one task.
+
+    Raises:
+        DataError: There is not one label, and one second text or list of choices, for each text; the numbers of choices
+            differ, or a label is the number of none.
+    """
 
     texts: list[str]
     labels: list[str]
     """Label of each text; of choices, the number of the right one, the first being ``"0"``."""
     seconds: Sequence[Sequence[str]] | None = None
     """The second text of each pair, or the choices of each text; None where the task reads texts alone."""
+
+    def __post_init__(self) -> None:
+        seconds = self.texts if self.seconds is None else self.seconds
+        if not len(self.texts) == len(self.labels) == len(seconds):
+            second = "" if self.seconds is None else f", {len(seconds)} second texts or lists of choices"
+            raise DataError(f"there are {len(self.texts)} texts, {len(self.labels)} labels{second}; give one of each")
+        check_kind(self.inputs, self.kind, "the task")
+        if self.kind == "multiple_choice":
+            _check_choices(seconds, self.labels, [f"text {index}" for index in range(len(self.texts))])
+
+    @classmethod
+    def of(cls, inputs: Sequence[Input], labels: Sequence[str]) -> LabelledTexts:
+        """Put together what a task reads and the label of each."""
+        texts = [item if isinstance(item, str) else item[0] for item in inputs]
+        seconds = [item[1] for item in inputs if not isinstance(item, str)]
+        return cls(texts, [*labels], seconds or None)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -47,102 +69,74 @@ class LabelledTexts:
             return "sequence"
         return "pair" if all(isinstance(second, str) for second in self.seconds) else "multiple_choice"
 
+    @property
+    def summary(self) -> str:
+        """Kind, number of texts and counts of labels, for a line that people read before work begins."""
+        return f"({self.kind}): {len(self.texts)} texts, {self.counts}"
 
-def read_inputs(path: Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
+
+def read_inputs(source: str | Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
     """Read what a task reads, without labels: texts (`texts.SUFFIXES`), or pairs, or texts with choices.
 
     Arguments are those of `read_labelled`, and so are the errors.
     """
-    if path.suffix in (".txt", ".zst"):
-        return [*read_file(path, column=text_column)]
-    sheet = read_rows(path, text_column)
-    return inputs_of(sheet, columns.kind(sheet.records[0], str(path)), columns)
+    if not is_data_set(source) and Path(source).suffix in (".txt", ".zst"):
+        return [*read_file(Path(source), column=text_column)]
+    rows = read_rows(source, text_column)
+    return inputs_of(rows, columns.kind(rows.records[0], str(source)), columns)
 
 
 def read_labelled(
-    path: Path, *, text_column: str | None = None, label_column: str = "label", columns: Columns = _USUAL
+    source: str | Path, *, text_column: str | None = None, label_column: str = "label", columns: Columns = _USUAL
 ) -> LabelledTexts:
-    """Read a .csv, .jsonl or .parquet file of labelled texts, pairs, or texts with choices.
+    """Read a .csv, .jsonl or .parquet file, or a data set, of labelled texts, pairs, or texts with choices.
 
     Args:
-        path: The file. Its columns tell the kind of its task.
+        source: The file or, after `data_sets.HUB`, the data set. Its columns tell the kind of its task.
         text_column: Where the text is; None takes ``text``, else the only column.
-        label_column: Where the label is; of choices, the number of the right one, counted from 0.
+        label_column: Where the label is; of choices, the number of the right one, counted from 0. A data set's classes
+            are called by their names.
         columns: Where second texts or choices are.
 
     Raises:
         UsageError: No such file, another suffix, or no such column.
         DataError: Not UTF-8, malformed, an empty or non-text cell, unequal numbers of choices, or a label that is
-            the number of none of them.
+            the number of none of them; or no such data set.
     """
-    sheet = read_rows(path, text_column)
-    kind = columns.kind(sheet.records[0], str(path))
-    seconds = None if kind == "sequence" else [item[1] for item in inputs_of(sheet, kind, columns)]
-    places = (f"{path}: text {number}" for number in range(1, len(sheet.records) + 1))
-    labels = [label_of(row, label_column, place) for row, place in zip(sheet.records, places, strict=True)]
-    if kind == "multiple_choice" and seconds is not None:
-        _check_choices(seconds, labels, sheet.places)
-    return LabelledTexts(sheet.texts, labels, seconds)
+    rows = read_rows(source, text_column)
+    return labelled_texts(rows, columns.kind(rows.records[0], str(source)), columns, label_column)
+
+
+def labelled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabelledTexts:
+    """What a task of some kind reads of rows, with its labels; errors as for `read_labelled`."""
+    inputs = inputs_of(rows, kind, columns)
+    labels = [_label_of(record, label_column, place) for record, place in zip(rows.records, rows.places, strict=True)]
+    if kind == "multiple_choice":
+        numbers = {name: str(number) for number, name in enumerate(rows.classes.get(label_column, ()))}
+        labels = [numbers.get(label, label) for label in labels]
+        _check_choices([item[1] for item in inputs], labels, rows.places)
+    return LabelledTexts.of(inputs, labels)
 
 
 def _check_choices(choices: Sequence[Sequence[str]], labels: Sequence[str], places: Sequence[str]) -> None:
-    n_choices = len(choices[0])
     for own, label, place in zip(choices, labels, places, strict=True):
-        if len(own) != n_choices:
-            raise DataError(f"{place} has {len(own)} choices, {places[0]} has {n_choices}; give all the same number")
-        if label not in map(str, range(n_choices)):
+        if len(own) != len(choices[0]):
             raise DataError(
-                f"{place} has the label {label!r}, expected the number of the right choice, from 0 to {n_choices - 1}"
+                f"{place} has {len(own)} choices, {places[0]} has {len(choices[0])}; give all the same number"
+            )
+        if label not in map(str, range(len(own))):
+            raise DataError(
+                f"{place} has the label {label!r}, expected the number of the right choice, from 0 to {len(own) - 1}"
             )
 
 
-def label_of(row: Mapping[str, Any], column: str, place: str) -> str:
-    """The label in one row of a file; `place` is for messages.
-
-    Raises:
-        UsageError: No such column.
-        DataError: The cell is no label.
-    """
-    if column not in row:
-        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, row))}")
-    label = row[column]
+def _label_of(record: Mapping[str, Any], column: str, place: str) -> str:
+    if column not in record:
+        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
+    label = record[column]
     if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
         raise DataError(f"{place} has the label {label!r}, expected a word or a whole number")
     return str(label).strip()
-
-
-def read_rows(path: Path, column: str | None) -> Sheet:
-    """Texts of a .csv, .jsonl or .parquet file, and all columns of each; errors as for `read_labelled`."""
-    if path.suffix == ".parquet":
-        return _read_parquet(path, column or "text")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected .csv, .jsonl or .parquet")
-    _check_exists(path)
-    return read_sheet([str(path)], read_stdin=bytes, text_column=column)
-
-
-def _read_parquet(path: Path, column: str) -> Sheet:
-    import pyarrow
-    import pyarrow.parquet
-
-    _check_exists(path)
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
-    if not rows:
-        raise DataError(f"{path} holds no rows")
-    if column not in rows[0]:
-        raise UsageError(f"{path} has no column {column!r}, only {', '.join(map(repr, rows[0]))}")
-    places = [f"{path} row {number}" for number in range(1, len(rows) + 1)]
-    for place, row in zip(places, rows, strict=True):
-        check_text(row[column], f"{place}, column {column!r},", advice="fill it or remove the row")
-    return Sheet([row[column] for row in rows], rows, places, skipped=0)
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"{path} is no file; check the path")
 
 
 class BatchOrder:

@@ -103,7 +103,7 @@ def finetune(
     key = loop.fingerprint(config, loop.settings_dict(settings), epochs, items)
     state = loop.start_or_resume(out, "finetune", key, force=force)
     for task, data in tasks.items():
-        log(f"{task} ({data.kind}): {len(data.texts)} texts, {data.counts}")
+        log(f"{task} {data.summary}")
 
     torch.manual_seed(settings.seed)
     source = resolve_source(llm.source)

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.data import BatchOrder
-from mtllm_edge_train.texts import HUB, SUFFIXES, check_data_set, check_file, read_source
+from mtllm_edge_train.data_sets import check_data_set, is_data_set
+from mtllm_edge_train.texts import SUFFIXES, check_file, read_source
 
 WINDOW = 65_536
 """Texts that are shuffled together, and in memory together."""
@@ -32,7 +33,8 @@ class TextStream:
 
         Args:
             names: Files with one of `texts.SUFFIXES`, folders of such files (subfolders too), globs, and data sets,
-                named as at `texts.HUB`; their configuration may be left empty, their split is ``train`` unless told.
+                named as at `data_sets.HUB`; their configuration may be left empty, their split is ``train`` unless
+                told.
             column: Where the text is, but in .txt; None takes ``text``, else the only column.
 
         Raises:
@@ -44,7 +46,7 @@ class TextStream:
     @property
     def remote(self) -> bool:
         """Whether some texts may come over a network, where reading them twice is dear."""
-        return any(name.startswith(HUB) for name in self._names)
+        return any(map(is_data_set, self._names))
 
     def __repr__(self) -> str:
         return f"TextStream({self._names}, column={self._column!r})"
@@ -69,7 +71,7 @@ class TextStream:
 
 
 def _expanded(name: str) -> list[str]:
-    if name.startswith(HUB):
+    if is_data_set(name):
         check_data_set(name)
         return [name]
     path = Path(name)

@@ -11,18 +11,16 @@ from typing import Any, BinaryIO
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.records import csv_records, jsonl_records
 from mtllm_edge.sheets import check_text, pick_column
-from mtllm_edge_train.pretrained import one_line
+from mtllm_edge_train.data_sets import is_data_set, open_data_set
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".txt.zst", ".csv.zst", ".jsonl.zst")
-HUB = "hub:"
-"""Starts the name of a data set: ``hub:ID``, ``hub:ID:CONFIG`` or ``hub:ID:CONFIG:SPLIT``."""
 _PARQUET_ROWS = 1024
 
 
 def read_source(name: str, *, column: str | None = None) -> Iterator[str]:
-    """The texts of a file or, after `HUB`, of a data set; see `read_file`."""
-    if name.startswith(HUB):
-        return _named_column(_hub_rows(name), name, column)
+    """The texts of a file or, after `data_sets.HUB`, of a data set; see `read_file`."""
+    if is_data_set(name):
+        return _named_column(open_data_set(name).rows, name, column)
     return read_file(Path(name), column=column)
 
 
@@ -152,30 +150,3 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[str, dict[st
                 yield f"{path} row {number}", {chosen: text}
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
-
-
-def check_data_set(name: str) -> tuple[str, str | None, str]:
-    """ID, configuration and split in the name of a data set.
-
-    Raises:
-        UsageError: It has none, or other parts.
-    """
-    parts = name.removeprefix(HUB).split(":")
-    if not parts[0] or len(parts) > 3:
-        raise UsageError(f"{name} names no data set; write {HUB}ID, {HUB}ID:CONFIG or {HUB}ID:CONFIG:SPLIT")
-    identifier, config, split = [*parts, "", ""][:3]
-    return identifier, config or None, split or "train"
-
-
-def _hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    identifier, config, split = check_data_set(name)
-    with one_line(f"{name} cannot be read", f"check its name, as {HUB}ID:CONFIG:SPLIT, and the connection", DataError):
-        rows = iter(datasets.load_dataset(identifier, config, split=split, streaming=True))
-    for number in itertools.count(1):
-        with one_line(f"{name} row {number} cannot be read", "check the connection and repeat the command", DataError):
-            row = next(rows, None)
-        if row is None:
-            return
-        yield f"{name} row {number}", row

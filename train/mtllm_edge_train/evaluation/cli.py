@@ -12,6 +12,7 @@ import msgspec
 
 from mtllm_edge import render
 from mtllm_edge.bundle import refuse_existing, write_bundle
+from mtllm_edge.columns import Columns
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge_train.cli import chosen_device, prepare
 
@@ -27,10 +28,10 @@ _CHUNK = 256
 
 @click.command("eval")
 @click.argument("model", type=_PATH)
-@click.argument("data", type=_PATH, nargs=-1, required=True)
+@click.argument("data", nargs=-1, required=True)
 @click.option("-t", "--task", required=True, metavar="NAME", help="The model's task that DATA has labels of.")
 @click.option("-o", "--output", "out", type=_PATH, required=True, metavar="FOLDER", help="Folder to write.")
-@click.option("--train", type=_PATH, metavar="FILE", help="Training rows, in DATA's form: for encoder alone.")
+@click.option("--train", metavar="FILE", help="Training rows, in DATA's form: for encoder alone.")
 @click.option("--teacher", type=_PATH, metavar="CHECKPOINT", help="LLM made by `train finetune`: for LLM alone.")
 @click.option("--translator", type=_PATH, metavar="FOLDER", help="With --teacher: for translate-test.")
 @click.option("--seen", metavar="FILE", help="Codes of the languages that the encoder was trained on, or: e5.")
@@ -62,11 +63,11 @@ _CHUNK = 256
 def evaluate(
     ctx: click.Context,
     model: Path,
-    data: tuple[Path, ...],
+    data: tuple[str, ...],
     *,
     task: str,
     out: Path,
-    train: Path | None,
+    train: str | None,
     teacher: Path | None,
     translator: Path | None,
     seen: str | None,
@@ -87,8 +88,9 @@ def evaluate(
 ) -> None:
     """Compare an MT-LLM with its baselines, language by language.
 
-    MODEL is a bundle or a checkpoint. DATA are .csv, .jsonl or .parquet files with a text, a label and a language in
-    every row. A baseline runs when what it needs is given: encoder alone, translate-test, LLM alone.
+    MODEL is a bundle or a checkpoint. DATA are .csv, .jsonl or .parquet files, or data sets such as
+    hub:ID:CONFIG:SPLIT, with a text, a label and a language in every row. A baseline runs when what it needs is given:
+    encoder alone, translate-test, LLM alone.
 
     The output folder gets eval.json, eval.md and eval.png; the last line on stdout is the summary as JSON.
     """
@@ -100,19 +102,19 @@ def evaluate(
         raise UsageError("--train-where chooses rows of --train, which is not given")
     from mtllm_edge_train.evaluation import chart, groups, tables
     from mtllm_edge_train.evaluation.answers import Answers
-    from mtllm_edge_train.evaluation.data import Columns, check_labels, read_by_language, read_training_rows
+    from mtllm_edge_train.evaluation.data import Layout, check_labels, read_by_language, read_training_rows
     from mtllm_edge_train.evaluation.report import make_report
     from mtllm_edge_train.evaluation.subject import open_subject
     from mtllm_edge_train.evaluation.systems import TITLES, Systems
 
-    columns = Columns(text=text_column, label=label_column, language=language_column)
-    rows = read_by_language(data, columns, _conditions(where))
+    layout = Layout("sequence", text=text_column, others=Columns(), label=label_column, language=language_column)
+    rows = read_by_language(data, layout, _conditions(where))
     answers = Answers(cache or out.with_name(f"{out.name}.partial"))
     subject = open_subject(model, task)
     check_labels(rows, subject.labels, task)
     training = None
     if train is not None:
-        training = read_training_rows(train, columns, _conditions(train_where), language=train_language)
+        training = read_training_rows(train, layout, _conditions(train_where), language=train_language)
         check_labels({train_language: training}, subject.labels, task)
     made = Systems(subject, [*rows], answers, chosen_device(device), threads)
     systems, left_out = made.choose(

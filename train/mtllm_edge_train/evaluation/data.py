@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mtllm_edge.columns import Columns
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge_train.data import LabelledTexts, label_of, read_rows
+from mtllm_edge.kinds import Input, Kind
+from mtllm_edge_train.data import LabelledTexts, labelled_texts
+from mtllm_edge_train.rows import Rows, read_rows
 
 Where = Mapping[str, Set[str]]
 """Column -> the values that a row may have there."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Where a file keeps what."""
+class Layout:
+    """What the task reads, and where a file keeps it."""
 
-    text: str = "text"
-    label: str = "label"
-    language: str = "lang"
+    kind: Kind
+    text: str
+    """Name of the column of the texts; likewise the others."""
+    others: Columns
+    """Columns of second texts or choices."""
+    label: str
+    language: str
 
 
-def read_by_language(paths: Sequence[Path], columns: Columns, where: Where) -> dict[str, LabelledTexts]:
+def read_by_language(sources: Sequence[str | Path], layout: Layout, where: Where) -> dict[str, LabelledTexts]:
     """Language -> its rows of all files, languages sorted.
 
     Args:
-        paths: .csv, .jsonl or .parquet files.
-        columns: Names of their columns.
+        sources: .csv, .jsonl or .parquet files, or data sets.
+        layout: What to read of them.
         where: Which rows to take.
 
     Raises:
         UsageError: No such file, another suffix, or no such column.
         DataError: An unreadable file, a cell that is no text, label or language, or a value of `where` in no row.
     """
-    by_language: dict[str, LabelledTexts] = {}
-    for place, text, row in _chosen_rows(paths, columns.text, where):
-        language = _cell(row, columns.language, place)
-        if not isinstance(language, str) or not language.strip():
-            raise DataError(f"{place} has the language {language!r}, expected a code such as deu_Latn")
-        labelled = by_language.setdefault(language.strip(), LabelledTexts([], []))
-        labelled.texts.append(text)
-        labelled.labels.append(label_of(row, columns.label, place))
-    return dict(sorted(by_language.items()))
+    taken: dict[str, tuple[list[Input], list[str]]] = defaultdict(lambda: ([], []))
+    for rows in _chosen_rows(sources, layout.text, where):
+        data = labelled_texts(rows, layout.kind, layout.others, layout.label)
+        for place, record, item, label in zip(rows.places, rows.records, data.inputs, data.labels, strict=True):
+            language = _cell(record, layout.language, place)
+            if not isinstance(language, str) or not language.strip():
+                raise DataError(f"{place} has the language {language!r}, expected a code such as deu_Latn")
+            inputs, labels = taken[language.strip()]
+            inputs.append(item)
+            labels.append(label)
+    return {language: LabelledTexts.of(*taken[language]) for language in sorted(taken)}
 
 
-def read_training_rows(path: Path, columns: Columns, where: Where, *, language: str) -> LabelledTexts:
-    """The labelled texts that a baseline learns from, all in one language.
+def read_training_rows(source: str | Path, layout: Layout, where: Where, *, language: str) -> LabelledTexts:
+    """What a baseline learns from, all in one language.
 
     Args:
-        path: As in `read_by_language`; the column of languages may be absent.
-        columns: Names of its columns.
+        source: As in `read_by_language`; the column of languages may be absent.
+        layout: What to read of it.
         where: Which rows to take.
         language: The only language that may be found among them.
 
@@ -59,18 +69,17 @@ def read_training_rows(path: Path, columns: Columns, where: Where, *, language: 
         UsageError: Rows in another language, or as for `read_by_language`.
         DataError: Fewer than two labels, or as for `read_by_language`.
     """
-    labelled = LabelledTexts([], [])
-    for place, text, row in _chosen_rows([path], columns.text, where):
-        found = row.get(columns.language, language)
+    (rows,) = _chosen_rows([source], layout.text, where)
+    for place, record in zip(rows.places, rows.records, strict=True):
+        found = record.get(layout.language, language)
         if found != language:
             raise UsageError(
                 f"{place} is a training row in {found}, expected {language} alone; "
-                f"add --train-where {columns.language}={language}"
+                f"add --train-where {layout.language}={language}"
             )
-        labelled.texts.append(text)
-        labelled.labels.append(label_of(row, columns.label, place))
+    labelled = labelled_texts(rows, layout.kind, layout.others, layout.label)
     if len(labelled.counts) < 2:
-        raise DataError(f"the training rows of {path} have the labels {[*labelled.counts]}; give rows of two labels")
+        raise DataError(f"the training rows of {source} have the labels {[*labelled.counts]}; give rows of two labels")
     return labelled
 
 
@@ -89,20 +98,26 @@ def check_labels(by_language: Mapping[str, LabelledTexts], labels: Sequence[str]
             )
 
 
-def _chosen_rows(paths: Sequence[Path], text_column: str, where: Where) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Place, for messages, text and all columns of the rows that `where` takes."""
+def _chosen_rows(sources: Sequence[str | Path], text_column: str, where: Where) -> Iterator[Rows]:
+    """Of each file, the rows that `where` takes."""
     unmet = {(column, value) for column, values in where.items() for value in values}
-    for path in paths:
-        sheet = read_rows(path, text_column)
-        for number, (text, row) in enumerate(zip(sheet.texts, sheet.records, strict=True), start=1):
-            place = f"{path}: text {number}"
-            if all(str(_cell(row, column, place)) in values for column, values in where.items()):
-                unmet -= {(column, str(row[column])) for column in where}
-                yield place, text, row
+    for source in sources:
+        rows = read_rows(source, text_column)
+        taken = []
+        for index, (place, record) in enumerate(zip(rows.places, rows.records, strict=True)):
+            if all(str(_cell(record, column, place)) in values for column, values in where.items()):
+                unmet -= {(column, str(record[column])) for column in where}
+                taken.append(index)
+        yield replace(
+            rows,
+            texts=[rows.texts[index] for index in taken],
+            records=[rows.records[index] for index in taken],
+            places=[rows.places[index] for index in taken],
+        )
     if unmet:
         column, value = min(unmet)
         others = " beside the other conditions" if len(where) > 1 else ""
-        raise DataError(f"{', '.join(map(str, paths))}: no row has {column}={value}{others}; correct the conditions")
+        raise DataError(f"{', '.join(map(str, sources))}: no row has {column}={value}{others}; correct the conditions")
 
 
 def _cell(row: Mapping[str, Any], column: str, place: str) -> Any:
