@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mtllm_edge_train.steps import means_of
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 
@@ -27,3 +28,9 @@ def test_losses_by_hand() -> None:
     loss.backward()
     assert student_ND.grad is not None
     torch.testing.assert_close(student_ND.grad, torch.tensor([[0.5, 0.05], [-0.5, -0.05]]))
+
+
+def test_the_fvu_is_a_ratio_of_means_and_that_of_equal_vectors_is_none() -> None:
+    assert means_of([{"loss": 1.0, "variance": 1.0}, {"loss": 2.0, "variance": 5.0}]) == {"loss": 1.5, "fvu": 0.5}
+    assert means_of([{"loss": 1.0, "variance": 0.0}]) == {"loss": 1.0}
+    assert means_of([{"loss": 1.0, "accuracy": 0.5}]) == {"loss": 1.0, "accuracy": 0.5}

@@ -53,11 +53,11 @@ def backward(
 
 
 def means_of(entries: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over some steps; a ``variance`` becomes ``fvu``, the loss divided by it.
+    """Mean of each figure over some steps; a ``variance`` becomes ``fvu``, the loss divided by it; of 0, nothing.
 
     A ratio of means does not depend on how the batches were divided; a mean of ratios would.
     """
     means = {name: float(np.mean([entry[name] for entry in entries])) for name in entries[0]}
-    if "variance" in means:
-        means["fvu"] = means["loss"] / means.pop("variance")
+    if variance := means.pop("variance", 0.0):
+        means["fvu"] = means["loss"] / variance
     return means
