@@ -64,9 +64,13 @@ def inputs_of(sheet: Sheet, kind: Kind, columns: Columns) -> list[Input]:
     """What a task reads of each record of a sheet.
 
     Raises:
-        UsageError: A record lacks a column.
+        UsageError: A record lacks a column, or one was named that this kind does not read.
         DataError: A cell is empty or no text, or there are fewer than two choices.
     """
+    if columns.pair and kind != "pair":
+        raise UsageError(f"--pair-column is for tasks of pairs, but the task is of the kind {kind!r}; leave it out")
+    if columns.choices and kind != "multiple_choice":
+        raise UsageError(f"--choices-column is for multiple choice, but the task is of the kind {kind!r}; leave it out")
     if kind == "sequence":
         return list(sheet.texts)
     rows = zip(sheet.texts, sheet.records, sheet.places, strict=True)

@@ -122,12 +122,7 @@ def classify(
 
 def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) -> list[Input]:
     """What the task reads, from the columns that its kind needs."""
-    name = bundle.task_name(task)
-    kind = bundle.manifest.tasks[name].kind
-    if columns.pair and kind != "pair":
-        raise UsageError(f"--pair-column is for tasks of pairs, but {name!r} is a task of the kind {kind!r}")
-    if columns.choices and kind != "multiple_choice":
-        raise UsageError(f"--choices-column is for multiple choice, but {name!r} is a task of the kind {kind!r}")
+    kind = bundle.manifest.tasks[bundle.task_name(task)].kind
     return inputs_of(sheet, kind, columns)
 
 

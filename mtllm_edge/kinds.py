@@ -69,6 +69,13 @@ def parts_of(item: Input) -> list[str]:
     return [text, rest] if isinstance(rest, str) else [text, *rest]
 
 
+def with_parts(item: Input, parts: Sequence[str]) -> Input:
+    """Something of the same kind with other texts, as many as `parts_of` gives."""
+    if not isinstance(item, (tuple, list)):
+        return parts[0]
+    return (parts[0], parts[1]) if isinstance(item[1], str) else (parts[0], tuple(parts[1:]))
+
+
 def vectors_of(item: Input) -> int:
     """How many vectors it is turned into: one, or one per choice."""
     return len(item[1]) if kind_of(item) == "multiple_choice" else 1

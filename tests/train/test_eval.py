@@ -17,9 +17,11 @@ from safetensors.numpy import save_file
 
 from mtllm_edge import Classifier
 from mtllm_edge.cli import main
+from mtllm_edge.kinds import Input, parts_of
 from mtllm_edge.translator import Translator
 from mtllm_edge_export.translator_ctranslate2 import export_translator
 from mtllm_edge_train.config import CHECKPOINT_VERSION, CONFIG_NAME, LlmConfig, StackConfig, TaskConfig
+from mtllm_edge_train.data import read_labelled
 from mtllm_edge_train.evaluate import Evaluator, score
 from mtllm_edge_train.evaluation.report import Report
 from tests.export.tiny_checkpoint import save_checkpoint, save_llm
@@ -43,8 +45,15 @@ ROWS = [
 ]
 
 
-def save_teacher(folder: Path, labels: tuple[str, ...] = LABELS) -> Path:
-    """A fine-tuned LLM: a tiny Llama with a tokenizer of a few letters, under a random head."""
+TASKS = {
+    "topic": TaskConfig(kind="sequence", labels=LABELS),
+    "nli": TaskConfig(kind="pair", labels=("no", "yes")),
+    "copa": TaskConfig(kind="multiple_choice", labels=()),
+}
+
+
+def save_teacher(folder: Path, tasks: dict[str, TaskConfig]) -> Path:
+    """A fine-tuned LLM: a tiny Llama with a tokenizer of a few letters, under random heads."""
     save_llm(folder / "llm")
     tokenizer = tokenizers.Tokenizer.from_str(test_translation.tokenizer_json())
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
@@ -55,13 +64,14 @@ def save_teacher(folder: Path, labels: tuple[str, ...] = LABELS) -> Path:
         encoder=None,
         llm=LlmConfig(source="llm", layers=None, attention="causal"),
         lora=None,
-        tasks={"topic": TaskConfig(kind="sequence", labels=labels)},
+        tasks=tasks,
         sources=(),
     )
     (folder / "tasks").mkdir(parents=True)
     (folder / CONFIG_NAME).write_bytes(config.to_json())
-    head = {"weight": np.random.default_rng(0).standard_normal((len(labels), 64)).astype(np.float32)}
-    save_file(head, folder / "tasks" / "topic.safetensors")
+    for name, task in tasks.items():
+        head = {"weight": np.random.default_rng(0).standard_normal((task.rows, 64)).astype(np.float32)}
+        save_file(head, folder / "tasks" / f"{name}.safetensors")
     return folder
 
 
@@ -69,14 +79,36 @@ def save_teacher(folder: Path, labels: tuple[str, ...] = LABELS) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle, a teacher, a translator and the rows, side by side: read only."""
     folder = tmp_path_factory.mktemp("eval")
-    make_tiny_bundle(folder / "bundle", tasks={"topic": LABELS})
-    save_teacher(folder / "teacher")
-    save_teacher(folder / "other_teacher", labels=("a", "b"))
-    save_checkpoint(folder / "nllb", family="m2m_100")
+    labels, kinds = ({name: getattr(task, field) for name, task in TASKS.items()} for field in ("labels", "kind"))
+    make_tiny_bundle(folder / "bundle", tasks=labels, kinds=kinds)
+    save_teacher(folder / "teacher", TASKS)
+    other = {"topic": TaskConfig(kind="sequence", labels=("a", "b")), "nli": TASKS["copa"]}
+    save_teacher(folder / "other_teacher", other)
+    more_tasks = {name: task for name, task in TASKS.items() if name != "topic"}
+    save_checkpoint(folder / "nllb", family="m2m_100", more_tasks=more_tasks)
     test_translation.run(folder / "trained", test_translation.tiny_bert(folder / "bert"), steps=1)
     export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows.parquet")
+    for task, form in (("nli", as_pair), ("copa", as_question)):
+        table = pyarrow.Table.from_pylist([form(number, row) for number, row in enumerate(ROWS)])
+        pyarrow.parquet.write_table(table, folder / f"{task}.parquet")
     return folder
+
+
+def as_pair(number: int, row: dict[str, str]) -> dict[str, Any]:
+    """Do both texts say the same?"""
+    same = number % 3 == 0
+    second = row["text"] if same else "cede fa"
+    return {"lang": row["lang"], "split": row["split"], "text": row["text"], "text_pair": second} | {
+        "label": "yes" if same else "no"
+    }
+
+
+def as_question(number: int, row: dict[str, str]) -> dict[str, Any]:
+    """Which choice says the same as the text?"""
+    choices = ["cede fa", "egg hag"]
+    choices.insert(number % 3, row["text"])
+    return {"lang": row["lang"], "split": row["split"], "text": row["text"], "choices": choices, "label": number % 3}
 
 
 def arguments(folder: Path, model: str = "bundle") -> list[str]:
@@ -101,7 +133,7 @@ def test_all_four_systems_on_a_bundle(folder: Path, tmp_path: Path, capsys: pyte
     assert [group.name for group in report.groups] == ["eng_Latn", "all others"]
     assert [row.name for row in report.per_language] == [*LANGUAGES]
 
-    with Classifier.load(folder / "bundle", threads=1) as classifier:
+    with Classifier.load(folder / "bundle", task="topic", threads=1) as classifier:
         stack = [p.label for p in classifier.classify([row["text"] for row in ROWS])]
     teacher = Evaluator(folder / "teacher")
     read = teacher.predict("topic", [row["text"] for row in ROWS])
@@ -150,6 +182,39 @@ def test_the_encoder_alone_learns_the_training_rows(folder: Path, tmp_path: Path
         assert report.groups[0].scores["encoder_alone"]["accuracy"].value >= 0.9
         assert report.groups[0].scores["mt_llm"]["accuracy"].value < 0.9  # of random weights
         assert [*report.left_out] == ["translate_test", "llm_alone"]
+
+
+@pytest.mark.parametrize(("task", "model"), [("nli", "bundle"), ("copa", "nllb")])
+def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, task: str, model: str) -> None:
+    source = str(folder / f"{task}.parquet")
+    train = ["--train", source, "--train-where", "split=train", "--train-where", "lang=eng_Latn"]
+    english = ["--teacher", str(folder / "teacher"), "--translator", str(folder / "translator")]
+    command = ["eval", str(folder / model), source, "-t", task, "--where", "split=test", *train, *english]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
+    teacher = Evaluator(folder / "teacher")
+    stack = Evaluator(folder / model) if model == "nllb" else None
+    data, engine = read_labelled(source), Translator.load(folder / "translator", threads=1)
+    with Classifier.load(folder / "bundle", task=task, threads=1) as classifier:
+        for row in report.per_language:
+            taken = [i for i, r in enumerate(ROWS) if r["lang"] == row.name and r["split"] == "test"]
+            items, gold = [data.inputs[i] for i in taken], [data.labels[i] for i in taken]
+            translated: list[Input] = []
+            for item in items:
+                texts = [text if text.strip() else "." for text in engine.translate(parts_of(item))]
+                translated.append((texts[0], texts[1] if task == "nli" else texts[1:]))
+            expected = {
+                "mt_llm": stack.predict(task, items, language=row.name)
+                if stack
+                else [prediction.label for prediction in classifier.classify(items)],
+                "llm_alone": teacher.predict(task, items),
+                "translate_test": teacher.predict(task, translated),
+            }
+            for system, found in expected.items():
+                measured = row.scores[system]["accuracy"].value
+                assert measured == pytest.approx(score(gold, found).accuracy, abs=1e-4), (system, row.name)
+            assert row.scores["encoder_alone"]["accuracy"].value >= 0.9
+            assert row.scores["mt_llm"]["accuracy"].value < 0.9  # of random weights
 
 
 def test_a_checkpoint_is_told_each_texts_language(folder: Path, tmp_path: Path) -> None:
@@ -212,7 +277,10 @@ BAD: list[tuple[list[str], int, str]] = [
     (["--where", "lang=fra_Latn"], 1, "no row has lang=fra_Latn beside the other conditions"),
     (["--where", "century=20"], 2, "has no column 'century'"),
     (["--where", "split"], 2, "'split' is not COLUMN=VALUE"),
-    (["-t", "mood"], 2, "has no task 'mood'; its tasks: topic"),
+    (["-t", "mood"], 2, "has no task 'mood'; its tasks: topic, nli"),
+    (["-t", "nli"], 2, "rows.parquet row 21 has no column 'text_pair', only 'lang', 'text', 'topic', 'split'"),
+    (["-t", "copa"], 2, "row 21 has no column 'choices', only"),
+    (["--pair-column", "split"], 2, "--pair-column is for tasks of pairs, but the task is of the kind 'sequence'"),
     (["--teacher", "{}/nllb"], 2, "nllb has an encoder; --teacher is the LLM"),
     (["--teacher", "{}/other_teacher"], 2, "task 'topic' has the labels a, b in"),
     (["--teacher", "{}/bundle"], 1, "bundle holds no stack.json"),
@@ -235,6 +303,15 @@ def test_bad_input_is_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_teacher_of_another_kind_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", str(folder / "bundle"), str(folder / "nli.parquet"), "-t", "nli"]
+    assert main([*command, "--teacher", str(folder / "other_teacher"), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "task 'nli' is of the kind 'multiple_choice' in" in error
+    assert "but 'pair' in tiny; give the teacher of this model" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

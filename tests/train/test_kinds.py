@@ -17,10 +17,9 @@ from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge.kinds import Input
 from mtllm_edge_train import cli
 from mtllm_edge_train.checkpoint import read_head
-from mtllm_edge_train.config import LlmConfig, StackConfig, TaskConfig, resolve_source
+from mtllm_edge_train.config import LlmConfig, StackConfig, resolve_source
 from mtllm_edge_train.data import read_inputs, read_labelled
 from mtllm_edge_train.evaluate import Evaluator
-from mtllm_edge_train.evaluation.subject import task_labels
 from mtllm_edge_train.model import LlmBody, load_llm_body, load_llm_tokenizer, pool_in_batches
 from mtllm_edge_train.reading import tokenize
 from tests.export.tiny_checkpoint import save_encoder
@@ -123,11 +122,6 @@ def test_a_batch_is_pooled_as_its_texts_are(llm_tokenizer: Any) -> None:
     for rows_VD, item in zip(together, read, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(rows_VD, body.read(llm_tokenizer, [item], max_tokens=64), rtol=1e-3, atol=1e-4)
-
-
-def test_eval_is_for_single_texts() -> None:
-    with pytest.raises(UsageError, match="task 'nli' of model is of the kind 'pair', but eval compares"):
-        task_labels({"nli": TaskConfig(kind="pair", labels=("no", "yes"))}, "nli", Path("model"))
 
 
 def invoke(*arguments: object) -> Result:

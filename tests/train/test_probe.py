@@ -43,3 +43,19 @@ def test_the_penalty_is_that_which_serves_unseen_rows() -> None:
 
     chosen = choose_penalty(vectors_ND, gold_N, 3, scale=scale, penalties=penalties)
     assert chosen == min(penalties, key=loss) == 1.0
+
+
+def test_the_penalty_of_choices() -> None:
+    """Three choices of each text, of which the one that is larger in the first dimension is mostly the right one."""
+    generator = torch.Generator().manual_seed(2)
+    vectors_VD = torch.randn(360, 20, generator=generator)
+    scores_NC = vectors_VD[:, 0].reshape(120, 3) + torch.randn(120, 3, generator=generator) * 0.3
+    kept_VD, fresh_VD, kept_N, fresh_N = (*vectors_VD.split(180), *scores_NC.argmax(1).split(60))
+    scale = Standardizer.fit(kept_VD)
+    penalties = (1e-4, 1.0, 1e4)
+
+    def loss(penalty: float) -> float:
+        head = logistic_regression(kept_VD, kept_N, 1, scale=scale, penalty=penalty)
+        return nn.functional.cross_entropy(head(fresh_VD).reshape(60, 3), fresh_N).item()
+
+    assert choose_penalty(kept_VD, kept_N, 1, scale=scale, penalties=penalties) == min(penalties, key=loss) == 1.0

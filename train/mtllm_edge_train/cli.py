@@ -70,7 +70,7 @@ _TEXT_COLUMN = _option(
     "--text-column", None, "Column of csv, jsonl and parquet files; by default 'text' or the only one.", metavar="NAME"
 )
 _LABEL_COLUMN = _option("--label-column", "label", "Likewise, of the labels.", metavar="NAME")
-_SECOND_COLUMNS = _options(
+SECOND_COLUMNS = _options(
     _option("--pair-column", None, "Column of a pair's second text; by default 'text_pair', if there.", metavar="NAME"),
     _option(
         "--choices-column",
@@ -217,7 +217,7 @@ def adapt(
 )
 @_optimisation(32, 1e-4)
 @_TEXT_COLUMN
-@_SECOND_COLUMNS
+@SECOND_COLUMNS
 @_LABEL_COLUMN
 @_SOURCES
 @_OUTPUT
@@ -268,7 +268,7 @@ def finetune(
 @_option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
 @_optimisation(32, 1e-4)
 @_TEXT_COLUMN
-@_SECOND_COLUMNS
+@SECOND_COLUMNS
 @_OUTPUT
 def distill(
     adapted: Path,
@@ -310,7 +310,7 @@ def distill(
 @click.option("-t", "--task", required=True, metavar="NAME", help="The task whose head answers.")
 @click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told.")
 @_TEXT_COLUMN
-@_SECOND_COLUMNS
+@SECOND_COLUMNS
 @_LABEL_COLUMN
 @_DEVICE
 def evaluate(

@@ -49,27 +49,30 @@ def logistic_regression(
 
 
 def choose_penalty(
-    vectors_ND: Tensor, gold_N: Tensor, classes: int, *, scale: Standardizer, penalties: Sequence[float], seed: int = 0
+    vectors_VD: Tensor, gold_N: Tensor, rows: int, *, scale: Standardizer, penalties: Sequence[float], seed: int = 0
 ) -> float:
-    """The penalty with the smallest cross-entropy on rows that were held out, in five folds.
+    """The penalty with the smallest cross-entropy on texts that were held out, in five folds.
 
     Args:
-        vectors_ND: A vector of each text; the other arguments are as in `logistic_regression`.
-        gold_N: Classes of the inputs.
-        classes: How many there are.
+        vectors_VD: The inputs; these and the next three arguments are as in `logistic_regression`.
+        gold_N: Number of the right class or choice of each text.
+        rows: Of the head.
         scale: What the inputs are put through.
         penalties: Those to choose from.
-        seed: Decides which row is in which fold.
+        seed: Decides which text is in which fold.
     """
+    vectors_NVD = vectors_VD.reshape(len(gold_N), -1, vectors_VD.shape[1])
     fold_N = torch.randperm(len(gold_N), generator=torch.Generator().manual_seed(seed)) % _FOLDS
 
     def held_out(penalty: float) -> float:
         total = 0.0
         for fold in range(_FOLDS):
             kept_N, out_N = fold_N != fold, fold_N == fold
-            head = logistic_regression(vectors_ND[kept_N], gold_N[kept_N], classes, scale=scale, penalty=penalty)
+            kept_VD = vectors_NVD[kept_N].flatten(0, 1)
+            head = logistic_regression(kept_VD, gold_N[kept_N], rows, scale=scale, penalty=penalty)
             with torch.no_grad():
-                total += nn.functional.cross_entropy(head(vectors_ND[out_N]), gold_N[out_N], reduction="sum").item()
+                logits_NC = head(vectors_NVD[out_N]).flatten(1)
+                total += nn.functional.cross_entropy(logits_NC, gold_N[out_N], reduction="sum").item()
         return total
 
     return min(penalties, key=held_out)

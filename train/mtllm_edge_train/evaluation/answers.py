@@ -14,10 +14,11 @@ import msgspec
 
 from mtllm_edge import __version__
 from mtllm_edge.bundle import list_files
+from mtllm_edge.kinds import Input
 from mtllm_edge.outputs import replacing
 
-Ask = Callable[[list[str], str], list[str]]
-"""Texts and the code of their language -> a label or a translation of each."""
+Ask = Callable[[Sequence[Input], str], list[str]]
+"""What a task reads and the code of its language -> a label of each; or texts -> a translation of each."""
 
 
 class Answers:
@@ -28,7 +29,7 @@ class Answers:
         self._folder = folder
         self._used: set[Path] = set()
 
-    def get(self, key: str, texts: Sequence[str], language: str) -> list[str] | None:
+    def get(self, key: str, texts: Sequence[Input], language: str) -> list[str] | None:
         """Answers of the model `key`, None where they are not known."""
         path = self._path(key, texts, language)
         self._used.add(path)
@@ -37,7 +38,7 @@ class Answers:
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 
-    def put(self, key: str, texts: Sequence[str], language: str, answers: Sequence[str]) -> None:
+    def put(self, key: str, texts: Sequence[Input], language: str, answers: Sequence[str]) -> None:
         """Keep answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._path(key, texts, language), force=True) as file:
@@ -50,7 +51,7 @@ class Answers:
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
-    def _path(self, key: str, texts: Sequence[str], language: str) -> Path:
+    def _path(self, key: str, texts: Sequence[Input], language: str) -> Path:
         return self._folder / f"{digest(key, language, *texts)}.json"
 
 
@@ -68,7 +69,7 @@ class Model:
         self._key, self._load, self._answers = key, load, answers
         self._ask: Ask | None = None
 
-    def __call__(self, texts: list[str], language: str) -> list[str]:
+    def __call__(self, texts: Sequence[Input], language: str) -> list[str]:
         """Its answers, in the order of the texts."""
         known = self._answers.get(self._key, texts, language)
         if known is not None:
@@ -80,8 +81,8 @@ class Model:
         return found
 
 
-def digest(*parts: str) -> str:
-    """A name for some strings and the version of this program."""
+def digest(*parts: Input) -> str:
+    """A name for some strings, or what else a task reads, and the version of this program."""
     return hashlib.sha256(msgspec.json.encode([__version__, *parts])).hexdigest()[:32]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from mtllm_edge import render
 from mtllm_edge.bundle import refuse_existing, write_bundle
 from mtllm_edge.columns import Columns
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge_train.cli import chosen_device, prepare
+from mtllm_edge_train.cli import SECOND_COLUMNS, chosen_device, prepare
 
 if TYPE_CHECKING:
     from mtllm_edge_train.data import LabelledTexts
@@ -39,6 +39,7 @@ _CHUNK = 256
     "--resources", type=_PATH, metavar="FILE", help="Parallel sentences by language: .tsv with columns lang, sentences."
 )
 @click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column of the texts.")
+@SECOND_COLUMNS
 @click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Of the labels.")
 @click.option("--language-column", default="lang", show_default=True, metavar="NAME", help="Of the texts' languages.")
 @click.option(
@@ -73,6 +74,8 @@ def evaluate(
     seen: str | None,
     resources: Path | None,
     text_column: str,
+    pair_column: str | None,
+    choices_column: tuple[str, ...],
     label_column: str,
     language_column: str,
     where: tuple[str, ...],
@@ -89,8 +92,8 @@ def evaluate(
     """Compare an MT-LLM with its baselines, language by language.
 
     MODEL is a bundle or a checkpoint. DATA are .csv, .jsonl or .parquet files, or data sets such as
-    hub:ID:CONFIG:SPLIT, with a text, a label and a language in every row. A baseline runs when what it needs is given:
-    encoder alone, translate-test, LLM alone.
+    hub:ID:CONFIG:SPLIT, with a text, a label and a language in every row, and with its second text or its choices where
+    the task reads such. A baseline runs when what it needs is given: encoder alone, translate-test, LLM alone.
 
     The output folder gets eval.json, eval.md and eval.png; the last line on stdout is the summary as JSON.
     """
@@ -107,11 +110,11 @@ def evaluate(
     from mtllm_edge_train.evaluation.subject import open_subject
     from mtllm_edge_train.evaluation.systems import TITLES, Systems
 
-    layout = Layout("sequence", text=text_column, others=Columns(), label=label_column, language=language_column)
-    rows = read_by_language(data, layout, _conditions(where))
-    answers = Answers(cache or out.with_name(f"{out.name}.partial"))
     subject = open_subject(model, task)
+    layout = Layout(subject.kind, text_column, Columns(pair_column, choices_column), label_column, language_column)
+    rows = read_by_language(data, layout, _conditions(where))
     check_labels(rows, subject.labels, task)
+    answers = Answers(cache or out.with_name(f"{out.name}.partial"))
     training = None
     if train is not None:
         training = read_training_rows(train, layout, _conditions(train_where), language=train_language)
@@ -126,6 +129,9 @@ def evaluate(
         seen=None if seen is None else groups.read_seen(seen, [*rows]),
         sentences=None if resources is None else groups.read_sentences(resources),
     )
+    render.note(f"{task} ({subject.kind}): {dict(sorted(_label_counts(rows).items()))}")
+    if training is not None:
+        render.note(f"training {training.summary}")
     descriptions = {system.id: system.description for system in systems}
     found = {}
     try:
@@ -157,6 +163,11 @@ def evaluate(
     click.echo(msgspec.json.encode(report.summary()).decode())
 
 
+def _label_counts(rows: dict[str, LabelledTexts]) -> Counter[str]:
+    """Texts per label, in all languages together."""
+    return Counter(label for labelled in rows.values() for label in labelled.labels)
+
+
 def _ask(system: System, title: str, rows: dict[str, LabelledTexts]) -> dict[str, list[str]]:
     """A system's labels for all texts of each language."""
     total = sum(len(labelled.texts) for labelled in rows.values())
@@ -166,7 +177,7 @@ def _ask(system: System, title: str, rows: dict[str, LabelledTexts]) -> dict[str
         for language, labelled in rows.items():
             found[language] = []
             for start in range(0, len(labelled.texts), _CHUNK):
-                chunk = labelled.texts[start : start + _CHUNK]
+                chunk = labelled.inputs[start : start + _CHUNK]
                 try:
                     found[language] += system.answer(chunk, language)
                 except DataError as error:

@@ -84,11 +84,13 @@ def read_training_rows(source: str | Path, layout: Layout, where: Where, *, lang
 
 
 def check_labels(by_language: Mapping[str, LabelledTexts], labels: Sequence[str], task: str) -> None:
-    """Refuse a label that the task lacks.
+    """Refuse a label that the task lacks; of choices, which have no labels, the numbers were checked before.
 
     Raises:
         DataError: There is one.
     """
+    if not labels:
+        return
     for language, rows in by_language.items():
         strange = sorted(set(rows.labels) - set(labels))
         if strange:

@@ -1,5 +1,9 @@
 """A stack's encoder without the LLM: mean-pooled states under a logistic regression.
 
+Of a pair each text is read by itself, and the regression sees ``[u, v, |u - v|, u * v]`` of their means u and v: the
+usual comparison of sentences by a frozen encoder (InferSent, Conneau et al. 2017, arXiv 1705.02364). Of a text with
+choices it sees that of the text and each choice, and gives each a score, under a softmax over the choices.
+
 What a stack must beat for the LLM to be worth its cost. The penalty is chosen by cross-validation on the training rows:
 with a fixed small one the baseline would be weaker than anybody has to have it.
 """
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from mtllm_edge.batching import plan_batches
 from mtllm_edge.bundle import ENCODER_NAME, Bundle
 from mtllm_edge.embedder import load_tokenizer
+from mtllm_edge.kinds import Input, parts_of
 from mtllm_edge.machine import default_threads
 from mtllm_edge.tokenizer import Tokenizer
 from mtllm_edge_train import checkpoint
@@ -61,18 +66,32 @@ class EncoderAlone:
 
     def fit(self, train: LabelledTexts, *, language: str) -> Ask:
         """A classifier from training rows in one language."""
-        vectors_ND = self._read(train.texts, language)
-        labels = [*train.counts]
-        gold_N = torch.tensor([labels.index(label) for label in train.labels])
-        centred = Standardizer(vectors_ND.mean(0), torch.ones(vectors_ND.shape[1]))
-        penalty = choose_penalty(vectors_ND, gold_N, len(labels), scale=centred, penalties=_PENALTIES)
-        head = logistic_regression(vectors_ND, gold_N, len(labels), scale=centred, penalty=penalty)
+        labels = [] if train.kind == "multiple_choice" else [*train.counts]
+        gold_N = torch.tensor([labels.index(label) if labels else int(label) for label in train.labels])
+        vectors_VD = torch.cat(self._vectors(train.inputs, language))
+        scale = Standardizer.fit(vectors_VD)  # differences and products are smaller than means
+        if train.kind == "sequence":
+            scale = Standardizer(scale.mean, torch.ones_like(scale.mean))
+        rows = len(labels) or 1
+        penalty = choose_penalty(vectors_VD, gold_N, rows, scale=scale, penalties=_PENALTIES)
+        head = logistic_regression(vectors_VD, gold_N, rows, scale=scale, penalty=penalty)
 
-        def ask(texts: list[str], language: str) -> list[str]:
+        def ask(texts: Sequence[Input], language: str) -> list[str]:
+            vectors = self._vectors(texts, language)
             with torch.no_grad():
-                return [labels[index] for index in head(self._read(texts, language)).argmax(1).tolist()]
+                logits_VC = head(torch.cat(vectors))
+            # a row of labels, or a column of choices
+            found = [int(logits.argmax()) for logits in torch.split(logits_VC, [len(own_VD) for own_VD in vectors])]
+            return [labels[index] if labels else str(index) for index in found]
 
         return ask
+
+    def _vectors(self, texts: Sequence[Input], language: str) -> list[torch.Tensor]:
+        """What the regression sees (V, D) of each text or pair, one row, or of choices, one each."""
+        parts = [parts_of(item) for item in texts]
+        means_PD = self._read([part for own in parts for part in own], language)
+        means = torch.split(means_PD, [len(own) for own in parts])
+        return [own_PD if len(own_PD) == 1 else _compared(own_PD[:1], own_PD[1:]) for own_PD in means]
 
     def _read(self, texts: Sequence[str], language: str) -> torch.Tensor:
         """Mean states (N, d_model) of texts in one language."""
@@ -83,6 +102,12 @@ class EncoderAlone:
         vectors_ND = np.empty_like(rows)
         vectors_ND[[index for batch in order for index in batch]] = rows
         return torch.from_numpy(vectors_ND)
+
+
+def _compared(first_1D: torch.Tensor, others_VD: torch.Tensor) -> torch.Tensor:
+    """The module's comparison of a text with others: (1, D), (V, D) -> (V, 4 D)."""
+    firsts_VD = first_1D.expand_as(others_VD)
+    return torch.cat([firsts_VD, others_VD, (firsts_VD - others_VD).abs(), firsts_VD * others_VD], dim=1)
 
 
 def _compiled(bundle: Bundle, threads: int) -> tuple[Tokenizer, MeanStates]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.kinds import Input, Kind
 from mtllm_edge.manifest import MANIFEST_NAME, Task
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig, TaskConfig, resolve_source
 from mtllm_edge_train.evaluation.answers import Ask, digest, folder_digest
@@ -24,8 +25,10 @@ class Subject:
     key: str
     """Digest of all its weights."""
     task: str
+    kind: Kind
+    """What the task reads."""
     labels: tuple[str, ...]
-    """Those of the task."""
+    """Those of the task; none for multiple choice."""
 
     def load(self, languages: Sequence[str], *, device: str, threads: int | None) -> Ask:
         """Load it.
@@ -49,7 +52,7 @@ class Subject:
         check_languages(languages, known)
         classifier = Classifier.load(bundle, task=self.task, threads=threads)
 
-        def ask(texts: list[str], language: str) -> list[str]:
+        def ask(texts: Sequence[Input], language: str) -> list[str]:
             found = classifier.classify(texts, language=language if known else None)
             return [prediction.label for prediction in found]
 
@@ -75,31 +78,27 @@ def open_subject(folder: Path, task: str) -> Subject:
         bundle = Bundle.open(folder)
         manifest = bundle.manifest
         what = f"{manifest.name}, encoder {manifest.encoder.quantization}, LLM {manifest.llm.quantization}"
-        labels = task_labels(manifest.tasks, task, folder)
-        return Subject(bundle, manifest.name, what, digest(manifest.to_json().decode()), task, labels)
+        asked = task_of(manifest.tasks, task, folder)
+        return Subject(bundle, manifest.name, what, digest(manifest.to_json().decode()), task, asked.kind, asked.labels)
     if not (folder / CONFIG_NAME).is_file():
         raise ModelError(f"{folder} holds neither {MANIFEST_NAME} nor {CONFIG_NAME}; name a bundle or a checkpoint")
     config = StackConfig.load(folder)
     if config.encoder is None:
         raise UsageError(f"{folder} is an LLM without an encoder; give it as --teacher, and a stack as MODEL")
-    labels = task_labels(config.tasks, task, folder)
-    return Subject(folder, config.name, f"{config.name} in torch", checkpoint_digest(folder, config), task, labels)
+    asked = task_of(config.tasks, task, folder)
+    what = f"{config.name} in torch"
+    return Subject(folder, config.name, what, checkpoint_digest(folder, config), task, asked.kind, asked.labels)
 
 
-def task_labels(tasks: Mapping[str, Task] | Mapping[str, TaskConfig], task: str, folder: Path) -> tuple[str, ...]:
-    """Labels of one of a model's tasks.
+def task_of(tasks: Mapping[str, Task] | Mapping[str, TaskConfig], task: str, folder: Path) -> Task | TaskConfig:
+    """One of a model's tasks.
 
     Raises:
-        UsageError: It has no such task, or one that does not read single texts.
+        UsageError: It has no such task.
     """
     if task not in tasks:
         raise UsageError(f"{folder} has no task {task!r}; its tasks: {', '.join(tasks) or 'none'}")
-    if (kind := tasks[task].kind) != "sequence":
-        raise UsageError(
-            f"task {task!r} of {folder} is of the kind {kind!r}, but eval compares what is said of single texts; "
-            "use `mtllm-edge train evaluate` with a checkpoint"
-        )
-    return tasks[task].labels
+    return tasks[task]
 
 
 def check_languages(wanted: Sequence[str], known: Sequence[str]) -> None:

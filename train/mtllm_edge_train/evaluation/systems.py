@@ -1,4 +1,4 @@
-"""The MT-LLM and its three baselines, each a chain of models from texts to labels.
+"""The MT-LLM and its three baselines: a model that labels texts, in one of them after a translator.
 
 All of them learned the task from the same English labels, and differ in how they come to understand another language.
 """
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.errors import UsageError
+from mtllm_edge.kinds import Input, Kind, parts_of, with_parts
 from mtllm_edge_train.config import StackConfig
 from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.evaluation.answers import Answers, Ask, Model, digest, folder_digest
-from mtllm_edge_train.evaluation.subject import Subject, check_languages, checkpoint_digest, task_labels
+from mtllm_edge_train.evaluation.subject import Subject, check_languages, checkpoint_digest, task_of
 
 TITLES = {
     "mt_llm": "MT-LLM",
@@ -22,6 +23,9 @@ TITLES = {
     "llm_alone": "LLM alone",
 }
 """Id of each system -> its name for people, in the order of tables and charts."""
+
+_COMPARED = "mean-pooled, comparing two texts at a time"
+_READINGS: dict[Kind, str] = {"sequence": "mean-pooled", "pair": _COMPARED, "multiple_choice": _COMPARED}
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,17 @@ class System:
     """One of `TITLES`."""
     description: str
     """What it consists of here."""
-    chain: tuple[Model, ...]
-    """The first reads the texts, each other one what the one before it wrote; the last one writes labels."""
+    reader: Model
+    """Writes the labels."""
+    translator: Model | None = None
+    """Writes what the reader reads: the texts of a pair and the choices are translated each by itself."""
 
-    def answer(self, texts: list[str], language: str) -> list[str]:
-        """Its labels for texts in one language."""
-        for model in self.chain:
-            texts = model(texts, language)
-        return texts
+    def answer(self, texts: Sequence[Input], language: str) -> list[str]:
+        """Its labels for texts in one language, or for what else the task reads."""
+        if self.translator is not None:
+            translated = iter(self.translator([part for item in texts for part in parts_of(item)], language))
+            texts = [with_parts(item, [next(translated) for _ in parts_of(item)]) for item in texts]
+        return self.reader(texts, language)
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,10 @@ class Systems:
         reader, name = self._teacher(teacher)
         if translator is not None:
             translate, how = self._translator(translator)
-            systems.append(System("translate_test", f"translator {how}, then LLM {name}", (translate, reader)))
+            systems.append(System("translate_test", f"translator {how}, then LLM {name}", reader, translate))
         else:
             left_out["translate_test"] = "needs --translator"
-        systems.append(System("llm_alone", f"LLM {name}, without encoder", (reader,)))
+        systems.append(System("llm_alone", f"LLM {name}, without encoder", reader))
         return systems, left_out
 
     def _mt_llm(self) -> System:
@@ -97,10 +104,10 @@ class Systems:
             ["mt_llm", subject.key, subject.task],
             lambda: subject.load(self.languages, device=self.device, threads=self.threads),
         )
-        return System("mt_llm", subject.description, (model,))
+        return System("mt_llm", subject.description, model)
 
     def _encoder_alone(self, train: LabelledTexts, language: str) -> System:
-        """The stack's encoder, mean-pooled, under a logistic regression on training rows in one language."""
+        """The stack's encoder under a logistic regression on training rows in one language."""
 
         def load() -> Ask:
             from mtllm_edge_train.evaluation.encoder_alone import EncoderAlone
@@ -110,10 +117,11 @@ class Systems:
             return reader.fit(train, language=language)
 
         what = (
-            f"its encoder, mean-pooled, cross-validated logistic regression on {len(train.texts)} texts in {language}"
+            f"its encoder, {_READINGS[train.kind]}, cross-validated logistic regression on {len(train.texts)} texts "
+            f"in {language}"
         )
-        key = ["encoder_alone", self.subject.key, what, *train.texts, *train.labels]
-        return System("encoder_alone", what, (self._model(key, load),))
+        key = ["encoder_alone", self.subject.key, what, *train.inputs, *train.labels]
+        return System("encoder_alone", what, self._model(key, load))
 
     def _translator(self, folder: Path) -> tuple[Model, str]:
         """Greedy translation."""
@@ -125,8 +133,12 @@ class Systems:
             from mtllm_edge.translator import Translator
 
             engine = Translator.load(folder, threads=self.threads)
-            # A translation may come out empty, which no LLM reads.
-            return lambda texts, language: [text if text.strip() else "." for text in engine.translate(texts)]
+
+            def ask(texts: Sequence[Input], language: str) -> list[str]:
+                found = engine.translate([text for item in texts for text in parts_of(item)])
+                return [text if text.strip() else "." for text in found]  # an empty one is nothing that an LLM reads
+
+            return ask
 
         model = self._model(["translator", folder_digest(folder)], load)
         return model, f"{manifest.name} ({manifest.quantization}, greedy)"
@@ -137,7 +149,13 @@ class Systems:
         if config.encoder is not None:
             raise UsageError(f"{folder} has an encoder; --teacher is the LLM that `mtllm-edge train finetune` made")
         task, expected = self.subject.task, self.subject.labels
-        labels = task_labels(config.tasks, task, folder)
+        asked = task_of(config.tasks, task, folder)
+        if asked.kind != self.subject.kind:
+            raise UsageError(
+                f"task {task!r} is of the kind {asked.kind!r} in {folder}, but {self.subject.kind!r} in "
+                f"{self.subject.name}; give the teacher of this model"
+            )
+        labels = asked.labels
         if set(labels) != set(expected):
             raise UsageError(
                 f"task {task!r} has the labels {', '.join(labels)} in {folder}, but {', '.join(expected)} in "
@@ -152,5 +170,5 @@ class Systems:
 
         return self._model(["llm", checkpoint_digest(folder, config), task], load), config.name
 
-    def _model(self, key: Sequence[str], load: Callable[[], Ask]) -> Model:
+    def _model(self, key: Sequence[Input], load: Callable[[], Ask]) -> Model:
         return Model(digest(*key), load, self.answers)
