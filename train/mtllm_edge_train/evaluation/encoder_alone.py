@@ -1,37 +1,18 @@
-"""A stack's encoder without the LLM: mean-pooled states under a logistic regression.
-
-What a stack must beat for the LLM to be worth its cost. The penalty is chosen by cross-validation on the training rows:
-with a fixed small one the baseline would be weaker than anybody has to have it.
-"""
+"""A stack's encoder without the LLM: what the stack must beat for the LLM to be worth its cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mtllm_edge.batching import plan_batches
 from mtllm_edge.bundle import ENCODER_NAME, Bundle
 from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge.machine import default_threads
-from mtllm_edge.tokenizer import Tokenizer
-from mtllm_edge_train import checkpoint
-from mtllm_edge_train.config import StackConfig
 from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.evaluation.answers import Ask
-from mtllm_edge_train.model import masked_mean, pad_right
-from mtllm_edge_train.probe import choose_penalty, logistic_regression
-from mtllm_edge_train.targets import Standardizer
-
-_PENALTIES = (50.0, 16.0, 5.0, 1.6, 0.5, 0.16, 0.05, 0.016, 0.005)
-"""On the squared weights of the regression, to choose from: scikit-learn's C from 0.01 to 100."""
-_BATCH_TOKENS = 1024
-
-MeanStates = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]
-"""Rows of token ids -> the mean over each row's encoder states, (N, d_model)."""
+from mtllm_edge_train.mean_states import MeanStates
 
 
 class EncoderAlone:
@@ -50,57 +31,32 @@ class EncoderAlone:
             EngineError: An engine refuses.
         """
         if isinstance(model, Bundle):
-            self._tokenizer, self._mean_states = _compiled(model, threads or default_threads())
+            self._mean_states = _compiled(model, threads or default_threads())
         else:
-            self._tokenizer, self._mean_states = _in_torch(model, device)
+            self._mean_states = MeanStates.of_checkpoint(model, device=device)
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of which texts need one; empty where the encoder takes none."""
-        return self._tokenizer.languages
+        return self._mean_states.languages
 
     def fit(self, train: LabelledTexts, *, language: str) -> Ask:
         """A classifier from training rows in one language."""
-        vectors_ND = self._read(train.texts, language)
         labels = [*train.counts]
-        gold_N = torch.tensor([labels.index(label) for label in train.labels])
-        centred = Standardizer(vectors_ND.mean(0), torch.ones(vectors_ND.shape[1]))
-        penalty = choose_penalty(vectors_ND, gold_N, len(labels), scale=centred, penalties=_PENALTIES)
-        head = logistic_regression(vectors_ND, gold_N, len(labels), scale=centred, penalty=penalty)
+        head = self._mean_states.classifier(train, labels, language=language)
 
         def ask(texts: list[str], language: str) -> list[str]:
             with torch.no_grad():
-                return [labels[index] for index in head(self._read(texts, language)).argmax(1).tolist()]
+                logits_NC = head(self._mean_states(texts, language=language))
+            return [labels[index] for index in logits_NC.argmax(1).tolist()]
 
         return ask
 
-    def _read(self, texts: Sequence[str], language: str) -> torch.Tensor:
-        """Mean states (N, d_model) of texts in one language."""
-        encoded = self._tokenizer.encode(texts, language=language if self.languages else None)
-        lengths = [len(text.ids) for text in encoded]
-        order = plan_batches(lengths, max_tokens=max(_BATCH_TOKENS, *lengths))
-        rows = np.concatenate([self._mean_states([encoded[index].ids for index in batch]) for batch in order])
-        vectors_ND = np.empty_like(rows)
-        vectors_ND[[index for batch in order for index in batch]] = rows
-        return torch.from_numpy(vectors_ND)
 
-
-def _compiled(bundle: Bundle, threads: int) -> tuple[Tokenizer, MeanStates]:
+def _compiled(bundle: Bundle, threads: int) -> MeanStates:
     from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
 
     encoder = CTranslate2Encoder(bundle.path / ENCODER_NAME, bundle.manifest.encoder, threads=threads)
-    return load_tokenizer(bundle), lambda batch: np.stack([states.mean(axis=0) for states in encoder.encode(batch)])
-
-
-def _in_torch(folder: Path, device: str) -> tuple[Tokenizer, MeanStates]:
-    encoder, tokenizer = checkpoint.load_framed_encoder(folder, StackConfig.load(folder))
-    module = encoder.module.to(device)
-
-    def mean_states(batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        ids_NL, mask_NL = pad_right(batch, device=device)
-        with torch.no_grad():
-            states_NLD = module(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
-        means_ND: NDArray[np.float32] = masked_mean(states_NLD, mask_NL).cpu().numpy()
-        return means_ND
-
-    return tokenizer, mean_states
+    return MeanStates(
+        load_tokenizer(bundle), lambda batch: np.stack([states.mean(axis=0) for states in encoder.encode(batch)])
+    )
