@@ -53,11 +53,11 @@ def backward(
 
 
 def means_of(entries: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over some steps; a ``variance`` becomes ``fvu``, the loss divided by it.
+    """Mean of each figure over some steps; ``error`` and ``variance`` become ``fvu``, one divided by the other.
 
     A ratio of means does not depend on how the batches were divided; a mean of ratios would.
     """
     means = {name: float(np.mean([entry[name] for entry in entries])) for name in entries[0]}
     if "variance" in means:
-        means["fvu"] = means["loss"] / means.pop("variance")
+        means["fvu"] = means.pop("error") / means.pop("variance")
     return means
