@@ -12,8 +12,15 @@ from torch import nn
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.alignment import align_bridge
 from mtllm_edge_train.bridge import Bridge
-from mtllm_edge_train.config import CHECKPOINT_VERSION, EncoderConfig, LlmConfig, LoraConfig, StackConfig
-from mtllm_edge_train.model import Stack, encode_english
+from mtllm_edge_train.config import (
+    CHECKPOINT_VERSION,
+    EncoderConfig,
+    LlmConfig,
+    LoraConfig,
+    StackConfig,
+    resolve_source,
+)
+from mtllm_edge_train.model import Stack, encode_english, load_llm_tokenizer
 from mtllm_edge_train.student import build_stack
 from tests.export.tiny_checkpoint import save_encoder
 
@@ -35,7 +42,7 @@ def stack_and_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest
         tasks={},
         sources=(),
     )
-    return build_stack(config, None, torch.float32)
+    return build_stack(config, None, torch.float32)[0], load_llm_tokenizer(resolve_source(config.llm.source))
 
 
 class Characters:

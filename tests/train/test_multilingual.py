@@ -1,7 +1,12 @@
-"""Distillation from translations: what is learned, what stays, another stride, resuming, and what it refuses."""
+"""Distillation from translations: what is learned, what stays, another stride, resuming, and what it refuses.
+
+The encoder too, or not; and a checkpoint that holds its own, moved, gone on from and exported.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
+from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
 from mtllm_edge.errors import UsageError
+from mtllm_edge_export.assemble import export_bundle
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
-from mtllm_edge_train.checkpoint import load_stack, read_bridge, read_head, read_lora
+from mtllm_edge_train.checkpoint import digest, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import EncoderConfig, StackConfig
+from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.model import pad_right
 from mtllm_edge_train.multilingual import distill_translations
@@ -59,8 +68,26 @@ def run(runs: Path, out: Path, settings: loop.LoopSettings = SETTINGS, *, steps:
     )
 
 
-def fvu(folder: Path) -> list[float]:
-    return [float(line.split('"fvu": ')[1].split(",")[0]) for line in (folder / "log.jsonl").read_text().splitlines()]
+def logged(folder: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+LEARNED: dict[str, Any] = {"encoder_learning_rate": 1e-3, "labelled": {"tone": DATA}}
+
+
+@pytest.fixture(scope="module")
+def learned(runs: Path) -> Path:
+    """A checkpoint with an encoder of its own and heads that learned soft labels."""
+    run(runs, runs / "learned", replace(SETTINGS, learning_rate=1e-2), steps=20, **LEARNED)
+    return runs / "learned"
+
+
+def states(folder: Path) -> torch.Tensor:
+    """What a checkpoint's encoder says of a text, (1, L, D)."""
+    stack = load_stack(folder)
+    states_1LD = stack.encode(*pad_right(stack.tokenizer.encode([PAIRS[0].text])))
+    assert not states_1LD.requires_grad  # a frozen encoder keeps nothing for a backward pass
+    return states_1LD
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -68,9 +95,11 @@ def test_the_student_of_a_foreign_text_nears_the_teacher_of_the_english_one(
     runs: Path, tmp_path: Path, stride: int
 ) -> None:
     run(runs, tmp_path / "m", replace(SETTINGS, batch_size=9, learning_rate=1e-2), steps=50, stride=stride)
-    found = fvu(tmp_path / "m")
+    found = logged(tmp_path / "m", "fvu")
     assert np.mean(found[-5:]) < 0.7 * found[0]
     assert StackConfig.load(tmp_path / "m").bridge.stride == stride
+    assert StackConfig.load(tmp_path / "m").encoder == StackConfig.load(runs / "start").encoder
+    assert not (tmp_path / "m" / "encoder").exists()
     np.testing.assert_array_equal(read_head(tmp_path / "m", "tone")[0], read_head(runs / "teacher", "tone")[0])
 
 
@@ -84,10 +113,11 @@ def test_a_larger_stride_starts_with_the_mean_of_what_the_linear_bridge_makes(ru
         np.testing.assert_array_equal(read_lora(tmp_path / "m")[name], tensor)
 
 
+@pytest.mark.parametrize("options", [{}, LEARNED], ids=["frozen", "learned"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    run(runs, tmp_path / "whole")
+    run(runs, tmp_path / "whole", **options)
     save = loop._save
 
     def save_and_die(*arguments: Any, **named: Any) -> None:
@@ -96,14 +126,65 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
 
     monkeypatch.setattr(loop, "_save", save_and_die)
     with pytest.raises(Killed):
-        run(runs, tmp_path / "run")
+        run(runs, tmp_path / "run", **options)
     monkeypatch.undo()
-    run(runs, tmp_path / "run")
-    assert fvu(tmp_path / "run") == pytest.approx(fvu(tmp_path / "whole"), rel=1e-5)
+    run(runs, tmp_path / "run", **options)
+    for name in ("loss", "fvu", "kl_tone") if options else ("loss", "fvu"):
+        assert logged(tmp_path / "run", name) == pytest.approx(logged(tmp_path / "whole", name), rel=1e-5)
     stacks = [load_stack(tmp_path / name) for name in ("whole", "run")]
     ids_NL, mask_NL = pad_right(stacks[0].tokenizer.encode([PAIRS[0].text]))
     with torch.no_grad():
         torch.testing.assert_close(stacks[0](ids_NL, mask_NL), stacks[1](ids_NL, mask_NL))
+    torch.testing.assert_close(stacks[0].heads["tone"].weight, stacks[1].heads["tone"].weight)
+
+
+def test_all_of_the_encoder_learns_but_its_word_embeddings(runs: Path, learned: Path) -> None:
+    before, after = (load_file(folder / "encoder" / "model.safetensors") for folder in (runs, learned))
+    assert before.keys() == after.keys()
+    assert [name for name in before if (before[name] == after[name]).all()] == ["embeddings.word_embeddings.weight"]
+    assert StackConfig.load(learned).encoder == EncoderConfig(source="encoder", max_tokens=64)
+    assert (learned / "encoder" / "tokenizer.json").read_bytes() == (runs / "encoder" / "tokenizer.json").read_bytes()
+
+
+def test_heads_learn_soft_labels(runs: Path, learned: Path) -> None:
+    divergences, errors = logged(learned, "kl_tone"), logged(learned, "fvu")
+    assert np.mean(divergences[-5:]) < 0.5 * np.mean(divergences[:5])
+    assert np.mean(errors[-5:]) < 0.8 * errors[0]
+    assert (read_head(learned, "tone")[0] != read_head(runs / "teacher", "tone")[0]).all()
+
+
+def test_a_checkpoint_with_its_own_encoder_can_be_moved_and_gone_on_from(
+    runs: Path, learned: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(learned, moved)
+    torch.testing.assert_close(states(moved), states(learned), rtol=0, atol=0)
+    assert (states(moved) - states(runs / "start")).abs().max() > 0.01
+    run(runs, tmp_path / "strided", steps=1, start=moved, stride=2)
+    distill(
+        TEXTS,
+        moved,
+        runs / "teacher",
+        tmp_path / "distilled",
+        name="d",
+        settings=replace(SETTINGS, batch_size=9),
+        epochs=1,
+    )
+    sha256 = digest(moved)
+    (moved / "encoder" / "model.safetensors").unlink()
+    assert digest(moved) != sha256  # another encoder is another checkpoint
+    shutil.rmtree(moved)
+    for name in ("strided", "distilled"):
+        torch.testing.assert_close(states(tmp_path / name), states(learned), rtol=0, atol=0)
+
+
+def test_a_checkpoint_with_its_own_encoder_is_exported(runs: Path, learned: Path, tmp_path: Path) -> None:
+    manifest = export_bundle(learned, tmp_path / "bundle", encoder_quantization="float32", llm_quantization="f32")
+    assert min(row.cosine_min for row in manifest.parity) >= 0.9999
+    ids = load_stack(learned).tokenizer.encode([PAIRS[0].text])[0].ids
+    [found_LD] = CTranslate2Encoder(tmp_path / "bundle" / "encoder", manifest.encoder, threads=1).encode([ids])
+    np.testing.assert_allclose(found_LD, states(learned)[0].numpy(), atol=1e-4)
+    assert np.abs(found_LD - states(runs / "start")[0].numpy()).max() > 0.01
 
 
 def test_what_does_not_belong_together_is_refused(runs: Path, tmp_path: Path) -> None:
@@ -111,6 +192,7 @@ def test_what_does_not_belong_together_is_refused(runs: Path, tmp_path: Path) ->
     for options, message in (
         ({"pairs": []}, "needs sentence pairs"),
         ({"start": runs / "teacher"}, "has no encoder"),
+        ({"labelled": {"mood": DATA}}, "has no task 'mood'"),
         ({"start": tmp_path / "two", "stride": 3}, "stride 2, which stride 3 cannot start from"),
     ):
         with pytest.raises(UsageError, match=message):

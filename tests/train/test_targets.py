@@ -31,6 +31,6 @@ def test_losses_by_hand() -> None:
 
 
 def test_the_fvu_is_a_ratio_of_means_and_that_of_equal_vectors_is_none() -> None:
-    assert means_of([{"loss": 1.0, "variance": 1.0}, {"loss": 2.0, "variance": 5.0}]) == {"loss": 1.5, "fvu": 0.5}
-    assert means_of([{"loss": 1.0, "variance": 0.0}]) == {"loss": 1.0}
+    assert means_of([{"error": 1.0, "variance": 1.0}, {"error": 2.0, "variance": 5.0}]) == {"fvu": 0.5}
+    assert means_of([{"loss": 1.0, "error": 1.0, "variance": 0.0}]) == {"loss": 1.0}
     assert means_of([{"loss": 1.0, "accuracy": 0.5}]) == {"loss": 1.0, "accuracy": 0.5}

@@ -22,12 +22,13 @@ from mtllm_edge_train.config import (
     LlmConfig,
     LoraConfig,
     StackConfig,
+    resolve_source,
 )
-from mtllm_edge_train.model import encode_english
+from mtllm_edge_train.model import encode_english, load_llm_tokenizer
 from mtllm_edge_train.streams import WINDOW, StreamedBatches, survey
 from mtllm_edge_train.student import build_stack, restore_weights, run_student
 from mtllm_edge_train.targets import Standardizer, distillation_loss
-from mtllm_edge_train.teacher import Teacher, teacher_key
+from mtllm_edge_train.teacher import Teacher, read_plainly, teacher_key
 from mtllm_edge_train.vector_cache import VectorCache
 
 _ALIGNED = 4096
@@ -94,20 +95,25 @@ def adapt(
     key = loop.fingerprint(config, loop.settings_dict(settings), steps, bridge_learning_rate, found.digest)
     state = loop.start_or_resume(out, "adapt", key, force=force)
     torch.manual_seed(settings.seed)
-    stack, teacher_tokenizer = build_stack(config, None, settings.frozen_dtype, nf4=settings.nf4)
+    stack, _ = build_stack(config, None, settings.frozen_dtype, nf4=settings.nf4)
+    llm_tokenizer = load_llm_tokenizer(resolve_source(llm.source))
     stack.to(settings.device)
     if settings.gradient_checkpointing:
         stack.llm.checkpoint_activations()
     if state is not None:
         restore_weights(stack, out)
     else:
-        align_bridge(stack, found.sample, teacher_tokenizer)
+        align_bridge(stack, found.sample, llm_tokenizer)
 
     cache = None
     if teacher_cache is not None:
         teacher = teacher_key(llm, max_tokens=encoder.max_tokens, settings=settings)
         cache = VectorCache(teacher_cache, teacher, width=stack.llm.width)
-    teach = Teacher(stack.llm, teacher_tokenizer, max_tokens=encoder.max_tokens, settings=settings, cache=cache)
+
+    def read(texts: Sequence[str]) -> Tensor:
+        return read_plainly(stack.llm, llm_tokenizer, texts, max_tokens=encoder.max_tokens, settings=settings)
+
+    teach = Teacher(read, cache, device=settings.device)
     sample = found.sample[:: -(-len(found.sample) // _SAMPLE)]
     scale = Standardizer.fit(torch.cat([teach(sample[i : i + 32]) for i in range(0, len(sample), 32)]))
 

@@ -6,6 +6,7 @@ A checkpoint is a folder that holds what was trained, and names the frozen model
     bridge.safetensors      weight (d_llm, stride * d_enc), bias (d_llm)
     lora.safetensors        layers.<i>.<module>.lora_A (rank, in), .lora_B (out, rank); HF module names
     tasks/<name>.safetensors  weight (labels, d_llm), optional bias (labels); of multiple choice, one row
+    encoder/                where the encoder learned, too: a transformers folder, its source as `encoder` names it then
     training.json log.jsonl   how the run went; training.safetensors is the optimiser's state until the run is finished
 
 A fine-tuned LLM without an encoder (the teacher of task distillation) is a checkpoint whose `encoder` is null.
@@ -27,6 +28,7 @@ CHECKPOINT_VERSION = 1
 CONFIG_NAME = "stack.json"
 BRIDGE_NAME = "bridge.safetensors"
 LORA_NAME = "lora.safetensors"
+ENCODER_NAME = "encoder"
 TENSORS_NAME = "training.safetensors"
 _PACKAGE_SCHEME = "python:"
 
@@ -36,7 +38,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class EncoderConfig(_Part, frozen=True):
-    """The frozen translation encoder."""
+    """The translation encoder."""
 
     source: str
     """Local folder (also relative to the checkpoint) or hub id."""

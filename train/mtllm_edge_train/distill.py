@@ -21,7 +21,7 @@ from mtllm_edge_train.config import StackConfig, resolve_source
 from mtllm_edge_train.data import BatchOrder
 from mtllm_edge_train.finetune import read_all
 from mtllm_edge_train.model import encode_english, load_llm_tokenizer
-from mtllm_edge_train.student import build_stack, restore_weights, run_student
+from mtllm_edge_train.student import build_stack, restore_weights, run_student, save_student
 from mtllm_edge_train.targets import Standardizer, distillation_loss
 
 
@@ -86,7 +86,7 @@ def distill(
     del llm  # a large one and the stack's would not fit beside each other
 
     torch.manual_seed(settings.seed)
-    stack, _ = build_stack(config, adapted, settings.frozen_dtype, nf4=settings.nf4)
+    stack, encoder = build_stack(config, adapted, settings.frozen_dtype, nf4=settings.nf4)
     stack.to(settings.device)
     if settings.gradient_checkpointing:
         stack.llm.checkpoint_activations()
@@ -112,7 +112,7 @@ def distill(
         steps=epochs * order.batches_per_epoch,
         settings=settings,
         state=state,
-        save_weights=lambda folder: checkpoint.save_parts(folder, config, stack, stack.llm, stack.heads),
+        save_weights=lambda folder: save_student(folder, config, stack, encoder, adapted),
         log=log,
     )
 

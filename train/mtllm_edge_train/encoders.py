@@ -22,7 +22,7 @@ _LANGUAGE_TOKEN = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """A frozen encoder and everything that the stack and the exporters need to know of it."""
+    """An encoder, frozen until told otherwise, and everything that the stack and the exporters need to know of it."""
 
     family: str
     """transformers' model type: ``bert``, ``m2m_100`` ..."""
@@ -44,6 +44,11 @@ class LoadedEncoder:
         """The table of word embeddings: (vocabulary, d_model)."""
         table_VD: NDArray[np.float32] = self.full_model.get_input_embeddings().weight.detach().numpy()
         return table_VD
+
+    def save(self, folder: Path) -> None:
+        """Write a transformers folder that `load_encoder` reads, with the whole model and the tokenizer."""
+        self.full_model.save_pretrained(folder)
+        folder.joinpath("tokenizer.json").write_text(self.tokenizer_json, encoding="utf-8")
 
 
 def load_encoder(source: str) -> LoadedEncoder:

@@ -153,7 +153,7 @@ class Stack(nn.Module):
     """The whole MT-LLM."""
 
     def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, llm: LlmBody, *, d_encoder: int, stride: int) -> None:
-        """Put a frozen encoder under an LLM body with a fresh bridge."""
+        """Put an encoder under an LLM body with a fresh bridge."""
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
@@ -161,10 +161,14 @@ class Stack(nn.Module):
         self.llm = llm
         self.heads = nn.ModuleDict()
 
+    @property
+    def encoder_learns(self) -> bool:
+        """Whether any of the encoder's parameters takes gradients."""
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
+
     def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """Encoder states (N, L, d_encoder); the encoder is frozen, so no gradient is kept."""
-        with torch.no_grad():
-            hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+        """Encoder states (N, L, d_encoder), with gradients where the encoder learns."""
+        hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
         return hidden
 
     def pool(self, inputs_NGD: Tensor, mask_NG: Tensor, spans: Sequence[Spans] | None = None) -> Tensor:

@@ -53,11 +53,12 @@ def backward(
 
 
 def means_of(entries: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over some steps; a ``variance`` becomes ``fvu``, the loss divided by it; of 0, nothing.
+    """Mean of each figure over some steps; ``error`` and a ``variance`` above 0 become ``fvu``, their ratio.
 
     A ratio of means does not depend on how the batches were divided; a mean of ratios would.
     """
     means = {name: float(np.mean([entry[name] for entry in entries])) for name in entries[0]}
+    error = means.pop("error", 0.0)
     if variance := means.pop("variance", 0.0):
-        means["fvu"] = means["loss"] / variance
+        means["fvu"] = error / variance
     return means

@@ -31,14 +31,15 @@ class Standardizer:
 
 
 def distillation_loss(student_ND: Tensor, teacher_ND: Tensor, scale: Standardizer) -> tuple[Tensor, dict[str, float]]:
-    """MSE between standardised vectors, with the plain MSE and the variance of the teacher's vectors beside it.
+    """MSE between standardised vectors, and figures of it: the plain ``mse``, the ``error`` and the ``variance``.
 
-    The loss over that variance is the FVU: the squared error over the squared distance of the teacher's vectors from
-    their mean (trident-nllb-llm2vec's measure), here in standardised space. The loop divides means over many texts.
+    The error, which is the loss, over the variance of the teacher's vectors is the FVU: the squared error over the
+    squared distance of the teacher's vectors from their mean (trident-nllb-llm2vec's measure), here in standardised
+    space. The loop divides means over many texts.
     """
     student, teacher = scale(student_ND), scale(teacher_ND)
     loss = torch.nn.functional.mse_loss(student, teacher)
     with torch.no_grad():
         mse = torch.nn.functional.mse_loss(student_ND, teacher_ND).item()
         variance = teacher.square().mean().item()
-    return loss, {"mse": mse, "variance": variance}
+    return loss, {"mse": mse, "error": loss.item(), "variance": variance}

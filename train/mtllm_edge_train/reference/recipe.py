@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from mtllm_edge_train.config import (
     StackConfig,
     resolve_source,
 )
+from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.multilingual import distill_translations
@@ -113,7 +114,7 @@ def run(
     else:
         encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
         make(out / "distilled", lambda folder: restore_stack(shipped / "parts", stack_config(out, encoder), folder))
-    learn_languages(data, out, own, **asdict(size.languages), stride=stride, device=device, dtype=dtype)
+    learn_languages(data, out, tasks, **asdict(size.languages), stride=stride, device=device, dtype=dtype)
 
 
 def learn_english(
@@ -151,14 +152,24 @@ def learn_english(
 
 
 def learn_languages(
-    data: Path, out: Path, own: list[str], *, steps: int, batch_size: int, stride: int, device: str, dtype: str
+    data: Path,
+    out: Path,
+    tasks: Mapping[str, LabelledTexts],
+    *,
+    steps: int,
+    batch_size: int,
+    stride: int,
+    device: str,
+    dtype: str,
 ) -> None:
-    """Distillation from translations: `checkpoint`, and `strided` from there."""
+    """Distillation from translations, the encoder learning too: `checkpoint`, and `strided` from there."""
+    own = [text for labelled in tasks.values() for text in labelled.texts]
     languages = load_split(data, "topic", "train").keys()
     pairs = translation_pairs(data / "mt", languages, known=CC100, without=INTERFACES)
     weight = OWN_SHARE * sum(pair.weight for pair in pairs) / len(own)
     pairs += [Pair(ENGLISH, text, text, weight) for text in own]
-    for name, start, own_stride in (("checkpoint", "distilled", 1), ("strided", "checkpoint", stride)):
+    stages = (("checkpoint", "distilled", 1, 1e-4), ("strided", "checkpoint", stride, 5e-5))
+    for name, start, own_stride, encoder_learning_rate in stages:
         if loop.is_finished(out / name) or (name == "strided" and stride == 1):
             continue
         distill_translations(
@@ -167,12 +178,14 @@ def learn_languages(
             out / "teacher",
             out / name,
             name="reference-v1" if name == "checkpoint" else f"reference-v1-stride{stride}",
-            max_tokens=96,
+            max_tokens=80,
             steps=steps,
             settings=loop.LoopSettings(
-                batch_size=batch_size, learning_rate=7e-4, warmup=0.03, save_every=100, device=device, dtype=dtype
+                batch_size=batch_size, learning_rate=5e-4, warmup=0.03, save_every=100, device=device, dtype=dtype
             ),
-            bridge_learning_rate=7e-4,
+            bridge_learning_rate=5e-4,
+            encoder_learning_rate=encoder_learning_rate,
+            labelled=tasks,
             stride=own_stride,
         )
 

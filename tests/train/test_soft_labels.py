@@ -1,0 +1,83 @@
+"""Soft labels: both teachers are in them, a student nears them, and foreign rows are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge_train.checkpoint import load_heads
+from mtllm_edge_train.config import StackConfig
+from mtllm_edge_train.data import LabelledTexts
+from mtllm_edge_train.loop import LoopSettings
+from mtllm_edge_train.mean_states import MeanStates
+from mtllm_edge_train.soft_labels import SoftLabels, check_labelled
+from tests.export.tiny_checkpoint import save_checkpoint
+
+LABELS = ("negative", "neutral", "positive")
+WORDS = {"positive": "good", "negative": "bad", "neutral": "so-so"}
+ROWS = [(f"{word} {thing}", label) for label, word in WORDS.items() for thing in ("film", "food", "song", "day", "bed")]
+DATA = LabelledTexts([text for text, _ in ROWS], [label for _, label in ROWS])
+SETTINGS = LoopSettings(batch_size=4, learning_rate=1e-3, dtype="float32")
+TEXTS = ["good bread", "bad bread", "so-so"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("start") / "checkpoint")
+
+
+def llm_heads(start: Path) -> nn.ModuleDict:
+    heads: nn.ModuleDict = load_heads(start, StackConfig.load(start), width=64)
+    return heads
+
+
+@pytest.fixture(scope="module")
+def soft(start: Path) -> SoftLabels:
+    return SoftLabels({"sentiment": DATA}, StackConfig.load(start).tasks, llm_heads(start), start, SETTINGS)
+
+
+def vectors(seed: int) -> Tensor:
+    return torch.randn(len(TEXTS), 64, generator=torch.Generator().manual_seed(seed)) / 8
+
+
+def test_a_soft_label_is_the_geometric_mean_of_what_both_teachers_say(start: Path, soft: SoftLabels) -> None:
+    vectors_ND, mean_states = vectors(0), MeanStates.of_checkpoint(start, device="cpu")
+    with torch.no_grad():
+        of_llm_NC = torch.softmax(llm_heads(start)["sentiment"](vectors_ND), 1)
+        of_encoder_NC = torch.softmax(mean_states.classifier(DATA, LABELS)(mean_states(TEXTS)), 1)
+    product_NC = (of_llm_NC * of_encoder_NC).sqrt()
+    assert (of_llm_NC - of_encoder_NC).abs().max() > 0.1  # else one of them would do
+    found = soft(TEXTS, vectors_ND)
+    assert [*found] == ["sentiment"]  # the LLM's other task was not labelled
+    torch.testing.assert_close(found["sentiment"].exp(), product_NC / product_NC.sum(1, keepdim=True))
+
+
+def test_the_divergence_is_nought_at_the_soft_labels_only(soft: SoftLabels) -> None:
+    vectors_ND = vectors(0)
+    logits_NC = soft(TEXTS, vectors_ND)["sentiment"].clone().requires_grad_()
+    same, figures = soft.divergence(nn.ModuleDict({"sentiment": nn.Identity()}), logits_NC, TEXTS, vectors_ND)
+    assert same.item() == pytest.approx(0, abs=1e-6)
+    assert figures == {"kl_sentiment": pytest.approx(0, abs=1e-6)}
+    soft_NC = logits_NC.detach().exp()
+    other, _ = soft.divergence(nn.ModuleDict({"sentiment": nn.Identity()}), 0 * logits_NC, TEXTS, vectors_ND)
+    by_hand = (soft_NC * (soft_NC * 3).log()).sum(1).mean()  # from the uniform distribution
+    assert other.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert other.item() > 0.01
+
+
+def test_rows_of_other_tasks_are_refused(start: Path) -> None:
+    tasks = StackConfig.load(start).tasks
+    check_labelled({"sentiment": DATA}, tasks, start)
+    pairs = LabelledTexts(DATA.texts, DATA.labels, seconds=DATA.texts)
+    for labelled, message in (
+        ({"mood": DATA}, "has no task 'mood'; its tasks: topic, sentiment"),
+        ({"topic": DATA}, "'topic' has the labels .* but negative, neutral, positive in the labelled rows; give"),
+        ({"sentiment": LabelledTexts(DATA.texts[:5], DATA.labels[:5])}, "but positive in the labelled rows"),
+        ({"sentiment": pairs}, "does not read single texts"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_labelled(labelled, tasks, start)
