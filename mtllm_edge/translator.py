@@ -87,7 +87,7 @@ class Translator:
             shapes = read_shapes(folder / "model.bin")
         except (OSError, DamagedFileError) as error:
             raise ModelError(f"{folder / 'model.bin'} is no CTranslate2 model ({error}); export it again") from None
-        rows = next((shape[0] for name, shape in shapes.items() if name.startswith("encoder/embeddings")), 0)
+        rows = (*shapes.get("encoder/embeddings_0/weight", ()), 0)[0]
         if self._tokenizer.vocabulary_size > rows:
             raise ModelError(f"{folder}: tokenizer.json has more tokens than the encoder's {rows}; export it again")
         try:
