@@ -12,10 +12,11 @@ COLOURS = {
     "mt_llm": "#1f5a99",
     "translate_test": "#3a9d76",
     "translate_test_beam4": "#9bd0b9",
+    "torch_float32": "#e69f00",
+    "torch_bfloat16": "#f5d38a",
     "engines": "#a8a8a8",
 }
 """Told apart in grey and by the colour-blind, too."""
-_OTHER = "#e69f00"
 
 
 def save_throughput(report: Report, path: Path) -> None:
@@ -38,9 +39,9 @@ def save_throughput(report: Report, path: Path) -> None:
             [rate.median for rate in rates],
             xerr=[[rate.median - rate.low for rate in rates], [rate.high - rate.median for rate in rates]],
             error_kw={"elinewidth": 0.9, "capsize": 1.8, "ecolor": "#333333"},
-            color=[COLOURS.get(system, _OTHER) for system in shown],
+            color=[COLOURS[system] for system in shown],
         )
-        axes.set_yticks(range(len(shown)), [TITLES.get(system, system) for system in shown], fontsize=8)
+        axes.set_yticks(range(len(shown)), [TITLES[system] for system in shown], fontsize=8)
         axes.invert_yaxis()
         axes.set_title(name, loc="left", fontsize=10)
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.7)

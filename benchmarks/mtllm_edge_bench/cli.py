@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -14,9 +13,6 @@ from mtllm_edge.bundle import Bundle, refuse_existing, write_bundle
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.machine import default_threads
-
-if TYPE_CHECKING:
-    from mtllm_edge_bench.report import Report
 
 REPORT_NAME = "bench.json"
 _PATH = click.Path(path_type=Path)
@@ -69,6 +65,7 @@ def bench(
 
     corpus = read_corpus(texts, opened, task, language=language, text_column=text_column, label_column=label_column)
     from mtllm_edge.translator import TranslatorManifest
+    from mtllm_edge_bench.files import save_files
     from mtllm_edge_bench.reader import write_reader
     from mtllm_edge_bench.report import make_report
     from mtllm_edge_bench.setups import Plan, measure_setup
@@ -86,17 +83,6 @@ def bench(
         plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, note=render.note)
         setup = measure_setup(plan)
     report = make_report({opened.manifest.name: setup}, setup.ratios, threads=threads)
-    save_report(report, out, force=force)
-    click.echo(msgspec.json.encode(report).decode())
-
-
-def save_report(report: Report, out: Path, *, force: bool) -> None:
-    """Write `bench.json`, `bench.md` and the charts, all or nothing."""
-    from mtllm_edge_bench import charts, tables
-
     with write_bundle(out, force=force, marker=REPORT_NAME) as folder:
-        (folder / REPORT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        (folder / "bench.md").write_text(tables.markdown(report), encoding="utf-8")
-        charts.save_throughput(report, folder / "throughput.png")
-        if len(report.setups) > 1:
-            charts.save_crossover(report, folder / "crossover.png")
+        save_files(report, folder, "bench")
+    click.echo(msgspec.json.encode(report).decode())

@@ -138,7 +138,11 @@ def open_contender(job: Job) -> Contender:
         return MtLlm(job)
     if job.system == "engines":
         return Engines(job)
-    return TranslateTest(job)
+    if job.system in BEAMS:
+        return TranslateTest(job)
+    from mtllm_edge_bench.torch_stack import TorchStack  # torch is slow to import, and no part of the others' memory
+
+    return TorchStack(job)
 
 
 class _MeteredEmbedder(Embedder):

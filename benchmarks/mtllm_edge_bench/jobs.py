@@ -6,7 +6,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-System: TypeAlias = Literal["mt_llm", "translate_test", "translate_test_beam4", "engines"]
+System: TypeAlias = Literal[
+    "mt_llm", "translate_test", "translate_test_beam4", "torch_float32", "torch_bfloat16", "engines"
+]
 Knob: TypeAlias = Literal["stack", "translate", "llm"]
 
 
@@ -18,6 +20,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Folder of the MT-LLM."""
     translator: str | None = None
     """Folder made by `export-translator`."""
+    checkpoint: str | None = None
+    """Folder of the stack in torch, or of `torch_stack.RANDOM_NAME`."""
     reader: str | None = None
     """Folder made by `write_reader`."""
     task: str

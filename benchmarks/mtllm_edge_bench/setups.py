@@ -17,6 +17,8 @@ from mtllm_edge_bench.jobs import Job, Knob, System
 from mtllm_edge_bench.measure import Run, interleaved, run_job, tuned
 from mtllm_edge_bench.report import Measured, Setup, setup_ratios, summarise
 
+TORCH: tuple[System, ...] = ("torch_float32", "torch_bfloat16")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,6 +32,8 @@ class Plan:
     translator: Path | None = None
     reader: Path | None = None
     """Translate-test runs where both are given."""
+    checkpoint: Path | None = None
+    """The stack in torch, which runs where it is given, in float32 and bfloat16."""
     real_weights: bool = True
     note: Callable[[str], None] = field(default=lambda _: None)
     """Told what was measured, line by line."""
@@ -45,6 +49,8 @@ def measure_setup(plan: Plan, *, run: Run = run_job) -> Setup:
     jobs = {"mt_llm": stack}
     if plan.translator is not None and plan.reader is not None:
         jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in BEAMS}
+    if plan.checkpoint is not None:
+        jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in TORCH}
     jobs["engines"] = msgspec.structs.replace(stack, system="engines")
     samples = interleaved(jobs, plan.repeats, run, plan.note)
     measured = {name: summarise(job, samples[name], plan.corpus.labels) for name, job in jobs.items()}
@@ -58,6 +64,7 @@ def _job(plan: Plan, system: System) -> Job:
         system=system,
         bundle=str(plan.bundle),
         translator=None if plan.translator is None else str(plan.translator),
+        checkpoint=None if plan.checkpoint is None else str(plan.checkpoint),
         reader=None if plan.reader is None else str(plan.reader),
         task=plan.task,
         language=corpus.language,

@@ -9,6 +9,8 @@ TITLES = {
     "mt_llm": "MT-LLM",
     "translate_test": "translate-test, greedy",
     "translate_test_beam4": "translate-test, beam 4",
+    "torch_float32": "the same stack in PyTorch, float32",
+    "torch_bfloat16": "the same stack in PyTorch, bfloat16",
     "engines": "bare engines of the MT-LLM",
 }
 """Contender -> its name for people, in the order of tables and charts."""
@@ -41,7 +43,7 @@ def markdown(report: Report) -> str:
 
 def _setup(setup: Setup) -> list[str]:
     weights = "real weights" if setup.real_weights else "random weights of true shapes"
-    rows = [_row(TITLES.get(name, name), measured) for name, measured in setup.measured.items()]
+    rows = [_row(TITLES[name], measured) for name, measured in setup.measured.items()]
     ratios = ", ".join(f"{name} {value:g}" for name, value in setup.ratios.items())
     return [
         f"{setup.description}; {weights}; bundle {setup.bundle_mb:g} MB; "

@@ -90,7 +90,7 @@ def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None
     assert report.machine.versions["ctranslate2"] == ctranslate2.__version__
     table = (out / "bench.md").read_text(encoding="utf-8")
     assert all(title in table for title in ("MT-LLM", "translate-test, greedy", "bare engines", "over_translate_test"))
-    assert (out / "throughput.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "bench-throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tokens_and_labels_are_those_of_the_models(written: tuple[Path, Report], folder: Path) -> None:
