@@ -45,15 +45,18 @@ def measure(job: Job) -> Sample:
 
 
 def peak_rss() -> int:
-    """Most memory that this process has held, in bytes."""
+    """Most memory that this process has held, in bytes; 0 where the system does not tell."""
     try:
         # Not getrusage: there a process starts with the peak of the one that started it.
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError):  # not Linux
+        pass
+    try:
         import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +11,13 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from mtllm_edge.errors import EngineError, MtllmError
+from mtllm_edge.safety import cause_of_death
 from mtllm_edge_bench.child import ERROR_CODES
 from mtllm_edge_bench.jobs import Job, Knob, Sample
 
 CANDIDATES = (512, 1024, 2048)
 """Tokens in a batch that are tried."""
+_CHILD = ("-m", "mtllm_edge_bench.child")
 _STAGES: dict[Knob, tuple[str, ...]] = {
     "stack": ("encode", "bridge", "llm"),
     "translate": ("translate",),
@@ -35,7 +36,7 @@ def run_job(job: Job) -> Sample:
     """
     job = msgspec.structs.replace(job, started=time.time())
     child = subprocess.run(
-        [sys.executable, "-m", "mtllm_edge_bench.child"],
+        [sys.executable, *_CHILD],
         input=msgspec.json.encode(job),
         capture_output=True,
         # -m would put the user's folder first on the path.
@@ -49,9 +50,8 @@ def run_job(job: Job) -> Sample:
         error = MtllmError(words[-1] if words else f"{job.system} could not be measured")
         error.exit_code = child.returncode - ERROR_CODES
         raise error
-    how = f"exit code {child.returncode}" if child.returncode > 0 else signal.Signals(-child.returncode).name
-    said = f", its last words: {words[-1]}" if words else ""
-    raise EngineError(f"the process that measured {job.system} died ({how}{said}); see `mtllm-edge doctor`")
+    cause = "; ".join([cause_of_death(child.returncode), *words[-1:]])
+    raise EngineError(f"the process that measured {job.system} died ({cause}); see `mtllm-edge doctor`")
 
 
 def tuned(job: Job, run: Run, note: Callable[[str], None]) -> Job:

@@ -92,12 +92,12 @@ def write_reader(checkpoint: Path, folder: Path, *, quantization: LlmQuantizatio
     """Compile a fine-tuned LLM.
 
     Args:
-        checkpoint: Folder that `mtllm-edge train finetune` wrote.
+        checkpoint: Folder that `mtllm-edge train finetune` wrote; of its tasks, those that read single texts are kept.
         folder: Existing empty folder to write to.
         quantization: Type of the LLM's weights.
 
     Raises:
-        UsageError: The checkpoint has an encoder, or a task that does not read single texts.
+        UsageError: The checkpoint has an encoder.
         ModelError: It is damaged.
     """
     from mtllm_edge_export.llm_gguf import LlmBody, write_llm
@@ -128,6 +128,8 @@ def write_reader(checkpoint: Path, folder: Path, *, quantization: LlmQuantizatio
     (folder / TOKENIZER_NAME).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
     tasks = {}
     for name, task in config.tasks.items():
+        if task.kind != "sequence":
+            continue
         weight, bias = read_head(checkpoint, name)
         tasks[name] = write_head(
             folder, name, task.labels, {"weight": weight} | ({} if bias is None else {"bias": bias})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,6 +203,30 @@ def test_an_error_of_the_measuring_process_is_the_commands(
     with pytest.raises(MtllmError, match=r"holds no bundle.json") as caught:
         run_job(job)
     assert caught.value.exit_code == 1
+
+
+def test_a_process_that_dies_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        measure, "_CHILD", ("-c", "import os, sys; print('oh', file=sys.stderr, flush=True); os.abort()")
+    )
+    assert main(bench(folder, "-o", str(tmp_path / "out"))) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == "error: the process that measured mt_llm died (SIGABRT; oh); see `mtllm-edge doctor`"
+    assert not any(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    assert main(bench(folder, "-o", str(tmp_path / "out"))) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped; nothing was written"
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_existing_folder_is_kept(written: tuple[Path, Report], folder: Path) -> None:
