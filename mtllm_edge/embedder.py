@@ -30,14 +30,24 @@ class TruncationWarning(UserWarning):
 class Embedder:
     """Sentence vectors from a bundle; one object may serve several threads."""
 
-    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, encoder: Encoder, bridge: Bridge, llm: Llm) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        bridge: Bridge,
+        llm: Llm,
+        batch_tokens: int = TOKENS_PER_BATCH,
+    ) -> None:
         """Join loaded parts; use `Embedder.load`."""
         self.bundle = bundle
         self._tokenizer, self._encoder, self._bridge, self._llm = tokenizer, encoder, bridge, llm
-        self._tokens_per_batch = _tokens_per_batch(bundle)
+        self._tokens_per_batch = _tokens_per_batch(bundle, batch_tokens)
 
     @classmethod
-    def load(cls, bundle: str | Path | Bundle, *, threads: int | None = None) -> Embedder:
+    def load(
+        cls, bundle: str | Path | Bundle, *, threads: int | None = None, batch_tokens: int = TOKENS_PER_BATCH
+    ) -> Embedder:
         """Load a bundle.
 
         The first time on a machine a child process tries the LLM for a few seconds (see `mtllm_edge.safety`).
@@ -45,6 +55,7 @@ class Embedder:
         Args:
             bundle: The bundle or its folder.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
+            batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
             UsageError: `bundle` is no folder, or `threads` is not positive.
@@ -66,9 +77,13 @@ class Embedder:
             raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
         encoder = CTranslate2Encoder(folder / ENCODER_NAME, parts.encoder, threads=threads)
         llm = GgufLlm(
-            folder / LLM_NAME, parts.llm, settings=settings, threads=threads, max_tokens=_tokens_per_batch(bundle)
+            folder / LLM_NAME,
+            parts.llm,
+            settings=settings,
+            threads=threads,
+            max_tokens=_tokens_per_batch(bundle, batch_tokens),
         )
-        return cls(bundle, tokenizer, encoder, bridge, llm)
+        return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
     def embed(
         self,
@@ -161,6 +176,6 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     )
 
 
-def _tokens_per_batch(bundle: Bundle) -> int:
+def _tokens_per_batch(bundle: Bundle, asked: int) -> int:
     """The longest text must fit into a batch. The encoder's tokens count: a strided bridge makes fewer for the LLM."""
-    return max(TOKENS_PER_BATCH, bundle.manifest.encoder.max_tokens)
+    return max(asked, bundle.manifest.encoder.max_tokens)

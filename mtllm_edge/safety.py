@@ -174,7 +174,7 @@ def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool])
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise _NoChildError(f"the child process could not run ({''.join(last)})")
     if child.returncode != 0:
-        return _Failure(f"ended the process ({_cause_of_death(child.returncode)})")
+        return _Failure(f"ended the process ({cause_of_death(child.returncode)})")
     try:
         result = msgspec.json.decode(child.stdout.splitlines()[-1], type=ProbeResult)
     except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
@@ -199,7 +199,8 @@ def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -
     ]
 
 
-def _cause_of_death(code: int) -> str:
+def cause_of_death(code: int) -> str:
+    """A process's return code in words."""
     if code >= 0:
         return f"exit code {code}"
     try:

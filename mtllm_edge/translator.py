@@ -28,7 +28,8 @@ calm_openmp()
 import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is loaded)
 
 MANIFEST_NAME = "translator.json"
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048
+"""Source tokens that are translated at once, unless told otherwise."""
 
 
 class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,7 +87,7 @@ class Translator:
             shapes = read_shapes(folder / "model.bin")
         except (OSError, DamagedFileError) as error:
             raise ModelError(f"{folder / 'model.bin'} is no CTranslate2 model ({error}); export it again") from None
-        rows = next((shape[0] for name, shape in shapes.items() if name.startswith("encoder/embeddings")), 0)
+        rows = (*shapes.get("encoder/embeddings_0/weight", ()), 0)[0]
         if self._tokenizer.vocabulary_size > rows:
             raise ModelError(f"{folder}: tokenizer.json has more tokens than the encoder's {rows}; export it again")
         try:
@@ -116,12 +117,13 @@ class Translator:
         folder = Path(folder)
         return cls(folder, TranslatorManifest.load(folder), threads=threads or default_threads())
 
-    def translate(self, texts: Sequence[str], *, beam_size: int = 1) -> list[str]:
+    def translate(self, texts: Sequence[str], *, beam_size: int = 1, batch_tokens: int = BATCH_TOKENS) -> list[str]:
         """Translate texts, in their order.
 
         Args:
             texts: In any language that the encoder knows.
             beam_size: 1 is greedy search.
+            batch_tokens: Most source tokens that are translated at once; the longest text always fits.
 
         Raises:
             DataError: A text is empty.
@@ -133,18 +135,25 @@ class Translator:
         encoded = self._tokenizer.encode(texts)
         lengths = [len(text.ids) for text in encoded]
         translations = [""] * len(lengths)
-        for batch in plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_texts=64):
+        for batch in plan_batches(lengths, max_tokens=max(batch_tokens, self.manifest.max_tokens), max_texts=64):
             sources = [[self._names[index] for index in encoded[place].ids] for place in batch]
-            try:
-                found = self._engine.translate_batch(
-                    sources, beam_size=beam_size, max_decoding_length=self.manifest.max_target_tokens
-                )
-            except Exception as error:  # as above
-                raise EngineError(f"{self._folder}: CTranslate2 failed ({_one_line(error)})") from None
-            for place, result in zip(batch, found, strict=True):
-                ids = [int(name) for name in result.hypotheses[0] if name.isdecimal()]
-                translations[place] = self._target.decode(ids)
+            for place, names in zip(batch, self._search(sources, batch, beam_size=beam_size), strict=True):
+                translations[place] = self._target.decode([int(name) for name in names if name.isdecimal()])
         return translations
+
+    def _search(self, sources: list[list[str]], places: list[int], **options: int) -> list[list[str]]:
+        """Tokens of the translations of a batch.
+
+        Args:
+            sources: Tokens of each text.
+            places: Where each stands among all texts.
+            options: Of CTranslate2's search.
+        """
+        options = {"max_decoding_length": self.manifest.max_target_tokens} | options
+        try:
+            return [result.hypotheses[0] for result in self._engine.translate_batch(sources, **options)]
+        except Exception as error:  # as above
+            raise EngineError(f"{self._folder}: CTranslate2 failed ({_one_line(error)})") from None
 
 
 def _one_line(error: Exception) -> str:

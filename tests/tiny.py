@@ -248,8 +248,9 @@ def write_llm(
     *,
     quantization: Quantization = "f32",
     architecture: Architecture = "llama",
+    embeddings: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write the headless GGUF of `llm_weights`, matrices in `quantization`."""
+    """Write the GGUF of `llm_weights`, matrices in `quantization`; headless, or with (STUB_ROWS, N_EMBD) embeddings."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(N_LAYER)
     writer.add_context_length(2048)
@@ -262,7 +263,9 @@ def write_llm(
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_vocab_size(STUB_ROWS)
     writer.add_tokenizer_model("none")
-    writer.add_tensor("token_embd.weight", np.zeros((STUB_ROWS, N_EMBD), np.float32))
+    writer.add_tensor(
+        "token_embd.weight", np.zeros((STUB_ROWS, N_EMBD), np.float32) if embeddings is None else embeddings
+    )
     kind = gguf.GGMLQuantizationType[quantization.upper()]
     for name, weight in weights.items():
         if weight.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:

@@ -29,7 +29,9 @@ Attention = Literal["causal", "bidirectional"]
 LlmQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
 
 ARCHITECTURES: dict[Attention, str] = {"causal": "llama", "bidirectional": "llama-embed"}
-_STUB_ROWS = 32
+STUB_ROWS = 32
+"""Token embeddings of a file without vocabulary."""
+_EMBEDDINGS = "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class LlmBody:
     """``layers.<i>.<module>.lora_A`` (rank, in) and ``.lora_B`` (out, rank); empty without an adapter."""
     lora_scale: float = 0.0
     """Factor on ``lora_B @ lora_A``."""
+    vocabulary: bool = False
+    """Whether the embeddings of the LLM's own tokens go into the file: an MT-LLM has no use for them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class GgufSummary:
 
 
 def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> GgufSummary:
-    """Write a headless GGUF file.
+    """Write a GGUF file without head, and without vocabulary unless the body is to have one.
 
     Args:
         path: The file to write.
@@ -86,15 +90,19 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> GgufS
 
 def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -> None:
     """Write header, tensor table and then the tensors, in the table's order."""
-    fixed = {"token_embd.weight": np.zeros((_STUB_ROWS, shape.n_embd), np.float32)}
+    rows = int(body.weights.config["vocab_size"]) if body.vocabulary else STUB_ROWS
+    fixed = {} if body.vocabulary else {_EMBEDDINGS: np.zeros((rows, shape.n_embd), np.float32)}
     if shape.rope_factors is not None:
         fixed["rope_freqs.weight"] = shape.rope_factors
+    table = [(_EMBEDDINGS, "embed_tokens.weight", (rows, shape.n_embd))] if body.vocabulary else []
+    streamed = [*table, *shape.tensors()]
     writer = gguf.GGUFWriter(path, ARCHITECTURES[body.attention])
     try:
-        _add_fields(writer, body, shape, dtype)
+        file_type = gguf.LlamaFileType.ALL_F32 if dtype == np.float32 else gguf.LlamaFileType.MOSTLY_F16
+        add_fields(writer, shape, body.attention, rows, file_type)
         for name, tensor in fixed.items():
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
-        for name, _, dimensions in shape.tensors():
+        for name, _, dimensions in streamed:
             stored = _stored_type(dimensions, dtype)
             writer.add_tensor_info(name, dimensions, stored, math.prod(dimensions) * stored.itemsize)
         writer.write_header_to_file()
@@ -102,7 +110,7 @@ def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -
         writer.write_ti_data_to_file()
         for tensor in fixed.values():
             writer.write_tensor_data(tensor)
-        for _, name, dimensions in shape.tensors():
+        for _, name, dimensions in streamed:
             weight = _weight(body, shape, name, dimensions)
             writer.write_tensor_data(np.ascontiguousarray(weight, _stored_type(dimensions, dtype)))
     finally:
@@ -127,8 +135,11 @@ def _stored_type(dimensions: tuple[int, ...], dtype: np.dtype[Any]) -> np.dtype[
     return dtype if len(dimensions) > 1 else np.dtype(np.float32)
 
 
-def _add_fields(writer: gguf.GGUFWriter, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -> None:
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == np.float32 else gguf.LlamaFileType.MOSTLY_F16)
+def add_fields(
+    writer: gguf.GGUFWriter, shape: LlamaShape, attention: Attention, rows: int, file_type: gguf.LlamaFileType
+) -> None:
+    """Put the metadata of a body into a GGUF file; `rows` counts its token embeddings."""
+    writer.add_file_type(file_type)
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.n_embd)
@@ -140,8 +151,8 @@ def _add_fields(writer: gguf.GGUFWriter, body: LlmBody, shape: LlamaShape, dtype
     writer.add_layer_norm_rms_eps(shape.epsilon)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_causal_attention(body.attention == "causal")
-    writer.add_vocab_size(_STUB_ROWS)
+    writer.add_causal_attention(attention == "causal")
+    writer.add_vocab_size(rows)
     writer.add_tokenizer_model("none")
 
 

@@ -29,8 +29,9 @@ from mtllm_edge.translator import MANIFEST_NAME, TranslatorManifest  # noqa: E40
 if TYPE_CHECKING:
     from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization
 
-_TOLERANCE = 1e-3
-"""Largest difference between the states of the two encoders; their layer norms differ by an epsilon of 1e-5."""
+_TOLERANCE = 2e-3
+"""Largest difference between the states of the two encoders, as a share of the states' length; their layer norms differ
+by an epsilon of 1e-5, which the shipped translator's small embeddings feel (4e-4)."""
 
 
 def export_translator(
@@ -131,10 +132,11 @@ def bart_encoder(bert: Any, table_VD: torch.Tensor) -> Any:
     ids_NL = torch.arange(min(len(table_VD), 32))[None]
     with torch.inference_mode():
         expected, found = (module.eval()(input_ids=ids_NL).last_hidden_state for module in (bert, encoder))
-    difference = (expected - found).abs().max().item()
+    difference = ((expected - found).norm() / expected.norm()).item()
     if not difference < _TOLERANCE:
         raise ModelError(
-            f"the encoder's states change by {difference:.1e} as a BART encoder; use a BERT with plain parts"
+            f"the encoder's states change by {difference:.1e} of their length as a BART encoder; "
+            "use a BERT with plain parts"
         )
     return encoder
 

@@ -103,38 +103,65 @@ class GgufLlm:
         if not batch:
             return np.empty((0, self._n_embd), np.float32)
         with self._lock:
-            if not self._free.alive:
-                raise EngineError(f"{self._path}: the LLM is closed; load the bundle again")
+            self._check_open()
             self._check(batch)
             self._batch.fill(batch)
             states_TE = self._decode()
-        if not np.isfinite(states_TE).all():
-            raise EngineError(f"{self._path}: llama.cpp returned numbers that are not finite; see `mtllm-edge doctor`")
-        states = np.split(states_TE, np.cumsum([len(inputs_LE) for inputs_LE in batch])[:-1])
-        return np.stack(
-            [
-                states_LE[begin:end].mean(axis=0)
-                for states_LE, pieces in zip(states, spans or [()] * len(batch), strict=True)
-                for begin, end in pieces or ((0, len(states_LE)),)
-            ]
-        )
+        return self._means(states_TE, [len(inputs_LE) for inputs_LE in batch], spans or [()] * len(batch))
+
+    def pool_tokens(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Means over the final states of texts in the LLM's own tokens, where the file has their embeddings.
+
+        Args:
+            batch: Token ids of each text.
+
+        Returns:
+            (texts, n_embd).
+
+        Raises:
+            ModelError: An id is not in the file's vocabulary; a headless file has but a stub of one.
+            EngineError: As for `pool`.
+        """
+        if not batch:
+            return np.empty((0, self._n_embd), np.float32)
+        lengths = [len(ids) for ids in batch]
+        with self._lock:
+            self._check_open()
+            self._check_lengths(lengths)
+            lowest, highest = min(map(min, batch)), max(map(max, batch))
+            rows = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._handles["model"]))
+            if lowest < 0 or highest >= rows:
+                raise ModelError(
+                    f"{self._path}: token id {lowest if lowest < 0 else highest}, but the file knows {rows} tokens"
+                )
+            self._batch.fill_tokens(batch)
+            states_TE = self._decode()
+        return self._means(states_TE, lengths, [()] * len(batch))
 
     def close(self) -> None:
         """Give the memory back; harmless when repeated."""
         with self._lock:
             self._free()
 
+    def _check_open(self) -> None:
+        if not self._free.alive:
+            raise EngineError(f"{self._path}: the LLM is closed; load the bundle again")
+
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        if len(lengths) > self._max_texts:
+            raise EngineError(f"{self._path}: a batch of {len(lengths)} texts, {self._max_texts} at most fit")
+        if not all(lengths):
+            raise EngineError(f"{self._path}: a text without tokens reached the LLM; report this as a bug")
+        if sum(lengths) > self._batch.capacity:
+            raise EngineError(f"{self._path}: a batch of {sum(lengths)} tokens, {self._batch.capacity} at most fit")
+
     def _check(self, batch: Sequence[NDArray[np.float32]]) -> None:
-        if len(batch) > self._max_texts:
-            raise EngineError(f"{self._path}: a batch of {len(batch)} texts, {self._max_texts} at most fit")
         for inputs_LE in batch:
             if inputs_LE.ndim != 2 or inputs_LE.shape[1] != self._n_embd or not len(inputs_LE):
                 raise EngineError(
                     f"{self._path}: an input of shape {inputs_LE.shape}, expected (1 or more, {self._n_embd})"
                 )
-        n_tokens = sum(map(len, batch))
-        if n_tokens > self._batch.capacity:
-            raise EngineError(f"{self._path}: a batch of {n_tokens} tokens, {self._batch.capacity} at most fit")
+        self._check_lengths([len(inputs_LE) for inputs_LE in batch])
         if not all(np.isfinite(inputs_LE).all() for inputs_LE in batch):
             raise EngineError(f"{self._path}: the encoder or the bridge gave numbers that are not finite")
 
@@ -157,6 +184,21 @@ class GgufLlm:
             raise EngineError(f"{self._path}: llama.cpp returned no states; see `mtllm-edge doctor`")
         return np.array(np.ctypeslib.as_array(states, (self._batch.struct.n_tokens, self._n_embd)), np.float32)
 
+    def _means(
+        self, states_TE: NDArray[np.float32], lengths: Sequence[int], spans: Sequence[Spans]
+    ) -> NDArray[np.float32]:
+        """Means over the spans of each text, or over the whole of it."""
+        if not np.isfinite(states_TE).all():
+            raise EngineError(f"{self._path}: llama.cpp returned numbers that are not finite; see `mtllm-edge doctor`")
+        states = np.split(states_TE, np.cumsum(lengths)[:-1])
+        return np.stack(
+            [
+                states_LE[begin:end].mean(axis=0)
+                for states_LE, pieces in zip(states, spans, strict=True)
+                for begin, end in pieces or ((0, len(states_LE)),)
+            ]
+        )
+
 
 class _Batch:
     """A `llama_batch` over numpy arrays, filled again for every call without a loop over tokens."""
@@ -164,6 +206,7 @@ class _Batch:
     def __init__(self, capacity: int, n_embd: int) -> None:
         self.capacity = capacity
         self._embeddings_TE = np.zeros((capacity, n_embd), np.float32)
+        self._tokens_T = np.zeros(capacity, np.int32)
         self._positions_T = np.zeros(capacity, np.int32)
         self._sequences_T = np.zeros(capacity, np.int32)
         self._ones_T = np.ones(capacity, np.int32)  # every token belongs to one sequence
@@ -172,25 +215,32 @@ class _Batch:
         stride = self._sequences_T.itemsize
         self._pointers_T = (self._sequences_T.ctypes.data + stride * np.arange(capacity)).astype(np.uintp)
         self.struct = llama_cpp.llama_batch(n_tokens=0, token=None)
-        arrays: dict[str, NDArray[Any]] = {
-            "embd": self._embeddings_TE,
-            "pos": self._positions_T,
-            "n_seq_id": self._ones_T,
-            "seq_id": self._pointers_T,
-            "logits": self._outputs_T,
-        }
-        types = dict(llama_cpp.llama_batch._fields_)
-        for name, array in arrays.items():
-            setattr(self.struct, name, ctypes.cast(array.ctypes.data, types[name]))
+        self._point_to(pos=self._positions_T, n_seq_id=self._ones_T, seq_id=self._pointers_T, logits=self._outputs_T)
 
     def fill(self, batch: Sequence[NDArray[np.float32]]) -> None:
-        lengths_N = np.array([len(inputs_LE) for inputs_LE in batch])
+        self._place([len(inputs_LE) for inputs_LE in batch])
+        np.concatenate(list(batch), out=self._embeddings_TE[: self.struct.n_tokens])
+        self._point_to(embd=self._embeddings_TE, token=None)
+
+    def fill_tokens(self, batch: Sequence[Sequence[int]]) -> None:
+        self._place([len(ids) for ids in batch])
+        self._tokens_T[: self.struct.n_tokens] = np.concatenate([np.asarray(ids, np.int32) for ids in batch])
+        self._point_to(embd=None, token=self._tokens_T)
+
+    def _place(self, lengths: Sequence[int]) -> None:
+        """Positions and sequences of texts of these lengths."""
+        lengths_N = np.array(lengths)
         n_tokens = int(lengths_N.sum())
         begins_N = np.cumsum(lengths_N) - lengths_N
-        np.concatenate(list(batch), out=self._embeddings_TE[:n_tokens])
         self._positions_T[:n_tokens] = np.arange(n_tokens) - np.repeat(begins_N, lengths_N)
-        self._sequences_T[:n_tokens] = np.repeat(np.arange(len(batch)), lengths_N)
+        self._sequences_T[:n_tokens] = np.repeat(np.arange(len(lengths)), lengths_N)
         self.struct.n_tokens = n_tokens
+
+    def _point_to(self, **arrays: NDArray[Any] | None) -> None:
+        """Set the struct's pointers; None is a null pointer."""
+        types = dict(llama_cpp.llama_batch._fields_)
+        for name, array in arrays.items():
+            setattr(self.struct, name, None if array is None else ctypes.cast(array.ctypes.data, types[name]))
 
 
 def _model_parameters(settings: EngineSettings) -> Any:

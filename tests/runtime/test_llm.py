@@ -47,6 +47,32 @@ def llm(tiny_bundle: Path) -> Iterator[GgufLlm]:
     body.close()
 
 
+def test_tokens_are_read_as_their_embeddings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    table_VE = rng.standard_normal((tiny.STUB_ROWS, tiny.N_EMBD), dtype=np.float32)
+    path = tmp_path / "llm.gguf"
+    tiny.write_llm(path, tiny.llm_weights(rng), embeddings=table_VE)
+    body = GgufLlm(path, LLM, settings=SETTINGS, threads=1, max_tokens=64, max_texts=4)
+    ids = [[3, 0, 31], [7], [5, 5, 9, 30, 1]]
+    embedded = [table_VE[text] for text in ids]
+    expected_NE = body.pool(embedded)
+    np.testing.assert_allclose(body.pool_tokens(ids), expected_NE, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(body.pool(embedded), expected_NE, rtol=1e-4, atol=1e-5)  # after tokens, as before
+    assert body.pool_tokens([]).shape == (0, tiny.N_EMBD)
+    for strange in (tiny.STUB_ROWS, -1):
+        with pytest.raises(ModelError, match=f"token id {strange}, but the file knows 32 tokens"):
+            body.pool_tokens([[1], [strange]])
+    with pytest.raises(EngineError, match="a text without tokens"):
+        body.pool_tokens([[1], []])
+    with pytest.raises(EngineError, match="a batch of 65 tokens, 64 at most fit"):
+        body.pool_tokens([[1] * 65])
+    with pytest.raises(EngineError, match="a batch of 5 texts, 4 at most fit"):
+        body.pool_tokens([[1]] * 5)
+    body.close()
+    with pytest.raises(EngineError, match="is closed"):
+        body.pool_tokens([[1]])
+
+
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, extra_buffers=False, flash_attention=False)])
 @pytest.mark.parametrize(
     ("architecture", "attention"),

@@ -257,6 +257,6 @@ def test_classifier_lives_where_the_fast_settings_crash(
 
 
 def test_death_is_named() -> None:
-    assert safety._cause_of_death(-int(signal.SIGILL)) == "SIGILL"
-    assert safety._cause_of_death(-120) == "signal 120"
-    assert safety._cause_of_death(0xC0000005) == "exit code 3221225477"
+    assert safety.cause_of_death(-int(signal.SIGILL)) == "SIGILL"
+    assert safety.cause_of_death(-120) == "signal 120"
+    assert safety.cause_of_death(0xC0000005) == "exit code 3221225477"

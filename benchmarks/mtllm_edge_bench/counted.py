@@ -1,0 +1,44 @@
+"""Texts that have as many tokens as real ones, for models whose vocabulary means nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+FRAME = (("<s>",), ("</s>",))
+"""Tokens before and after a text: as many as NLLB has."""
+
+
+def write_tokenizer(path: Path, size: int, *, specials: tuple[str, ...] = SPECIAL) -> None:
+    """Write a tokenizer that reads words ``t<id>``, separated by blanks, as the tokens of these ids."""
+    words = [*specials, *(f"t{index}" for index in range(len(specials), size))]
+    added = [
+        {"id": index, "content": token, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for index, token in enumerate(specials)
+    ]
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: index for index, word in enumerate(words)},
+            "unk_token": "<unk>" if "<unk>" in specials else words[0],
+        },
+    }
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def texts_of(lengths: list[int], vocabulary: int, *, seed: int = 0) -> list[str]:
+    """A text of random words for each length, in tokens without the frame."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(f"t{index}" for index in rng.integers(len(SPECIAL), vocabulary, length)) for length in lengths]

@@ -1,0 +1,239 @@
+"""`mtllm-edge bench` on tiny models: what is counted, what is written, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import ctranslate2
+import msgspec
+import numpy as np
+import pytest
+
+from mtllm_edge import Classifier
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.cli import main
+from mtllm_edge.embedder import load_tokenizer
+from mtllm_edge.errors import MtllmError
+from mtllm_edge.translator import Translator
+from mtllm_edge_bench import measure
+from mtllm_edge_bench.jobs import Job
+from mtllm_edge_bench.measure import run_job
+from mtllm_edge_bench.reader import Reader, write_reader
+from mtllm_edge_bench.report import Report
+from mtllm_edge_export.translator_ctranslate2 import export_translator
+from mtllm_edge_train.evaluate import Evaluator
+from tests.runtime.children import imported_by
+from tests.tiny import make_tiny_bundle
+from tests.train import test_translation
+from tests.train.test_eval import LABELS, save_teacher
+
+TEXTS = ("abba dada", "bad egg a", "head dab", "a cab", "feed a bee", "abba dada bad egg")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fewer_processes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "CANDIDATES", (512, 1024))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle, a translator, a teacher and texts labelled by the bundle, side by side: read only."""
+    folder = tmp_path_factory.mktemp("bench")
+    make_tiny_bundle(folder / "bundle", tasks={"topic": LABELS}, stride=2)
+    save_teacher(folder / "teacher")
+    save_teacher(folder / "other", labels=("x", "y"))
+    test_translation.run(folder / "trained", test_translation.tiny_bert(folder / "bert"), steps=1)
+    export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
+    with Classifier.load(folder / "bundle") as classifier:
+        labels = [found.label for found in classifier.classify(TEXTS)]
+    with (folder / "texts.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(TEXTS, labels, strict=True)])
+    return folder
+
+
+def bench(folder: Path, *arguments: str) -> list[str]:
+    return ["bench", str(folder / "bundle"), "--texts", str(folder / "texts.csv"), "--threads", "1", *arguments]
+
+
+def translate_test(folder: Path) -> list[str]:
+    return ["--translator", str(folder / "translator"), "--teacher", str(folder / "teacher")]
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path) -> tuple[Path, Report]:
+    out = folder / "out"
+    assert main(bench(folder, *translate_test(folder), "--repeats", "2", "-o", str(out))) == 0
+    return out, msgspec.json.decode((out / "bench.json").read_bytes(), type=Report)
+
+
+def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None:
+    out, report = written
+    (setup,) = report.setups.values()
+    assert list(setup.measured) == ["mt_llm", "translate_test", "translate_test_beam4", "engines"]
+    assert (setup.texts, setup.repeats, setup.stride, report.threads) == (len(TEXTS), 2, 2, 1)
+    stages = {name: set(measured.ms_per_text) for name, measured in setup.measured.items()}
+    assert stages["mt_llm"] == {"tokenise", "encode", "bridge", "llm"}
+    assert stages["translate_test"] == stages["translate_test_beam4"] == {"translate", "tokenise", "llm", "head"}
+    assert stages["engines"] == {"encode", "llm"}
+    for measured in setup.measured.values():
+        for figure in (measured.texts_per_s, measured.peak_rss_mb, measured.load_s, measured.cold_start_s):
+            assert 0 < figure.low <= figure.median <= figure.high
+    wanted = {"over_translate_test", "over_translate_test_beam4", "pipeline_over_engines", "rss_over_bundle"}
+    assert set(report.ratios) == set(setup.ratios) == wanted
+    assert all(ratio is not None and ratio > 0 for ratio in report.ratios.values())
+    assert report.cold_start_s == setup.measured["mt_llm"].cold_start_s.median
+    assert report.machine.versions["ctranslate2"] == ctranslate2.__version__
+    table = (out / "bench.md").read_text(encoding="utf-8")
+    assert all(title in table for title in ("MT-LLM", "translate-test, greedy", "bare engines", "over_translate_test"))
+    assert (out / "bench-throughput.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tokens_and_labels_are_those_of_the_models(written: tuple[Path, Report], folder: Path) -> None:
+    (setup,) = written[1].setups.values()
+    lengths = [len(text.ids) for text in load_tokenizer(Bundle.open(folder / "bundle")).encode(TEXTS)]
+    expected = {"encoder": sum(lengths), "llm": sum(-(-length // 2) for length in lengths)}
+    for name in ("mt_llm", "engines"):
+        found = setup.measured[name].tokens_per_text
+        assert found == {key: float(f"{count / len(TEXTS):.4g}") for key, count in expected.items()}
+    assert setup.measured["mt_llm"].accuracy == 1  # the labels are its own answers
+    with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    english = [text if text.strip() else "." for text in Translator.load(folder / "translator").translate(TEXTS)]
+    answers = Evaluator(folder / "teacher").predict("topic", english)
+    right = sum(mine == label for mine, label in zip(answers, labels, strict=True))
+    assert setup.measured["translate_test"].accuracy == pytest.approx(right / len(TEXTS), abs=1e-4)
+
+
+def test_the_last_line_is_the_report(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(bench(folder, "--repeats", "1", "--label-column", "none", "-o", str(out))) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out.splitlines()[-1]) == json.loads((out / "bench.json").read_bytes())
+    assert "repeat 1 of 1, mt_llm" in printed.err
+    (setup,) = json.loads(printed.out)["setups"].values()
+    assert list(setup["measured"]) == ["mt_llm", "engines"]
+    assert setup["measured"]["mt_llm"]["accuracy"] is None
+
+
+def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path) -> None:
+    made = write_reader(folder / "teacher", tmp_path, quantization="f32")
+    reader = Reader(tmp_path, threads=1, batch_tokens=512)
+    encoded = reader.encode(TEXTS)
+    pooled_NE = reader.pool(encoded)
+    assert reader.labels("topic", pooled_NE) == Evaluator(folder / "teacher").predict("topic", TEXTS)
+    single_NE = np.concatenate([reader.pool([text]) for text in encoded])
+    np.testing.assert_allclose(pooled_NE, single_NE, rtol=1e-3, atol=1e-4)
+    assert made.tasks["topic"].labels == LABELS
+
+
+def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
+    write_reader(folder / "teacher", tmp_path, quantization="f32")
+    english = ("a b", "a", "bad", "egg", "a bee", "dab")
+    job = Job(
+        system="translate_test",
+        bundle=str(folder / "bundle"),
+        translator=str(folder / "translator"),
+        reader=str(tmp_path),
+        task="topic",
+        threads=1,
+        batch_tokens={"translate": 512, "llm": 512},
+        texts=TEXTS,
+        english=english,
+        written=(7, 5, 6, 4, 8, 6),
+    )
+    sample = run_job(job)
+    assert sample.tokens["written"] == 36  # all in one batch, whose mean is 6
+    assert sample.tokens["llm"] == sum(
+        len(text.ids) for text in Reader(tmp_path, threads=1, batch_tokens=512).encode(english)
+    )
+    assert sample.labels == tuple(Evaluator(folder / "teacher").predict("topic", english))
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("text,label\n", [], "a header but no rows"),
+        ("text,label\nabba,zebra\n", [], "row 2: task 'topic' has no label 'zebra'; its labels: a, b, c, d"),
+        ("text,label\nabba,a\n ,b\n", [], "row 3"),
+        ("other,label\nabba,a\n", ["--text-column", "text"], "text"),
+        ("text\nabba\n", ["--translator", "nowhere"], "needs both --translator"),
+        ("text\nabba\n", ["--translator", "nowhere", "--teacher", "{teacher}"], "holds no translator.json"),
+        ("text\nabba\n", ["--translator", "{translator}", "--teacher", "{other}"], "has the labels x, y"),
+        ("text\nabba\n", ["--translator", "{translator}", "--teacher", "{bundle}"], "holds no stack.json"),
+        ("text\nabba\n", ["-t", "mood"], "has no task 'mood'"),
+    ],
+)
+def test_what_is_refused(
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    content: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    file, out = tmp_path / "texts.csv", tmp_path / "out"
+    file.write_text(content, encoding="utf-8")
+    names = {name: str(folder / name) for name in ("translator", "teacher", "other", "bundle")}
+    arguments = [argument.format(**names) for argument in arguments]
+    code = main(["bench", str(folder / "bundle"), "--texts", str(file), "-o", str(out), *arguments])
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert code in (1, 2)
+    assert error.startswith("error: ")
+    assert message in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.csv"]
+
+
+def test_an_error_of_the_measuring_process_is_the_commands(
+    tmp_path: Path,
+) -> None:
+    job = Job(
+        system="mt_llm",
+        bundle=str(tmp_path),
+        task="topic",
+        threads=1,
+        batch_tokens={"stack": 512},
+        texts=TEXTS,
+    )
+    with pytest.raises(MtllmError, match=r"holds no bundle.json") as caught:
+        run_job(job)
+    assert caught.value.exit_code == 1
+
+
+def test_a_process_that_dies_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        measure, "_CHILD", ("-c", "import os, sys; print('oh', file=sys.stderr, flush=True); os.abort()")
+    )
+    assert main(bench(folder, "-o", str(tmp_path / "out"))) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == "error: the process that measured mt_llm died (SIGABRT; oh); see `mtllm-edge doctor`"
+    assert not any(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    assert main(bench(folder, "-o", str(tmp_path / "out"))) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped; nothing was written"
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_kept(written: tuple[Path, Report], folder: Path) -> None:
+    before = (written[0] / "bench.json").read_bytes()
+    assert main(bench(folder, "-o", str(written[0]))) == 2
+    assert (written[0] / "bench.json").read_bytes() == before
+
+
+def test_help_is_light() -> None:
+    assert not {"torch", "transformers", "matplotlib", "ctranslate2", "llama_cpp"} & imported_by("mtllm_edge_bench.cli")
