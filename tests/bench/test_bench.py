@@ -25,11 +25,12 @@ from mtllm_edge_bench.measure import run_job
 from mtllm_edge_bench.reader import Reader, write_reader
 from mtllm_edge_bench.report import Report
 from mtllm_edge_export.translator_ctranslate2 import export_translator
+from mtllm_edge_train.config import TaskConfig
 from mtllm_edge_train.evaluate import Evaluator
 from tests.runtime.children import imported_by
 from tests.tiny import make_tiny_bundle
 from tests.train import test_translation
-from tests.train.test_eval import LABELS, save_teacher
+from tests.train.test_eval import LABELS, TASKS, save_teacher
 
 TEXTS = ("abba dada", "bad egg a", "head dab", "a cab", "feed a bee", "abba dada bad egg")
 
@@ -46,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle, a translator, a teacher and texts labelled by the bundle, side by side: read only."""
     folder = tmp_path_factory.mktemp("bench")
     make_tiny_bundle(folder / "bundle", tasks={"topic": LABELS}, stride=2)
-    save_teacher(folder / "teacher")
-    save_teacher(folder / "other", labels=("x", "y"))
+    save_teacher(folder / "teacher", TASKS)
+    save_teacher(folder / "other", {"topic": TaskConfig(kind="sequence", labels=("x", "y"))})
     test_translation.run(folder / "trained", test_translation.tiny_bert(folder / "bert"), steps=1)
     export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
     with Classifier.load(folder / "bundle") as classifier:
@@ -129,6 +130,7 @@ def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path
     assert reader.labels("topic", pooled_NE) == Evaluator(folder / "teacher").predict("topic", TEXTS)
     single_NE = np.concatenate([reader.pool([text]) for text in encoded])
     np.testing.assert_allclose(pooled_NE, single_NE, rtol=1e-3, atol=1e-4)
+    assert list(made.tasks) == ["topic"]  # the others do not read single texts
     assert made.tasks["topic"].labels == LABELS
 
 
