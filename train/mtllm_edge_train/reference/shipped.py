@@ -30,6 +30,24 @@ def restore_encoder(shipped: Path, base: Path, folder: Path) -> None:
         (folder / name).write_bytes((base / name).read_bytes())
 
 
+def restore_translator(shipped: Path, base: Path, folder: Path) -> None:
+    """The whole translator, as `train_translator` saves it.
+
+    Args:
+        shipped: `reference/translator`.
+        base: As for `restore_encoder`.
+        folder: Existing folder to write to.
+    """
+    encoder, decoder = folder / "encoder", folder / "decoder"
+    encoder.mkdir()
+    restore_encoder(shipped, base, encoder)
+    decoder.mkdir()
+    tensors = {name: tensor.astype(np.float32) for name, tensor in load_file(shipped / "decoder.safetensors").items()}
+    save_file(tensors, decoder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("decoder/config.json", "decoder/tokenizer.json", "translation.json"):
+        (folder / name).write_bytes((shipped / name).read_bytes())
+
+
 def restore_stack(parts: Path, config: StackConfig, folder: Path) -> None:
     """The bridge, adapter and heads of shipped parts as a checkpoint.
 
