@@ -31,8 +31,9 @@ from mtllm_edge_train.targets import Standardizer, distillation_loss
 from mtllm_edge_train.teacher import Memory, Teacher
 
 _SAMPLE = 1024
-"""English sentences on which the mean and deviation of the teacher's vectors are measured."""
-_VECTORS = 0.5
+"""English sentences on which the teacher's vectors and soft labels are measured: the first ones of any run, so that a
+resumed one finds the same."""
+_VECTORS = 0.3
 """Weight of the vectors' error beside the divergences from soft labels."""
 
 
@@ -108,11 +109,6 @@ def distill_translations(
         start_from(stack, start)
     trained = out if state is not None else teacher
     stack.heads = checkpoint.load_heads(trained, config, width=llm.width).to(settings.device)
-    soft = None
-    if labelled:
-        log(f"multilingual: the start's encoder alone learns {', '.join(labelled)}")
-        heads = checkpoint.load_heads(teacher, taught, width=llm.width)
-        soft = SoftLabels(labelled, taught.tasks, heads, start, settings)
 
     def read(drawn: Sequence[Pair]) -> list[_Row]:
         texts = stack.tokenizer.encode([pair.text for pair in drawn])
@@ -127,7 +123,13 @@ def distill_translations(
         seed=settings.seed,
     )
     first = [row.english for step in range(-(-_SAMPLE // settings.batch_size)) for row in order[step]]
-    scale = Standardizer.fit(teach(first))
+    first_ND = teach(first)
+    scale = Standardizer.fit(first_ND)
+    soft = None
+    if labelled:
+        log(f"multilingual: the start's encoder alone learns {', '.join(labelled)}")
+        heads = checkpoint.load_heads(teacher, taught, width=llm.width)
+        soft = SoftLabels(labelled, taught.tasks, heads, start, settings, first, first_ND)
 
     def loss(batch: Sequence[_Row]) -> tuple[Tensor, dict[str, float]]:
         student_ND = run_student(stack, [row.source for row in batch], settings)

