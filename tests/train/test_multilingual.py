@@ -78,7 +78,7 @@ LEARNED: dict[str, Any] = {"encoder_learning_rate": 1e-3, "labelled": {"tone": D
 @pytest.fixture(scope="module")
 def learned(runs: Path) -> Path:
     """A checkpoint with an encoder of its own and heads that learned soft labels."""
-    run(runs, runs / "learned", replace(SETTINGS, learning_rate=1e-2), steps=20, **LEARNED)
+    run(runs, runs / "learned", replace(SETTINGS, learning_rate=1e-2, save_every=20), steps=20, **LEARNED)
     return runs / "learned"
 
 
@@ -94,7 +94,13 @@ def states(folder: Path) -> torch.Tensor:
 def test_the_student_of_a_foreign_text_nears_the_teacher_of_the_english_one(
     runs: Path, tmp_path: Path, stride: int
 ) -> None:
-    run(runs, tmp_path / "m", replace(SETTINGS, batch_size=9, learning_rate=1e-2), steps=50, stride=stride)
+    run(
+        runs,
+        tmp_path / "m",
+        replace(SETTINGS, batch_size=9, learning_rate=1e-2, save_every=50),
+        steps=50,
+        stride=stride,
+    )
     found = logged(tmp_path / "m", "fvu")
     assert np.mean(found[-5:]) < 0.7 * found[0]
     assert StackConfig.load(tmp_path / "m").bridge.stride == stride
