@@ -22,14 +22,15 @@ from mtllm_edge_export.assemble import export_bundle
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.checkpoint import digest, load_stack, read_bridge, read_head, read_lora
-from mtllm_edge_train.config import EncoderConfig, StackConfig
+from mtllm_edge_train.config import EncoderConfig, LlmConfig, StackConfig
 from mtllm_edge_train.distill import distill
 from mtllm_edge_train.finetune import finetune
 from mtllm_edge_train.model import pad_right
 from mtllm_edge_train.multilingual import distill_translations
 from mtllm_edge_train.parallel import Pair
 from tests.export.tiny_checkpoint import save_encoder
-from tests.train.test_stages import DATA, LLM, LORA, SETTINGS, TEXTS, Killed
+from tests.train.test_stages import DATA, LORA, SETTINGS, TEXTS, Killed
+from tests.train.tiny_llm import save_llm_and_tokenizer
 
 WORDS = {
     "The": "Das",
@@ -55,7 +56,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     save_encoder(folder / "encoder", "bert")
     encoder = EncoderConfig(source=str(folder / "encoder"), max_tokens=64)
-    options: Any = {"llm": LLM, "lora": LORA, "settings": SETTINGS}
+    save_llm_and_tokenizer(folder / "llm")
+    llm = LlmConfig(source=str(folder / "llm"), layers=None, attention="causal")
+    options: Any = {"llm": llm, "lora": LORA, "settings": SETTINGS}
     adapt(TEXTS, folder / "start", name="s", encoder=encoder, steps=3, bridge_learning_rate=2e-3, **options)
     finetune({"tone": DATA}, folder / "teacher", name="t", epochs=1, **options)
     return folder
