@@ -10,14 +10,19 @@ TEXTS_PER_BATCH = 64
 
 
 def plan_batches(
-    lengths: Sequence[int], *, max_tokens: int = TOKENS_PER_BATCH, max_texts: int = TEXTS_PER_BATCH
+    lengths: Sequence[int],
+    *,
+    max_tokens: int = TOKENS_PER_BATCH,
+    max_texts: int = TEXTS_PER_BATCH,
+    padded: bool = False,
 ) -> list[list[int]]:
     """Group texts into batches, longest first, so that little padding is needed and memory peaks at once.
 
     Args:
         lengths: Tokens of each text, from 1 to `max_tokens`.
-        max_tokens: Most tokens in a batch, padding not counted.
+        max_tokens: Most tokens in a batch.
         max_texts: Most texts in a batch.
+        padded: Whether padding counts: every text takes the room of its batch's longest.
 
     Returns:
         Indices into `lengths`, each exactly once.
@@ -31,9 +36,10 @@ def plan_batches(
     batches: list[list[int]] = []
     room = 0
     for index in order:
-        if not batches or lengths[index] > room or len(batches[-1]) == max_texts:
+        taken = lengths[batches[-1][0]] if padded and batches else lengths[index]
+        if not batches or taken > room or len(batches[-1]) == max_texts:
             batches.append([])
-            room = max_tokens
+            room, taken = max_tokens, lengths[index]
         batches[-1].append(index)
-        room -= lengths[index]
+        room -= taken
     return batches

@@ -15,7 +15,7 @@ from typing import TypeGuard
 
 import msgspec
 
-from mtllm_edge.formats import ctranslate2, gguf, safetensors
+from mtllm_edge.formats import ctranslate2, gguf, onnx, safetensors
 from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.manifest import Encoder, Llm, Manifest, Task
 
@@ -46,7 +46,7 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
         "bridge.safetensors": partial(
             _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
         ),
-        "llm.gguf": partial(_llm_faults, llm=llm),
+        llm.file: partial(_gguf_faults if llm.backend == "gguf" else _onnx_faults, llm=llm),
     }
     checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
     faults = {name: _faults_of(check, folder / name) for name, check in checks.items()}
@@ -105,7 +105,7 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) or "nothing"
 
 
-def _llm_faults(path: Path, llm: Llm) -> list[str]:
+def _gguf_faults(path: Path, llm: Llm) -> list[str]:
     header = gguf.read_header(path)
     architecture = llm.architecture
     expected = {
@@ -143,6 +143,21 @@ def _head_count_faults(fields: dict[str, gguf.Value], architecture: str, n_embd:
     epsilon = fields.get(f"{architecture}.attention.layer_norm_rms_epsilon")
     if not (isinstance(epsilon, float) and epsilon > 0 and math.isfinite(epsilon)):
         faults.append(f"{architecture}.attention.layer_norm_rms_epsilon is {epsilon!r}, expected above 0")
+    return faults
+
+
+def _onnx_faults(path: Path, llm: Llm) -> list[str]:
+    graph = onnx.read_graph(path)
+    values = {name: (kind, len(shape)) for name, (kind, shape) in (graph.inputs | graph.outputs).items()}
+    rows, tokens = (onnx.FLOAT, 3), (onnx.INT64, 2)
+    expected = {onnx.LLM_INPUTS: rows, onnx.LLM_MASK: tokens, onnx.LLM_STATES: rows}
+    if values != expected or graph.outputs.keys() != {onnx.LLM_STATES}:
+        return [f"takes {', '.join(graph.inputs)} and gives {', '.join(graph.outputs)}, which is no LLM of a bundle"]
+    widths = {graph.inputs[onnx.LLM_INPUTS][1][2], graph.outputs[onnx.LLM_STATES][1][2]}
+    faults = [] if widths == {llm.n_embd} else [f"width is {sorted(map(str, widths))}, expected {llm.n_embd}"]
+    norms = {name for name in graph.initializers if name.endswith(".input_layernorm.weight")}
+    if norms != {f"layers.{layer}.input_layernorm.weight" for layer in range(llm.n_layer)}:
+        faults.append(f"has {len(norms)} layers, expected {llm.n_layer}")
     return faults
 
 

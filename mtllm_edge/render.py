@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtllm_edge.kinds import Kind
-from mtllm_edge.manifest import File, Manifest, Source
+from mtllm_edge.manifest import File, Llm, Manifest, Source
 
 if TYPE_CHECKING:
     from mtllm_edge.classifier import Prediction
@@ -139,8 +139,8 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         "encoder": f"{encoder.family}, {encoder.quantization}, {encoder.d_model} wide, "
         f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, 'encoder/')}",
         "bridge": _bridge(manifest),
-        "LLM": f"{llm.architecture}, {llm.quantization}, {llm.n_layer} layers, {llm.n_embd} wide, "
-        f"{llm.attention} attention, {llm.pooling} pooling, {_part_size(manifest.files, 'llm.gguf')}",
+        "LLM": f"{llm.architecture}, {_quantization(llm)}, {llm.n_layer} layers, {llm.n_embd} wide, "
+        f"{llm.attention} attention, {llm.pooling} pooling, {_part_size(manifest.files, llm.file)}",
         "languages": _languages(manifest),
         "size": f"{megabytes(sum(file.size for file in manifest.files.values()))} "
         f"in {count(len(manifest.files), 'file')}",
@@ -155,6 +155,11 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     if manifest.sources:
         views += ["", _sources_table(manifest.sources)]
     return Group(*views)
+
+
+def _quantization(llm: Llm) -> str:
+    left = len(llm.float32_matrices)
+    return f"{llm.quantization} {llm.backend.upper()}" + (f" with {left} matrices in f32" if left else "")
 
 
 def _bridge(manifest: Manifest) -> str:

@@ -60,6 +60,12 @@ def bench(
     if (translator is None) != (teacher is None):
         raise UsageError("translate-test needs both --translator, which translates, and --teacher, which reads that")
     opened = Bundle.open(bundle)
+    llm = opened.manifest.llm
+    quantization = llm.quantization
+    if teacher is not None and llm.backend == "onnx":
+        raise UsageError(
+            f"{bundle} has its LLM in ONNX, and --teacher reads in GGUF; leave out --translator and --teacher"
+        )
     task = opened.task_name(task)
     from mtllm_edge_bench.corpus import check_labels, read_corpus
 
@@ -78,7 +84,8 @@ def bench(
         if teacher is not None:
             reader = Path(scratch)
             render.note("writing the English LLM with its vocabulary")
-            made = write_reader(teacher, reader, quantization=opened.manifest.llm.quantization)
+            assert quantization != "int8"  # ONNX is refused above
+            made = write_reader(teacher, reader, quantization=quantization)
             check_labels(made.tasks, opened, task, teacher)
         plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, note=render.note)
         setup = measure_setup(plan)

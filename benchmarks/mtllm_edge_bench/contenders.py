@@ -188,6 +188,10 @@ class _MeteredLlm:
     inner: Llm
     meter: Meter
 
+    @property
+    def pads(self) -> bool:
+        return self.inner.pads
+
     def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
         self.meter.tokens["llm"] += sum(map(len, batch))
         with self.meter.stage("llm"):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from mtllm_edge.bundle import LLM_NAME, Bundle
-from mtllm_edge.formats import gguf
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.formats import gguf, onnx
+from mtllm_edge.manifest import Llm
 from mtllm_edge_bench.contenders import BEAMS
 from mtllm_edge_bench.corpus import Corpus
 from mtllm_edge_bench.jobs import Job, Knob, System
@@ -81,7 +82,6 @@ def describe(plan: Plan, measured: Mapping[str, Measured]) -> Setup:
     bundle = Bundle.open(plan.bundle)
     manifest = bundle.manifest
     bundle_mb = round(sum(file.size for file in manifest.files.values()) / 1e6, 1)
-    shapes = gguf.read_header(plan.bundle / LLM_NAME).shapes
     return Setup(
         description=f"{manifest.name}: encoder {manifest.encoder.family} {manifest.encoder.quantization}, "
         f"bridge {manifest.bridge.kind} (stride {manifest.bridge.stride}), LLM {manifest.llm.n_layer} layers of "
@@ -89,10 +89,21 @@ def describe(plan: Plan, measured: Mapping[str, Measured]) -> Setup:
         real_weights=plan.real_weights,
         encoder=f"{manifest.encoder.family} {manifest.encoder.d_model}",
         stride=manifest.bridge.stride,
-        llm_parameters=sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("token_embd")),
+        llm_parameters=_parameters(plan.bundle, manifest.llm),
         bundle_mb=bundle_mb,
         texts=len(plan.corpus.texts),
         repeats=plan.repeats,
         measured=dict(measured),
         ratios=setup_ratios(measured, bundle_mb),
+    )
+
+
+def _parameters(folder: Path, llm: Llm) -> int:
+    """Weights of the LLM body; scales and what stands for a vocabulary are none."""
+    if llm.backend == "gguf":
+        shapes = gguf.read_header(folder / llm.file).shapes
+        return sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("token_embd"))
+    stored = onnx.read_graph(folder / llm.file).initializers
+    return sum(
+        math.prod(shape) for name, (_, shape) in stored.items() if name.endswith((".weight", ".weight_quantized"))
     )

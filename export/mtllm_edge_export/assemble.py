@@ -13,14 +13,26 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME, list_files, write_bundle
+from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Encoder, Llm, Manifest, Task
+from mtllm_edge.manifest import (
+    FORMAT_VERSION,
+    LLM_QUANTIZATIONS,
+    MANIFEST_NAME,
+    Encoder,
+    GgufQuantization,
+    Llm,
+    LlmBackend,
+    Manifest,
+    OnnxQuantization,
+    Task,
+)
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_export.licences import write_licenses
-from mtllm_edge_export.llm_gguf import GgufSummary, LlmBody, LlmQuantization, write_llm
+from mtllm_edge_export.llm_gguf import LlmBody, write_llm
+from mtllm_edge_export.llm_onnx import check_size, write_onnx
 from mtllm_edge_export.llm_source import open_llm
 from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
@@ -29,6 +41,10 @@ from mtllm_edge_train.encoders import LoadedEncoder
 
 Array = NDArray[np.float32]
 Log = Callable[[str], None]
+LlmQuantization = GgufQuantization | OnnxQuantization
+
+DEFAULTS: dict[LlmBackend, LlmQuantization] = {"gguf": "q8_0", "onnx": "int8"}
+"""Type of the LLM's weights in each of its forms."""
 
 
 def _silent(_: str) -> None:
@@ -40,7 +56,8 @@ def export_bundle(
     out: Path,
     *,
     encoder_quantization: EncoderQuantization = "int8",
-    llm_quantization: LlmQuantization = "q8_0",
+    llm_backend: LlmBackend = "gguf",
+    llm_quantization: LlmQuantization | None = None,
     force: bool = False,
     log: Log = _silent,
 ) -> Manifest:
@@ -50,7 +67,8 @@ def export_bundle(
         checkpoint: Folder of a trained stack.
         out: Folder to write; it appears when everything is done, or not at all.
         encoder_quantization: Type of the encoder's weights.
-        llm_quantization: Type of the LLM's weights.
+        llm_backend: Form of the LLM; ONNX is for small ones.
+        llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX.
         force: Replace an existing bundle.
         log: Told each step as it begins.
 
@@ -58,10 +76,10 @@ def export_bundle(
         The manifest, with the comparison of every part with torch.
 
     Raises:
-        UsageError: No checkpoint there, or `out` exists.
+        UsageError: No checkpoint there, `out` exists, or the LLM's form has no such type.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
-    job = _Job.open(checkpoint, encoder_quantization, llm_quantization, log)
+    job = _Job.open(checkpoint, encoder_quantization, llm_backend, llm_quantization or DEFAULTS[llm_backend], log)
     with write_bundle(out, force=force) as folder:
         return job.write(folder, lora=read_lora(checkpoint))
 
@@ -71,21 +89,22 @@ def export_parts(
     out: Path,
     *,
     encoder_quantization: EncoderQuantization = "int8",
-    llm_quantization: LlmQuantization = "q8_0",
+    llm_quantization: GgufQuantization = "q8_0",
     force: bool = False,
     log: Log = _silent,
 ) -> Manifest:
     """Compile a checkpoint, but ship the LLM as a recipe: where it comes from, and the adapter in float16.
 
     The whole bundle is built and compared first, from the same rounded adapter that is shipped; `join` builds it again.
-    Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts.
+    Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts. The LLM is
+    GGUF: `join`, which has no torch, can write no other.
     """
-    job = _Job.open(checkpoint, encoder_quantization, llm_quantization, log)
+    job = _Job.open(checkpoint, encoder_quantization, "gguf", llm_quantization, log)
     lora = parts.rounded(read_lora(checkpoint))
     with write_bundle(out, force=force) as folder:
         manifest = job.write(folder, lora=lora)
         take_embeddings_out(folder, job.encoder.word_embeddings)
-        return parts.take_llm_out(folder, manifest, job.config, lora, checkpoint)
+        return parts.take_llm_out(folder, manifest, job.config, lora, checkpoint, llm_quantization)
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,7 @@ class _Job:
     checkpoint: Path
     config: StackConfig
     encoder_quantization: EncoderQuantization
+    llm_backend: LlmBackend
     llm_quantization: LlmQuantization
     log: Log
 
@@ -101,15 +121,21 @@ class _Job:
         cls,
         checkpoint: Path,
         encoder_quantization: EncoderQuantization,
+        llm_backend: LlmBackend,
         llm_quantization: LlmQuantization,
         log: Log,
     ) -> _Job:
+        allowed = LLM_QUANTIZATIONS[llm_backend]
+        if llm_quantization not in allowed:
+            raise UsageError(
+                f"an LLM in {llm_backend} cannot be {llm_quantization}; choose one of {', '.join(allowed)}"
+            )
         if not checkpoint.is_dir():
             raise UsageError(f"{checkpoint} is not a folder; name the folder of a trained checkpoint")
         config = StackConfig.load(checkpoint)
         if config.encoder is None:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
-        return cls(checkpoint, config, encoder_quantization, llm_quantization, log)
+        return cls(checkpoint, config, encoder_quantization, llm_backend, llm_quantization, log)
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
@@ -118,6 +144,9 @@ class _Job:
 
     def write(self, folder: Path, *, lora: dict[str, Array]) -> Manifest:
         """Fill an empty folder; torch's copy of the LLM is let go before the files are written."""
+        body = self._llm_body(lora)
+        if self.llm_backend == "onnx":
+            check_size(body)  # before torch loads it
         self.log("loading the checkpoint in torch")
         sentences = load_sentences()
         encoder = self.encoder
@@ -130,23 +159,41 @@ class _Job:
         write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
-        llm = self._write_llm(folder / LLM_NAME, lora)
-        self.log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in llm.matrix_types.items()))
+        llm = self._write_llm(folder, body, reference)
         manifest = self._write_rest(folder, encoder, llm)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
 
-    def _write_llm(self, path: Path, lora: dict[str, Array]) -> GgufSummary:
-        body = LlmBody(
+    def _llm_body(self, lora: dict[str, Array]) -> LlmBody:
+        return LlmBody(
             weights=open_llm(self.config.llm.source, self.checkpoint),
             layers=self.config.llm.layers,
             attention=self.config.llm.attention,
             lora=lora,
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
         )
-        return write_llm(path, body, self.llm_quantization)
 
-    def _write_rest(self, folder: Path, encoder: LoadedEncoder, llm: GgufSummary) -> Manifest:
+    def _write_llm(self, folder: Path, body: LlmBody, reference: Reference) -> Llm:
+        path, quantization = folder / f"llm.{self.llm_backend}", self.llm_quantization
+        if quantization == "int8" or (self.llm_backend == "onnx" and quantization == "f32"):
+            written = write_onnx(path, body, quantization, reference.inputs_GD)
+        else:
+            written = write_llm(path, body, quantization)
+        self.log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
+        if written.float32_matrices:
+            self.log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
+        return Llm(
+            backend=self.llm_backend,
+            architecture=written.architecture,
+            n_embd=written.n_embd,
+            n_layer=written.n_layer,
+            quantization=quantization,
+            float32_matrices=written.float32_matrices,
+            attention=body.attention,
+            pooling="mean",
+        )
+
+    def _write_rest(self, folder: Path, encoder: LoadedEncoder, llm: Llm) -> Manifest:
         """Bridge, heads, licences, and a manifest that has not been compared yet."""
         assert self.config.encoder is not None  # checked in `open`
         weight, bias = read_bridge(self.checkpoint)
@@ -169,14 +216,7 @@ class _Job:
                 suffix_tokens=encoder.suffix_tokens,
             ),
             bridge=self.config.bridge,
-            llm=Llm(
-                architecture=llm.architecture,
-                n_embd=llm.n_embd,
-                n_layer=llm.n_layer,
-                quantization=self.llm_quantization,
-                attention=self.config.llm.attention,
-                pooling="mean",
-            ),
+            llm=llm,
             tasks=tasks,
             languages=encoder.languages,
             sources=sources,

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.manifest import Manifest
+from mtllm_edge.manifest import LlmBackend, Manifest
 from mtllm_edge.render import megabytes
 
 if TYPE_CHECKING:
+    from mtllm_edge_export.assemble import LlmQuantization
     from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization
-    from mtllm_edge_export.llm_gguf import LlmQuantization
 
 _FOLDER = click.Path(path_type=Path)
 _OUT = click.option("--out", type=_FOLDER, required=True, metavar="BUNDLE", help="Folder to write.")
@@ -35,11 +36,16 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
     help="Type of the encoder's weights.",
 )
 @click.option(
-    "--llm-quantization",
-    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "f16", "f32"]),
-    default="q8_0",
+    "--llm-backend",
+    type=click.Choice(["gguf", "onnx"]),
+    default="gguf",
     show_default=True,
-    help="Type of the LLM's weights.",
+    help="Form of the LLM: GGUF for llama.cpp, or, for small ones, ONNX for ONNX Runtime.",
+)
+@click.option(
+    "--llm-quantization",
+    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "f16", "f32", "int8"]),
+    help="Type of the LLM's weights.  [default: q8_0 in GGUF, int8 in ONNX, which has f32 besides]",
 )
 @click.option(
     "--without-llm", is_flag=True, help="Write the trained parts and where the LLM comes from; `join` completes them."
@@ -50,25 +56,26 @@ def export(
     out: Path,
     *,
     encoder_quantization: EncoderQuantization,
-    llm_quantization: LlmQuantization,
+    llm_backend: LlmBackend,
+    llm_quantization: LlmQuantization | None,
     without_llm: bool,
     force: bool,
 ) -> None:
     """Compile a trained CHECKPOINT into a bundle that runs without torch, and compare the two."""
-    require("export", "torch", "transformers", "peft", "gguf")
+    if without_llm and llm_backend == "onnx":
+        raise UsageError("join has no torch, so it can write GGUF only; leave out --without-llm or --llm-backend onnx")
+    require("export", "torch", "transformers", "peft", "gguf", "onnx", "onnxruntime", "onnxscript")
     _quiet_transformers()
     from mtllm_edge_export.assemble import export_bundle, export_parts
 
-    write = export_parts if without_llm else export_bundle
     with _steps() as log:
-        manifest = write(
-            checkpoint,
-            out,
-            encoder_quantization=encoder_quantization,
-            llm_quantization=llm_quantization,
-            force=force,
-            log=log,
-        )
+        common: dict[str, Any] = {"encoder_quantization": encoder_quantization, "force": force, "log": log}
+        if without_llm and llm_quantization != "int8":
+            manifest = export_parts(checkpoint, out, llm_quantization=llm_quantization or "q8_0", **common)
+        else:
+            manifest = export_bundle(
+                checkpoint, out, llm_backend=llm_backend, llm_quantization=llm_quantization, **common
+            )
     _summary(manifest, out)
 
 

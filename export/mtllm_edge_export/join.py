@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from mtllm_edge.bundle import LLM_NAME, Bundle, list_files, write_bundle
+from mtllm_edge.bundle import Bundle, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import MANIFEST_NAME, Manifest
 from mtllm_edge_export.embeddings import EMBEDDINGS_NAME, put_embeddings_back
@@ -56,7 +56,7 @@ def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], No
             log("writing the encoder")
             put_embeddings_back(folder)
         log(f"writing the LLM ({recipe.attention}, {recipe.quantization})")
-        write_llm(folder / LLM_NAME, body, recipe.quantization)
+        write_llm(folder / manifest.llm.file, body, recipe.quantization)
         manifest = msgspec.structs.replace(manifest, files=list_files(folder))
         (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
         Bundle.open(folder)  # widths and counts of the new llm.gguf are those of the manifest
@@ -70,7 +70,7 @@ def _open_parts(parts: Path) -> tuple[Manifest, LlmRecipe]:
     if not path.is_file():
         raise ModelError(f"{parts} holds no {MANIFEST_NAME}; name a folder made by export --without-llm")
     manifest = Manifest.from_json(path.read_bytes(), origin=str(path))
-    if LLM_NAME in manifest.files:
+    if manifest.llm.file in manifest.files:
         raise UsageError(f"{parts} is a whole bundle already; there is nothing to join")
     if RECIPE_NAME not in manifest.files:
         raise ModelError(f"{path} does not list {RECIPE_NAME}; name a folder made by export --without-llm")

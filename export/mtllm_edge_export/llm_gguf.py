@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge.manifest import GgufQuantization
 from mtllm_edge_export.llama_shape import LlamaShape
 from mtllm_edge_export.lora import check_lora, merge_lora
 from mtllm_edge_export.quantize import quantize_gguf
@@ -26,7 +27,7 @@ from mtllm_edge_train.llm_weights import LlmWeights, permute_rope_rows
 
 Array = NDArray[np.float32]
 Attention = Literal["causal", "bidirectional"]
-LlmQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+LlmQuantization = GgufQuantization
 
 ARCHITECTURES: dict[Attention, str] = {"causal": "llama", "bidirectional": "llama-embed"}
 STUB_ROWS = 32
@@ -51,17 +52,19 @@ class LlmBody:
 
 
 @dataclass(frozen=True)
-class GgufSummary:
-    """What was written."""
+class LlmSummary:
+    """What was written, in this form or the other."""
 
     architecture: str
     n_embd: int
     n_layer: int
     matrix_types: dict[str, int]
     """Type found in the file -> number of matrices: llama.cpp replaces k-quants where a width is no multiple of 256."""
+    float32_matrices: tuple[str, ...] = ()
+    """As in `mtllm_edge.manifest.Llm`."""
 
 
-def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> GgufSummary:
+def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSummary:
     """Write a GGUF file without head, and without vocabulary unless the body is to have one.
 
     Args:
@@ -85,7 +88,7 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> GgufS
             quantize_gguf(full, path, quantization)
         finally:
             full.unlink(missing_ok=True)
-    return GgufSummary(ARCHITECTURES[body.attention], shape.n_embd, shape.n_layer, _matrix_types(path))
+    return LlmSummary(ARCHITECTURES[body.attention], shape.n_embd, shape.n_layer, _matrix_types(path))
 
 
 def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from mtllm_edge.bundle import LLM_NAME, list_files
+from mtllm_edge.bundle import list_files
 from mtllm_edge.errors import ModelError
-from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge.manifest import MANIFEST_NAME, GgufQuantization, Manifest
 from mtllm_edge_export.llm_source import source_digest
 from mtllm_edge_train.config import LORA_NAME, StackConfig, resolve_source
 
@@ -35,7 +35,7 @@ class LlmRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     layers: int | None
     """How many of the first layers; None is all."""
     attention: Literal["causal", "bidirectional"]
-    quantization: Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+    quantization: GgufQuantization
     lora_scale: float
     """Factor on ``lora_B @ lora_A``."""
 
@@ -61,7 +61,12 @@ def rounded(lora: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def take_llm_out(
-    folder: Path, manifest: Manifest, config: StackConfig, lora: Mapping[str, Array], checkpoint: Path
+    folder: Path,
+    manifest: Manifest,
+    config: StackConfig,
+    lora: Mapping[str, Array],
+    checkpoint: Path,
+    quantization: GgufQuantization,
 ) -> Manifest:
     """Turn a complete bundle folder into parts.
 
@@ -71,6 +76,7 @@ def take_llm_out(
         config: The checkpoint's configuration.
         lora: The adapter that is merged in the bundle's LLM, already rounded.
         checkpoint: The checkpoint's folder, where relative sources start.
+        quantization: Type of the LLM's weights.
 
     Returns:
         The manifest with the parts' files.
@@ -83,10 +89,10 @@ def take_llm_out(
         source_sha256=source_digest(source, checkpoint),
         layers=config.llm.layers,
         attention=config.llm.attention,
-        quantization=manifest.llm.quantization,
+        quantization=quantization,
         lora_scale=config.lora.scale if config.lora is not None else 0.0,
     )
-    (folder / LLM_NAME).unlink()
+    (folder / manifest.llm.file).unlink()
     (folder / RECIPE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(recipe), indent=2) + b"\n")
     if lora:
         save_file({name: tensor.astype(np.float16) for name, tensor in lora.items()}, folder / LORA_NAME)

@@ -14,6 +14,10 @@ from mtllm_edge.framing import Spans
 class Llm(Protocol):
     """An LLM body in some engine."""
 
+    @property
+    def pads(self) -> bool:
+        """Whether every text of a batch costs as much as the longest."""
+
     def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
         """Means over the final states of a batch of input embeddings, each (length, n_embd).
 

@@ -21,6 +21,7 @@ from mtllm_edge import manifest
 from mtllm_edge.batching import TEXTS_PER_BATCH, TOKENS_PER_BATCH
 from mtllm_edge.errors import EngineError, ModelError
 from mtllm_edge.framing import Spans
+from mtllm_edge.llms.pooling import check_inputs, span_means
 from mtllm_edge.machine import calm_openmp
 from mtllm_edge.safety import EngineSettings
 
@@ -46,6 +47,8 @@ llama_cpp.llama_backend_init()
 
 class GgufLlm:
     """One llama.cpp context, used again for every batch; a lock lets several threads share it."""
+
+    pads = False
 
     def __init__(
         self,
@@ -156,14 +159,8 @@ class GgufLlm:
             raise EngineError(f"{self._path}: a batch of {sum(lengths)} tokens, {self._batch.capacity} at most fit")
 
     def _check(self, batch: Sequence[NDArray[np.float32]]) -> None:
-        for inputs_LE in batch:
-            if inputs_LE.ndim != 2 or inputs_LE.shape[1] != self._n_embd or not len(inputs_LE):
-                raise EngineError(
-                    f"{self._path}: an input of shape {inputs_LE.shape}, expected (1 or more, {self._n_embd})"
-                )
+        check_inputs(batch, n_embd=self._n_embd, path=self._path)
         self._check_lengths([len(inputs_LE) for inputs_LE in batch])
-        if not all(np.isfinite(inputs_LE).all() for inputs_LE in batch):
-            raise EngineError(f"{self._path}: the encoder or the bridge gave numbers that are not finite")
 
     def _decode(self) -> NDArray[np.float32]:
         """Final states, (tokens, n_embd), of what the batch holds."""
@@ -190,14 +187,7 @@ class GgufLlm:
         """Means over the spans of each text, or over the whole of it."""
         if not np.isfinite(states_TE).all():
             raise EngineError(f"{self._path}: llama.cpp returned numbers that are not finite; see `mtllm-edge doctor`")
-        states = np.split(states_TE, np.cumsum(lengths)[:-1])
-        return np.stack(
-            [
-                states_LE[begin:end].mean(axis=0)
-                for states_LE, pieces in zip(states, spans, strict=True)
-                for begin, end in pieces or ((0, len(states_LE)),)
-            ]
-        )
+        return span_means(np.split(states_TE, np.cumsum(lengths)[:-1]), spans)
 
 
 class _Batch:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from mtllm_edge.llms.gguf import GgufLlm
 from mtllm_edge.manifest import Llm
 from mtllm_edge.safety import PLAIN, EngineSettings
-from mtllm_edge_export.llm_gguf import Attention, GgufSummary, LlmQuantization
+from mtllm_edge_export.llm_gguf import Attention, LlmQuantization, LlmSummary
 
 
 def pool_gguf(
     path: Path,
-    summary: GgufSummary,
+    summary: LlmSummary,
     attention: Attention,
     sequences: Sequence[NDArray[np.float32]],
     *,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.llm_gguf import Attention, GgufSummary, LlmBody, LlmQuantization, write_llm
+from mtllm_edge_export.llm_gguf import Attention, LlmBody, LlmQuantization, LlmSummary, write_llm
 from mtllm_edge_train.checkpoint import load_llm
 from mtllm_edge_train.config import LlmConfig, LoraConfig, StackConfig
 from mtllm_edge_train.llm_weights import open_llm_weights
@@ -53,7 +53,7 @@ def torch_pooled(folder: Path, attention: Attention, *, adapted: bool, width: in
 
 def write(
     folder: Path, attention: Attention, quantization: LlmQuantization, *, adapted: bool, width: int = WIDTH
-) -> GgufSummary:
+) -> LlmSummary:
     lora = random_lora(width, LAYERS) if adapted else {}
     body = LlmBody(open_llm_weights(folder / "llm"), LAYERS, attention, lora, 2.0)
     return write_llm(folder / "llm.gguf", body, quantization)
@@ -66,7 +66,7 @@ def test_float32_is_torch(attention: Attention, adapted: bool, rope: dict[str, A
     save_llm(tmp_path / "llm", width=WIDTH, rope=rope)
     expected_ND = torch_pooled(tmp_path, attention, adapted=adapted)
     summary = write(tmp_path, attention, "f32", adapted=adapted)
-    assert summary == GgufSummary("llama" if attention == "causal" else "llama-embed", WIDTH, LAYERS, {"f32": 14})
+    assert summary == LlmSummary("llama" if attention == "causal" else "llama-embed", WIDTH, LAYERS, {"f32": 14})
     found_ND = pool_gguf(tmp_path / "llm.gguf", summary, attention, sequences())
     assert cosines(expected_ND, found_ND).min() >= 0.9999
     np.testing.assert_allclose(found_ND, expected_ND, atol=2e-3)

@@ -23,6 +23,16 @@ def test_batches_keep_their_promises(lengths: list[int], max_tokens: int, max_te
         assert full or len(batch) == max_texts
 
 
+@given(lengths=st.lists(st.integers(1, 40)), max_tokens=st.integers(40, 200))
+def test_padding_counts_where_there_is_any(lengths: list[int], max_tokens: int) -> None:
+    batches = plan_batches(lengths, max_tokens=max_tokens, padded=True)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) * lengths[batch[0]] <= max_tokens
+    for batch, _ in itertools.pairwise(batches):
+        assert (len(batch) + 1) * lengths[batch[0]] > max_tokens or len(batch) == 64
+
+
 def test_equal_lengths_keep_their_order() -> None:
     assert plan_batches([5, 7, 5, 7, 5], max_tokens=12) == [[1], [3, 0], [2, 4]]
 

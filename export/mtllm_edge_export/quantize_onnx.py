@@ -1,0 +1,153 @@
+"""An ONNX LLM in int8, with as many matrices left in float32 as its vectors need.
+
+ONNX Runtime's dynamic quantisation rounds what a matrix reads with one scale for the whole batch. LLMs have a few huge
+activations (Sun et al. 2024, arXiv 2402.17762), and a matrix that reads one of them loses the rest. So int8 is measured
+on real inputs, and where the vectors turn too far, the matrices that turn them most stay in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge.errors import ModelError
+from mtllm_edge.formats.onnx import LLM_STATES
+from mtllm_edge.llms.onnx import padded, session_options
+from mtllm_edge.llms.pooling import span_means
+from mtllm_edge.machine import default_threads
+from mtllm_edge.manifest import Parity
+from mtllm_edge_export.parity import measure
+
+Array = NDArray[np.float32]
+
+GATE_COSINE_MEAN = 0.999
+"""What the pooled vectors in int8 must reach on average against those in float32."""
+GATE_COSINE_MIN = 0.995
+"""What the worst of them must reach."""
+_RANKED_ON = 16
+"""Inputs on which single matrices are compared; the gate sees all."""
+
+
+def quantize_within_gate(
+    full: onnx.ModelProto, matrices: Sequence[str], calibration: Sequence[Array]
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Quantise an LLM's matrices, but for those without which the gate does not hold.
+
+    If all of them in int8 do not pass, each is tried in int8 alone, and the worst go back to float32 one by one.
+
+    Args:
+        full: The model in float32; the product of a matrix bears its name.
+        matrices: Their names.
+        calibration: LLM inputs of real texts, each (length, n_embd).
+
+    Returns:
+        The int8 model, and the matrices that stay in float32 in it, in the order of `matrices`.
+
+    Raises:
+        ModelError: The gate does not hold with a single matrix in int8.
+    """
+    session = InferenceSession(
+        _switchable(full, _quantized(full, ()), matrices).SerializeToString(),
+        session_options(default_threads()),
+        providers=["CPUExecutionProvider"],
+    )
+
+    exact_ND = _pooled(session, calibration, matrices, ())
+
+    def compared(in_int8: Collection[str], every: int = 1) -> Parity:
+        return measure("llm", exact_ND[::every], _pooled(session, calibration[::every], matrices, in_int8))
+
+    some = max(1, len(calibration) // _RANKED_ON)
+    in_int8 = list(matrices)
+    worst_first: list[str] = []
+    while not _holds(found := compared(in_int8)):
+        worst_first = worst_first or sorted(matrices, key=lambda name: compared([name], some).cosine_mean)
+        in_int8.remove(worst_first[len(matrices) - len(in_int8)])
+        if not in_int8:
+            raise ModelError(
+                f"no matrix of the LLM can be int8: with one, the vectors have a cosine of {found.cosine_mean:.4f} on "
+                f"average, {found.cosine_min:.4f} at worst, expected {GATE_COSINE_MEAN} and {GATE_COSINE_MIN}; "
+                "export it with --llm-quantization f32"
+            )
+    kept = tuple(name for name in matrices if name not in in_int8)
+    return _quantized(full, kept), kept
+
+
+def _holds(parity: Parity) -> bool:
+    return parity.cosine_mean >= GATE_COSINE_MEAN and parity.cosine_min >= GATE_COSINE_MIN
+
+
+def _quantized(full: onnx.ModelProto, kept: Sequence[str]) -> onnx.ModelProto:
+    """All matrices in int8, a scale for each of their outputs, but for those that are kept."""
+    with tempfile.TemporaryDirectory() as scratch, _no_advice():
+        path = Path(scratch) / "int8.onnx"
+        quantize_dynamic(
+            full,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            # 7 bits: processors without VNNI add two products in 16 bits, where those of 8 bits overflow.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(kept),
+        )
+        return onnx.load(path)
+
+
+def _switchable(full: onnx.ModelProto, quantized: onnx.ModelProto, matrices: Sequence[str]) -> onnx.ModelProto:
+    """Both forms of every matrix in one graph, and a boolean input of each one's name that says whether it is int8.
+
+    So any mixture is tried without another file or session.
+    """
+    products = {node.output[0]: node for node in full.graph.node if node.name in set(matrices)}
+    nodes = []
+    for node in quantized.graph.node:
+        nodes.append(node)
+        if (output := node.output[0]) in products:
+            product = products[output]
+            node.output[0], exact = f"{output}.int8", f"{output}.float32"
+            nodes.append(helper.make_node("MatMul", product.input, [exact]))
+            nodes.append(helper.make_node("Where", [product.name, node.output[0], exact], [output]))
+    weights = {product.input[1] for product in products.values()}
+    both = onnx.ModelProto()
+    both.CopyFrom(quantized)
+    both.graph.ClearField("node")
+    both.graph.node.extend(nodes)
+    both.graph.initializer.extend(tensor for tensor in full.graph.initializer if tensor.name in weights)
+    both.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, [1]) for name in matrices)
+    return both
+
+
+def _pooled(
+    session: InferenceSession, inputs: Sequence[Array], matrices: Sequence[str], in_int8: Collection[str]
+) -> Array:
+    """Mean states (texts, n_embd) of a switchable graph, in batches as the runtime makes them."""
+    switches = {name: np.array([name in in_int8]) for name in matrices}
+    lengths = [len(inputs_LD) for inputs_LD in inputs]
+    pooled_ND = np.empty((len(inputs), inputs[0].shape[1]), np.float32)
+    for places in plan_batches(lengths, max_tokens=max(TOKENS_PER_BATCH, *lengths), padded=True):
+        (states_NLD,) = session.run([LLM_STATES], padded([inputs[place] for place in places]) | switches)
+        pooled_ND[places] = span_means([states_NLD[row, : lengths[place]] for row, place in enumerate(places)], None)
+    return pooled_ND
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Keep back the quantiser's advice to optimise the graph before, which would rename what the gate names."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

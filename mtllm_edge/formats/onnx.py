@@ -1,0 +1,189 @@
+"""Structure of an ONNX file (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), walked without the weights.
+
+A file is one protobuf message: fields, each with a number, a wire type (0 a number, 2 bytes behind their length), and a
+value. Only what this project's exporters write is accepted: one flat graph whose tensors all lie in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtllm_edge.formats.cursor import Cursor, DamagedFileError, open_cursor
+
+LLM_INPUTS, LLM_MASK, LLM_STATES = "inputs_embeds", "attention_mask", "states"
+"""An LLM's inputs, float32 (texts, length, n_embd) and int64 (texts, length), and its output, shaped as the first."""
+
+FLOAT, INT64 = 1, 7
+_ITEM_SIZES = {FLOAT: 4, 2: 1, 3: 1, 6: 4, INT64: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+"""Number of a tensor's type (`TensorProto.DataType`) -> bytes of an item."""
+_NAME_LIMIT = 2**16
+_IR_VERSIONS = range(3, 11)
+"""Those that the oldest ONNX Runtime of the extra [onnx] reads."""
+
+Shape = tuple[int | str, ...]
+"""Lengths, or the names of those that are free."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a file says of itself."""
+
+    inputs: dict[str, tuple[int, Shape]] = field(default_factory=dict)
+    """Name -> type and shape."""
+    outputs: dict[str, tuple[int, Shape]] = field(default_factory=dict)
+    initializers: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    """Name of each stored tensor -> type and shape."""
+
+
+def read_graph(path: Path) -> Graph:
+    """Walk an ONNX file.
+
+    Raises:
+        DamagedFileError: It ends too early, or has tensors outside the file, tensors whose size is not that of their
+            shape, graphs within the graph, or functions.
+    """
+    graph, graphs, versions = Graph(), 0, 0
+    with open_cursor(path) as cursor:
+        for number, wire, value in _fields(cursor, cursor.size):
+            match number, wire:
+                case 1, _:
+                    if wire != 0 or value not in _IR_VERSIONS:
+                        raise DamagedFileError(f"IR version {value}, expected {_IR_VERSIONS[0]} to {_IR_VERSIONS[-1]}")
+                case 7, 2:
+                    graphs += 1
+                    _read_graph(cursor, value, graph)
+                case 8, 2:
+                    versions += 1
+                case ((20 | 25), 2):
+                    raise DamagedFileError("holds training steps or functions")
+    if graphs != 1 or versions == 0:
+        raise DamagedFileError(f"no ONNX file: {graphs} graphs and {versions} operator sets, expected 1 and some")
+    return graph
+
+
+def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, wire type and value of each field up to `end`; of bytes, the value is where they end.
+
+    There the cursor stands at their beginning, and goes on from their end whatever was read of them.
+    """
+    while cursor.position < end:
+        key = _varint(cursor)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            yield number, wire, _varint(cursor)
+        elif wire == 2:
+            length = _varint(cursor)
+            stop = cursor.position + length
+            if stop > end:
+                raise DamagedFileError(f"cut short: {length} bytes expected at offset {cursor.position} of {end}")
+            yield number, wire, stop
+            cursor.position = stop
+        elif wire in (1, 5):
+            cursor.skip(8 if wire == 1 else 4)
+            yield number, wire, 0
+        else:
+            raise DamagedFileError(f"no ONNX file: a field of wire type {wire} before offset {cursor.position}")
+    if cursor.position != end:
+        raise DamagedFileError(f"a field ends at offset {cursor.position}, its message at {end}")
+
+
+def _varint(cursor: Cursor) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = cursor.integer("B")
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise DamagedFileError(f"a number of more than 10 bytes before offset {cursor.position}")
+
+
+def _text(cursor: Cursor, end: int) -> str:
+    return cursor.text(end - cursor.position, limit=_NAME_LIMIT)
+
+
+def _read_graph(cursor: Cursor, end: int, graph: Graph) -> None:
+    for number, wire, stop in _fields(cursor, end):
+        match number, wire:
+            case 1, 2:
+                _read_node(cursor, stop)
+            case 5, 2:
+                name, kind, shape = _read_tensor(cursor, stop)
+                if name in graph.initializers:
+                    raise DamagedFileError(f"two tensors are called {name!r}")
+                graph.initializers[name] = kind, shape
+            case ((11 | 12), 2):
+                name, kind, free_shape = _read_value(cursor, stop)
+                (graph.inputs if number == 11 else graph.outputs)[name] = kind, free_shape
+            case 15, 2:
+                raise DamagedFileError("holds sparse tensors")
+
+
+def _read_node(cursor: Cursor, end: int) -> None:
+    """Attributes may hold tensors, too, and graphs of their own."""
+    for number, wire, stop in _fields(cursor, end):
+        if (number, wire) != (5, 2):
+            continue
+        for inner, inner_wire, inner_stop in _fields(cursor, stop):
+            match inner, inner_wire:
+                case ((5 | 10), 2):
+                    _read_tensor(cursor, inner_stop)
+                case ((6 | 11 | 22 | 23), 2):
+                    raise DamagedFileError("holds a graph within the graph, or sparse tensors")
+
+
+def _read_tensor(cursor: Cursor, end: int) -> tuple[str, int, tuple[int, ...]]:
+    """Name, type and shape of a tensor."""
+    name, kind, size = "", 0, None
+    shape: list[int] = []
+    for number, wire, value in _fields(cursor, end):
+        match number, wire:
+            case 1, _:
+                if wire != 0 or value >= 2**63:
+                    raise DamagedFileError(f"no shape of a tensor before offset {cursor.position}")
+                shape.append(value)
+            case 2, 0:
+                kind = value
+            case 8, 2:
+                name = _text(cursor, value)
+            case 9, 2:
+                size = value - cursor.position
+            case (13, 2) | (14, 0) if number == 13 or value != 0:
+                raise DamagedFileError(f"tensor {name!r} lies outside the file")
+    if size is not None and size != _ITEM_SIZES.get(kind, 0) * math.prod(shape):
+        raise DamagedFileError(f"tensor {name!r} has shape {shape} and type {kind}, but {size} bytes")
+    return name, kind, tuple(shape)
+
+
+def _read_value(cursor: Cursor, end: int) -> tuple[str, int, Shape]:
+    """Name, type and shape of an input or output; of what is no tensor, type 0."""
+    name, kind = "", 0
+    shape: list[int | str] = []
+    for number, wire, stop in _fields(cursor, end):
+        if (number, wire) == (1, 2):
+            name = _text(cursor, stop)
+        elif (number, wire) == (2, 2):
+            for tensor_end in _inside(cursor, stop, 1):
+                for inner, inner_wire, value in _fields(cursor, tensor_end):
+                    if (inner, inner_wire) == (1, 0):
+                        kind = value
+                    elif (inner, inner_wire) == (2, 2):
+                        shape += [_length(cursor, dimension_end) for dimension_end in _inside(cursor, value, 1)]
+    return name, kind, tuple(shape)
+
+
+def _inside(cursor: Cursor, end: int, wanted: int) -> Iterator[int]:
+    """Where each message ends that lies in the field `wanted`."""
+    return (stop for number, wire, stop in _fields(cursor, end) if (number, wire) == (wanted, 2))
+
+
+def _length(cursor: Cursor, end: int) -> int | str:
+    length: int | str = ""
+    for number, wire, value in _fields(cursor, end):
+        if (number, wire) == (1, 0):
+            length = value
+        elif (number, wire) == (2, 2):
+            length = _text(cursor, value)
+    return length

@@ -1,0 +1,169 @@
+"""The LLM in ONNX against the same body in torch, in float32 and in int8."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from mtllm_edge import Bundle, Embedder
+from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.formats.onnx import read_graph
+from mtllm_edge.kinds import Input
+from mtllm_edge.llms.onnx import OnnxLlm
+from mtllm_edge.manifest import Llm, OnnxQuantization
+from mtllm_edge_export import cli, quantize_onnx
+from mtllm_edge_export.assemble import export_bundle
+from mtllm_edge_export.llm_gguf import Attention, LlmBody, LlmSummary
+from mtllm_edge_export.llm_onnx import write_onnx
+from mtllm_edge_train.checkpoint import load_stack
+from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
+from tests.export.engines import cosines
+from tests.export.test_kinds import PAIRS, QUESTIONS, TASKS
+from tests.export.test_llm_gguf import LAYERS, LLAMA3, WIDTH, sequences, torch_pooled
+from tests.export.tiny_checkpoint import random_lora, save_checkpoint, save_llm
+
+OUTLIER = "layers.1.mlp.down_proj"
+
+
+class Outlier:
+    """An LLM in which one matrix reads a huge activation, and which computes what the LLM without it does."""
+
+    def __init__(self, weights: LlmWeights) -> None:
+        self._weights, self.config = weights, weights.config
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        weight = self._weights.tensor(name).copy()
+        if name == "layers.1.mlp.up_proj.weight":
+            weight[5] *= 4096
+        if name == f"{OUTLIER}.weight":
+            weight[:, 5] /= 4096
+        return weight
+
+
+def pool(path: Path, summary: LlmSummary, quantization: OnnxQuantization, *, singly: bool) -> NDArray[np.float32]:
+    described = Llm(
+        backend="onnx",
+        architecture=summary.architecture,
+        n_embd=summary.n_embd,
+        n_layer=summary.n_layer,
+        quantization=quantization,
+        float32_matrices=summary.float32_matrices,
+        attention="causal",
+        pooling="mean",
+    )
+    llm = OnnxLlm(path, described, threads=1)
+    return np.concatenate([llm.pool([one]) for one in sequences()]) if singly else llm.pool(sequences())
+
+
+@pytest.mark.parametrize(("attention", "rope"), [("causal", None), ("bidirectional", LLAMA3)])
+def test_float32_is_torch(attention: Attention, rope: dict[str, Any] | None, tmp_path: Path) -> None:
+    save_llm(tmp_path / "llm", width=WIDTH, rope=rope)
+    expected_ND = torch_pooled(tmp_path, attention, adapted=True)
+    body = LlmBody(open_llm_weights(tmp_path / "llm"), LAYERS, attention, random_lora(WIDTH, LAYERS), 2.0)
+    summary = write_onnx(tmp_path / "llm.onnx", body, "f32", [])
+    assert summary == LlmSummary("llama", WIDTH, LAYERS, {"f32": 14})
+    for singly in (False, True):
+        found_ND = pool(tmp_path / "llm.onnx", summary, "f32", singly=singly)
+        assert cosines(expected_ND, found_ND).min() >= 0.9999
+        np.testing.assert_allclose(found_ND, expected_ND, atol=2e-3)
+    content = (tmp_path / "llm.onnx").read_bytes()
+    for folder in (Path(cli.__file__).parent, Path(torch.__file__).parent):
+        assert str(folder).encode() not in content  # torch notes where each node came from
+
+
+def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_llm(tmp_path / "llm", width=WIDTH)
+    body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
+    expected_ND = torch_pooled(tmp_path, "causal", adapted=False)
+    summary = write_onnx(tmp_path / "llm.onnx", body, "int8", sequences())
+    kept = summary.float32_matrices
+    assert OUTLIER in kept
+    assert 1 <= len(kept) <= 3  # so narrow an LLM may need one or two more
+    assert summary.matrix_types == {"int8": 14 - len(kept), "f32": len(kept)}
+    stored = read_graph(tmp_path / "llm.onnx").initializers
+    assert {name.removesuffix(".weight") for name in stored if name.endswith("_proj.weight")} == set(kept)
+    for singly in (False, True):
+        found = cosines(expected_ND, pool(tmp_path / "llm.onnx", summary, "int8", singly=singly))
+        assert found.min() >= quantize_onnx.GATE_COSINE_MIN
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["llm.onnx"]
+    monkeypatch.setattr(quantize_onnx, "_holds", lambda _: True)
+    ruined = write_onnx(tmp_path / "ruined.onnx", body, "int8", sequences())
+    assert ruined.float32_matrices == ()
+    found = cosines(expected_ND, pool(tmp_path / "ruined.onnx", ruined, "int8", singly=False))
+    assert found.min() < quantize_onnx.GATE_COSINE_MIN  # what the gate is there for
+    assert (tmp_path / "ruined.onnx").stat().st_size < (tmp_path / "llm.onnx").stat().st_size
+
+
+def test_a_large_llm_is_sent_to_gguf(tmp_path: Path) -> None:
+    save_llm(tmp_path / "llm", width=WIDTH)
+    weights = open_llm_weights(tmp_path / "llm")
+    weights.config = {**weights.config, "intermediate_size": 2**22}
+    with pytest.raises(ModelError, match=r"has 6\.4 GB in float32.*; GGUF is the form for large LLMs"):
+        write_onnx(tmp_path / "llm.onnx", LlmBody(weights, 2, "causal"), "f32", [])
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint with a strided bridge and tasks of every kind, and its bundle."""
+    folder = tmp_path_factory.mktemp("onnx")
+    checkpoint = save_checkpoint(folder / "checkpoint", stride=3, more_tasks=TASKS)
+    lines: list[str] = []
+    export_bundle(
+        checkpoint,
+        folder / "bundle",
+        encoder_quantization="float32",
+        llm_backend="onnx",
+        llm_quantization="f32",
+        log=lines.append,
+    )
+    assert "matrices of the LLM: 14 f32" in lines
+    return checkpoint, folder / "bundle"
+
+
+def test_the_bundle_follows_torch_in_every_kind(pieces: tuple[Path, Path]) -> None:
+    checkpoint, folder = pieces
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    assert (bundle.manifest.llm.backend, bundle.manifest.llm.quantization) == ("onnx", "f32")
+    assert "llm.gguf" not in bundle.manifest.files
+    cosine = {row.component: row.cosine_min for row in bundle.manifest.parity}
+    assert set(cosine) >= {"llm", "stack", "stack, pair", "stack, multiple_choice", "task entailment", "task cause"}
+    assert min(cosine.values()) >= 0.9999
+    stack = load_stack(checkpoint)
+    kinds: list[list[Input]] = [["x", "Good morning.", "один два три " * 30], PAIRS, QUESTIONS]
+    with Embedder.load(bundle, threads=1) as embedder:
+        for items in kinds:
+            with torch.inference_mode():
+                expected_VD = stack.read(stack.tokenizer.encode(items)).numpy()
+            assert cosines(expected_VD, embedder.pool(embedder.encode(items))).min() >= 0.9999
+
+
+def test_a_damaged_file_is_refused(pieces: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pieces[1], tmp_path / "bundle"))
+    content = (folder / "llm.onnx").read_bytes()
+    (folder / "llm.onnx").write_bytes(b"\xff" * 64 + content[64:])
+    with pytest.raises(ModelError, match=r"llm\.onnx: "):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--llm-backend", "onnx", "--llm-quantization", "q8_0"], "an LLM in onnx cannot be q8_0; choose one of f32"),
+        (["--llm-quantization", "int8"], "an LLM in gguf cannot be int8"),
+        (["--llm-quantization", "int8", "--without-llm"], "an LLM in gguf cannot be int8"),
+        (["--llm-backend", "onnx", "--without-llm"], "join has no torch, so it can write GGUF only"),
+    ],
+)
+def test_forms_that_there_are_not(options: list[str], message: str, checkpoint: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.export, [str(checkpoint), "--out", str(tmp_path / "b"), *options])
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
