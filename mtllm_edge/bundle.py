@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mtllm_edge import checks
 from mtllm_edge.errors import ModelError, UsageError
@@ -29,6 +30,7 @@ _REQUIRED = (
 )
 _MANIFEST_LIMIT = 64 * 2**20  # a manifest is kilobytes; this only keeps a wrong file out of memory
 _CHUNK = 2**20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a damaged file's own words must not move a terminal's cursor
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,19 @@ class Bundle:
         _raise_faults(self.path, faults)
 
     def _presence_faults(self) -> dict[str, str]:
-        """Name of each file that is absent, of another size, or outside the folder -> what is wrong with it."""
-        root = self.path.resolve()
+        """Name of each file that is absent, of another size, a link, or not listed -> what is wrong with it."""
         faults = {}
         for name, listed in self.manifest.files.items():
             path = self.path / name
-            if not path.is_file():
+            if any(part.is_symlink() for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1])):
+                faults[name] = f"a link, to {path.resolve()}; copy the file itself"
+            elif not path.is_file():
                 faults[name] = "missing"
-            elif not path.resolve().is_relative_to(root):
-                faults[name] = f"a link that leaves the bundle, to {path.resolve()}"
             elif (size := path.stat().st_size) != listed.size:
                 faults[name] = f"{size} bytes, expected {listed.size}"
+        for path in self.path.joinpath(ENCODER_NAME).iterdir() if not faults else ():
+            if (name := f"{ENCODER_NAME}/{path.name}") not in _REQUIRED:
+                faults[name] = "not a file of an encoder, but the engine would read it; remove it"
         return faults
 
 
@@ -204,8 +208,8 @@ def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ModelError(f"{folder} holds no {MANIFEST_NAME}; name the folder that `mtllm-edge export` wrote")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"{path} is a link that leaves the bundle; copy the file itself into the folder")
+    if path.is_symlink():
+        raise ModelError(f"{path} is a link; copy the file itself into the folder")
     if path.stat().st_size > _MANIFEST_LIMIT:
         raise ModelError(f"{path} has {path.stat().st_size} bytes, too many for a manifest; export the bundle again")
     return path.read_bytes()
@@ -213,7 +217,7 @@ def _read_manifest(folder: Path) -> bytes:
 
 def _raise_faults(folder: Path, faults: dict[str, str]) -> None:
     if faults:
-        listed = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        listed = _CONTROL.sub("?", "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
         raise ModelError(f"{folder} is damaged ({listed}); copy or export the bundle again")
 
 

@@ -7,29 +7,16 @@ the widths must be those of the manifest (here). The weights themselves are not 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard
 
-import msgspec
-
-from mtllm_edge.formats import ctranslate2, gguf, onnx, safetensors
+from mtllm_edge.formats import ctranslate2, encoder_model, gguf, llama_body, onnx, safetensors, tokenizer_json
 from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.manifest import Encoder, Llm, Manifest, Task
 
-_LAYER_TENSORS = (
-    "attn_norm",
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_output",
-    "ffn_norm",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_down",
-)
+_JSON_LIMIT = 256 * 2**20
+"""Most bytes of a tokenizer or a list of names: those of 500 languages have 20 million."""
 
 
 def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
@@ -43,6 +30,7 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
     checks: dict[str, Callable[[Path], list[str]]] = {
         "tokenizer.json": _tokenizer_faults,
         "encoder/model.bin": partial(_encoder_faults, encoder=encoder),
+        "encoder/config.json": _config_faults,
         "bridge.safetensors": partial(
             _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
         ),
@@ -61,26 +49,27 @@ def _faults_of(check: Callable[[Path], list[str]], path: Path) -> list[str]:
 
 
 def _tokenizer_faults(path: Path) -> list[str]:
-    class TokenizerFile(msgspec.Struct):
-        model: dict[str, msgspec.Raw]
-
-    try:
-        msgspec.json.decode(path.read_bytes(), type=TokenizerFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return [f"no tokenizer ({error})"]
+    tokenizer_json.check(_read_json(path))
     return []
 
 
 def _encoder_faults(path: Path, encoder: Encoder) -> list[str]:
-    shapes = ctranslate2.read_shapes(path)
-    faults = []
-    words = shapes.get("encoder/embeddings_0/weight", ())
-    if len(words) != 2 or words[1] != encoder.d_model:
-        faults.append(f"word embeddings have shape {list(words)}, expected [vocabulary, {encoder.d_model}]")
-    positions = shapes.get("encoder/position_encodings/encodings")  # absent where the engine computes them
-    if positions is not None and positions[0] < encoder.max_tokens:
-        faults.append(f"{positions[0]} positions, fewer than max_tokens {encoder.max_tokens}")
+    model = ctranslate2.read_model(path)
+    faults = encoder_model.model_faults(model, d_model=encoder.d_model, max_tokens=encoder.max_tokens)
+    if not faults:
+        encoder_model.check_vocabulary(_read_json(path.with_name("vocabulary.json")), model.vocabulary_size)
     return faults
+
+
+def _config_faults(path: Path) -> list[str]:
+    encoder_model.check_config(_read_json(path))
+    return []
+
+
+def _read_json(path: Path) -> bytes:
+    if (size := path.stat().st_size) > _JSON_LIMIT:
+        raise DamagedFileError(f"{path.name} has {size} bytes, expected {_JSON_LIMIT} at most")
+    return path.read_bytes()
 
 
 def _bridge_faults(path: Path, n_embd: int, d_group: int) -> list[str]:
@@ -106,44 +95,9 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _gguf_faults(path: Path, llm: Llm) -> list[str]:
-    header = gguf.read_header(path)
-    architecture = llm.architecture
-    expected = {
-        "general.architecture": architecture,
-        f"{architecture}.embedding_length": llm.n_embd,
-        f"{architecture}.block_count": llm.n_layer,
-    }
-    faults = [
-        f"{key} is {header.fields.get(key)!r}, expected {value!r}"
-        for key, value in expected.items()
-        if header.fields.get(key) != value
-    ]
-    if faults:
-        return faults
-    faults = _head_count_faults(header.fields, architecture, llm.n_embd)
-    names = ["token_embd.weight", "output_norm.weight"]
-    names += [f"blk.{layer}.{name}.weight" for layer in range(llm.n_layer) for name in _LAYER_TENSORS]
-    missing = [name for name in names if name not in header.shapes]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        faults.append(f"lacks the tensors {', '.join(missing[:3])}{more}")
-    return faults
-
-
-def _head_count_faults(fields: dict[str, gguf.Value], architecture: str, n_embd: int) -> list[str]:
-    """Numbers that llama.cpp divides by or asserts on."""
-    n_head = fields.get(f"{architecture}.attention.head_count")
-    n_head_kv = fields.get(f"{architecture}.attention.head_count_kv", n_head)
-    if not (_positive(n_head) and _positive(n_head_kv) and n_head % n_head_kv == 0 and n_embd % n_head == 0):
-        return [f"{n_head} heads and {n_head_kv} key-value heads do not divide a width of {n_embd}"]
-    faults = []
-    for key in ("feed_forward_length", "context_length"):
-        if not _positive(fields.get(f"{architecture}.{key}")):
-            faults.append(f"{architecture}.{key} is {fields.get(f'{architecture}.{key}')!r}, expected above 0")
-    epsilon = fields.get(f"{architecture}.attention.layer_norm_rms_epsilon")
-    if not (isinstance(epsilon, float) and epsilon > 0 and math.isfinite(epsilon)):
-        faults.append(f"{architecture}.attention.layer_norm_rms_epsilon is {epsilon!r}, expected above 0")
-    return faults
+    return llama_body.faults(
+        gguf.read_header(path), architecture=llm.architecture, n_embd=llm.n_embd, n_layer=llm.n_layer
+    )
 
 
 def _onnx_faults(path: Path, llm: Llm) -> list[str]:
@@ -159,7 +113,3 @@ def _onnx_faults(path: Path, llm: Llm) -> list[str]:
     if norms != {f"layers.{layer}.input_layernorm.weight" for layer in range(llm.n_layer)}:
         faults.append(f"has {len(norms)} layers, expected {llm.n_layer}")
     return faults
-
-
-def _positive(value: gguf.Value) -> TypeGuard[int]:
-    return isinstance(value, int) and value > 0

@@ -6,8 +6,10 @@ meaning raises `FORMAT_VERSION`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -17,6 +19,12 @@ from mtllm_edge.kinds import Kind
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_STRIDE = 4
+
+_WIDTH_LIMIT, _LAYERS_LIMIT, _TOKENS_LIMIT = 2**16, 512, 2**14
+"""Far above every model that fits, and below what would exhaust memory before a file is read."""
+_LISTS_LIMIT, _FILES_LIMIT, _PATH_LIMIT = 2**16, 4_096, 512
+_TEMPERATURES = (1e-4, 1e4)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 LlmBackend = Literal["gguf", "onnx"]
 GgufQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
@@ -148,7 +156,7 @@ class Parity(_Part, frozen=True):
 class File(_Part, frozen=True):
     """Size and digest of one file of the bundle."""
 
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0)]
     sha256: str
 
 
@@ -183,7 +191,7 @@ class Manifest(_Part, frozen=True):
         """
         try:
             version = msgspec.json.decode(text, type=_Versioned).format_version
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"{origin} is not a bundle manifest ({error}); export the bundle again") from None
         if version != FORMAT_VERSION:
             advice = "upgrade mtllm-edge" if version > FORMAT_VERSION else "export the bundle again"
@@ -192,7 +200,7 @@ class Manifest(_Part, frozen=True):
             )
         try:
             manifest = msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"{origin}: {error}; export the bundle again") from None
         faults = manifest._faults()
         if faults:
@@ -205,31 +213,79 @@ class Manifest(_Part, frozen=True):
 
     def _faults(self) -> list[str]:
         faults = [
-            f"{name} must be positive, found {value}"
-            for name, value in (
-                ("encoder.d_model", self.encoder.d_model),
-                ("encoder.max_tokens", self.encoder.max_tokens),
-                ("llm.n_embd", self.llm.n_embd),
-                ("llm.n_layer", self.llm.n_layer),
+            f"{name} must be positive, found {value}" if value <= 0 else f"{name} is {value}, expected {limit} at most"
+            for name, value, limit in (
+                ("encoder.d_model", self.encoder.d_model, _WIDTH_LIMIT),
+                ("encoder.max_tokens", self.encoder.max_tokens, _TOKENS_LIMIT),
+                ("llm.n_embd", self.llm.n_embd, _WIDTH_LIMIT),
+                ("llm.n_layer", self.llm.n_layer, _LAYERS_LIMIT),
             )
-            if value <= 0
+            if not 0 < value <= limit
         ]
         if self.encoder.needs_language and not self.languages:
             faults.append("the encoder takes a language token but languages is empty")
         for name, task in self.tasks.items():
-            if task.kind == "multiple_choice" and task.labels:
-                faults.append(f"task {name!r} is multiple choice and takes no labels, found {list(task.labels)}")
-            elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
-                faults.append(f"task {name!r} needs two or more different labels, found {list(task.labels)}")
-            if not task.temperature > 0:
-                faults.append(f"task {name!r} has temperature {task.temperature}, expected above 0")
-            if task.head not in self.files:
-                faults.append(f"task {name!r} names the head {task.head!r}, which files does not list")
-        for path in self.files:
-            parts = PurePosixPath(path).parts
-            if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or "." in parts:
-                faults.append(f"file path {path!r} does not stay inside the bundle")
+            faults += self._task_faults(name, task)
+        faults += [
+            f"file path {path!r} does not stay inside the bundle" for path in self.files if not _stays_inside(path)
+        ]
+        if len({path.casefold() for path in self.files}) != len(self.files):
+            faults.append("two file paths differ in upper and lower case only")
+        return faults + self._size_faults()
+
+    def _task_faults(self, name: str, task: Task) -> Iterator[str]:
+        if task.kind == "multiple_choice" and task.labels:
+            yield f"task {name!r} is multiple choice and takes no labels, found {list(task.labels)}"
+        elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
+            yield f"task {name!r} needs two or more different labels, found {list(task.labels)}"
+        low, high = _TEMPERATURES
+        if not task.temperature > 0:
+            yield f"task {name!r} has temperature {task.temperature}, expected above 0"
+        elif not low <= task.temperature <= high:
+            yield f"task {name!r} has temperature {task.temperature}, expected {low:g} to {high:g}"
+        if task.head not in self.files:
+            yield f"task {name!r} names the head {task.head!r}, which files does not list"
+        if not (task.head.startswith("tasks/") and task.head.endswith(".safetensors")):
+            # The name of another model file would put the check of a head in the place of its own.
+            yield f"task {name!r} names the head {task.head!r}, expected tasks/....safetensors"
+
+    def _size_faults(self) -> list[str]:
+        lists = {
+            "files": (len(self.files), _FILES_LIMIT),
+            "tasks": (len(self.tasks), _FILES_LIMIT),
+            "languages": (len(self.languages), _LISTS_LIMIT),
+            "labels": (max((len(task.labels) for task in self.tasks.values()), default=0), _LISTS_LIMIT),
+            "special tokens": (len(self.encoder.prefix_tokens + self.encoder.suffix_tokens), 64),
+        }
+        faults = [f"{size} {name}, expected {limit} at most" for name, (size, limit) in lists.items() if size > limit]
+        spoilt = next((text for text in _texts(msgspec.to_builtins(self)) if _CONTROL.search(text)), None)
+        if spoilt is not None:
+            faults.append(f"{spoilt!r} has control characters")
         return faults
+
+
+def _stays_inside(path: str) -> bool:
+    """Whether a path is relative, plain on every system, and written in the one way that has no detours."""
+    parts = PurePosixPath(path).parts
+    plain = path == "/".join(parts) and not {"\\", ":"} & set(path) and len(path) <= _PATH_LIMIT
+    return (
+        plain
+        and not any(part == ".." or part.endswith((".", " ")) for part in parts)
+        and path not in ("", MANIFEST_NAME)
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in plain data, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 class _Versioned(msgspec.Struct):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
@@ -44,16 +45,16 @@ class Tokenizer:
         Raises:
             ModelError: The file is not a tokenizer, or lacks one of the frame's tokens.
         """
-        try:
+        self._path = path
+        with _one_line(path):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises plain Exception
-            raise ModelError(f"{path} is not a readable tokenizer ({error}); get the model again") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._languages = tuple(languages)
         self._prefix, self._suffix = tuple(prefix_tokens), tuple(suffix_tokens)
         self._max_tokens = max_tokens
-        self._between = self._pair_separator()
+        with _one_line(path):
+            self._between = self._pair_separator()
         frame = [token for token in (*self._prefix, *self._suffix) if token != LANGUAGE_PLACEHOLDER]
         missing = [token for token in (*frame, *languages) if self._tokenizer.token_to_id(token) is None]
         if missing:
@@ -98,7 +99,8 @@ class Tokenizer:
             raise UsageError(f"this encoder takes no language (it was given {language!r}); leave the language out")
         frame = Frame(self._frame_ids(self._prefix, language), self._between, self._frame_ids(self._suffix, language))
         flat = [part for item in texts for part in parts_of(item)]
-        readings = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        with _one_line(self._path):
+            readings = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
         return [
             self._join(item, index, [next(readings).ids for _ in parts_of(item)], frame)
             for index, item in enumerate(texts)
@@ -117,7 +119,8 @@ class Tokenizer:
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Where each token that is read stands in a text: (place in the ids, first character, end character)."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with _one_line(self._path):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         first = len(self._prefix)
         return [(first + index, begin, end) for index, (begin, end) in enumerate(encoding.offsets[: self._room])]
 
@@ -154,6 +157,18 @@ class Tokenizer:
     def _some_languages(self) -> str:
         shown = ", ".join(self._languages[:8])
         return shown if len(self._languages) <= 8 else f"{shown} ... ({len(self._languages)} in all)"
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Turn what the Rust library raises into one line: plain `Exception`, and panics, which are no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} is not a readable tokenizer ({reason}); get the model again") from None
 
 
 def _check(item: Input, index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class Cursor:
 def open_cursor(path: Path) -> Iterator[Cursor]:
     """Map a file and give a cursor at its start."""
     with path.open("rb") as file:
-        if path.stat().st_size == 0:  # mmap refuses empty files
+        if os.fstat(file.fileno()).st_size == 0:  # mmap refuses empty files
             raise DamagedFileError("empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield Cursor(data)

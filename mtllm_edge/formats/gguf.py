@@ -12,9 +12,11 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
 _NUMBER_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_KEY_LIMIT, _STRING_LIMIT = 65_535, 2**26
-_COUNT_LIMIT = 2**20
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_TEXT_LIMIT = 65_535
+"""Most bytes of a key or a string: a body without vocabulary has no long ones."""
+_FIELD_LIMIT, _TENSOR_LIMIT, _ARRAY_LIMIT = 4_096, 2**16, 2**20
+_ALIGNMENT_LIMIT = 4_096
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_NAME = 63  # GGML_MAX_NAME less the closing NUL
 
@@ -74,10 +76,10 @@ def read_header(path: Path) -> GgufHeader:
         version = cursor.integer("I")
         if version not in VERSIONS:
             raise DamagedFileError(f"GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}")
-        n_tensors, n_fields = _count(cursor, "tensors"), _count(cursor, "fields")
+        n_tensors, n_fields = _count(cursor, "tensors", _TENSOR_LIMIT), _count(cursor, "fields", _FIELD_LIMIT)
         fields: dict[str, Value] = {}
         for _ in range(n_fields):
-            key = cursor.text(cursor.integer("Q"), limit=_KEY_LIMIT)
+            key = cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
             if key in fields:
                 raise DamagedFileError(f"field {key} stands twice")
             fields[key] = _value(cursor, cursor.integer("I"))
@@ -95,24 +97,24 @@ def read_header(path: Path) -> GgufHeader:
     )
 
 
-def _count(cursor: Cursor, what: str) -> int:
+def _count(cursor: Cursor, what: str, limit: int) -> int:
     count = cursor.integer("Q")
-    if count > _COUNT_LIMIT:
-        raise DamagedFileError(f"{count} {what}, expected {_COUNT_LIMIT} at most")
+    if count > limit:
+        raise DamagedFileError(f"{count} {what}, expected {limit} at most")
     return count
 
 
 def _value(cursor: Cursor, kind: int) -> Value:
     if kind == _STRING:
-        return cursor.text(cursor.integer("Q"), limit=_STRING_LIMIT)
+        return cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
+    if kind == _BOOL:
+        return _flag(cursor)
     if kind in _NUMBER_CODES:
         return cursor.number(_NUMBER_CODES[kind])
     if kind != _ARRAY:
         raise DamagedFileError(f"a field of unknown type {kind} at offset {cursor.position}")
-    item, length = cursor.integer("I"), cursor.integer("Q")
+    item, length = cursor.integer("I"), _count(cursor, "items of an array", _ARRAY_LIMIT)
     if item == _STRING:
-        if length > cursor.size:
-            raise DamagedFileError(f"an array of {length} strings at offset {cursor.position}")
         for _ in range(length):
             cursor.skip(cursor.integer("Q"))
     elif item in _NUMBER_CODES:
@@ -120,6 +122,14 @@ def _value(cursor: Cursor, kind: int) -> Value:
     else:
         raise DamagedFileError(f"an array of unknown type {item} at offset {cursor.position}")
     return None
+
+
+def _flag(cursor: Cursor) -> bool:
+    """A C++ `bool` that is neither 0 nor 1 is undefined behaviour in whoever reads it."""
+    value = cursor.integer("B")
+    if value > 1:
+        raise DamagedFileError(f"a truth value of {value} before offset {cursor.position}")
+    return value == 1
 
 
 def _width(code: str) -> int:
@@ -141,14 +151,24 @@ def _tensor(cursor: Cursor, name: str) -> _Tensor:
 
 
 def _check_data(cursor: Cursor, fields: dict[str, Value], tensors: dict[str, _Tensor]) -> None:
+    """The tensors must follow each other without gap or overlap, in the order of the table, and end with the file."""
     alignment = fields.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-        raise DamagedFileError(f"alignment {alignment!r}, expected a power of two from 8 up")
-    base = -(-cursor.position // alignment) * alignment
+    fits = type(alignment) is int and 8 <= alignment <= _ALIGNMENT_LIMIT and alignment & (alignment - 1) == 0
+    if not fits or not isinstance(alignment, int):
+        raise DamagedFileError(f"alignment {alignment!r}, expected a power of two from 8 to {_ALIGNMENT_LIMIT}")
+    base = _padded(cursor.position, alignment)
+    expected = 0
     for name, tensor in tensors.items():
-        if tensor.begin % alignment:
-            raise DamagedFileError(f"tensor {name} begins at {tensor.begin}, not a multiple of {alignment}")
+        if tensor.begin != expected:
+            raise DamagedFileError(f"tensor {name} begins at {tensor.begin} of the data, expected {expected}")
         if base + tensor.end > cursor.size:
             raise DamagedFileError(
                 f"cut short: tensor {name} ends at byte {base + tensor.end}, the file has {cursor.size}"
             )
+        expected = _padded(tensor.end, alignment)
+    if cursor.size > base + expected:
+        raise DamagedFileError(f"{cursor.size - base - expected} bytes behind the last tensor")
+
+
+def _padded(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment

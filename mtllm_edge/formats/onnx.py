@@ -7,7 +7,7 @@ value. Only what this project's exporters write is accepted: one flat graph whos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,22 @@ LLM_INPUTS, LLM_MASK, LLM_STATES = "inputs_embeds", "attention_mask", "states"
 FLOAT, INT64 = 1, 7
 _ITEM_SIZES = {FLOAT: 4, 2: 1, 3: 1, 6: 4, INT64: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 """Number of a tensor's type (`TensorProto.DataType`) -> bytes of an item."""
-_NAME_LIMIT = 2**16
+_NAME_LIMIT = 2**12
+_NODE_LIMIT, _TENSOR_LIMIT, _MAX_DIMENSIONS = 2**17, 2**16, 8
+_DOMAINS = ("", "ai.onnx")
+"""Of operators: the standard's own."""
+_OPERATORS = frozenset(
+    """
+    Abs Add And Cast CastLike Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div
+    DynamicQuantizeLinear Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
+    Greater GreaterOrEqual Identity IsInf IsNaN LayerNormalization Less LessOrEqual Log MatMul
+    MatMulInteger Max Min Mod Mul Neg Not Or Pad Pow QuantizeLinear RMSNormalization Range Reciprocal
+    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape RotaryEmbedding
+    ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Split Sqrt Squeeze Sub Sum Swish
+    Tanh Tile Transpose Trilu Unsqueeze Where
+    """.split()  # noqa: SIM905 (a list of them takes 80 lines)
+)
+"""Pure functions of arrays: no control flow, random numbers, sequences, strings or recurrent layers."""
 _IR_VERSIONS = range(3, 11)
 """Those that the oldest ONNX Runtime of the extra [onnx] reads."""
 
@@ -43,7 +58,7 @@ def read_graph(path: Path) -> Graph:
 
     Raises:
         DamagedFileError: It ends too early, or has tensors outside the file, tensors whose size is not that of their
-            shape, graphs within the graph, or functions.
+            shape, operators that are not allowed, graphs within the graph, or functions.
     """
     graph, graphs, versions = Graph(), 0, 0
     with open_cursor(path) as cursor:
@@ -57,6 +72,7 @@ def read_graph(path: Path) -> Graph:
                     _read_graph(cursor, value, graph)
                 case 8, 2:
                     versions += 1
+                    _read_operator_set(cursor, value)
                 case ((20 | 25), 2):
                     raise DamagedFileError("holds training steps or functions")
     if graphs != 1 or versions == 0:
@@ -72,6 +88,8 @@ def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int]]:
     while cursor.position < end:
         key = _varint(cursor)
         number, wire = key >> 3, key & 7
+        if key >= 2**32 or number == 0:  # protobuf drops the bits above, and so finds another field
+            raise DamagedFileError(f"no ONNX file: a field of key {key} before offset {cursor.position}")
         if wire == 0:
             yield number, wire, _varint(cursor)
         elif wire == 2:
@@ -104,34 +122,61 @@ def _text(cursor: Cursor, end: int) -> str:
     return cursor.text(end - cursor.position, limit=_NAME_LIMIT)
 
 
+def _read_operator_set(cursor: Cursor, end: int) -> None:
+    for number, wire, stop in _fields(cursor, end):
+        if (number, wire) == (1, 2) and (domain := _text(cursor, stop)) not in _DOMAINS:
+            raise DamagedFileError(f"wants the operators of {domain!r}, which this release does not allow")
+
+
 def _read_graph(cursor: Cursor, end: int, graph: Graph) -> None:
+    nodes = 0
     for number, wire, stop in _fields(cursor, end):
         match number, wire:
             case 1, 2:
+                nodes += 1
                 _read_node(cursor, stop)
             case 5, 2:
                 name, kind, shape = _read_tensor(cursor, stop)
-                if name in graph.initializers:
-                    raise DamagedFileError(f"two tensors are called {name!r}")
+                _refuse_twice(name, graph.initializers)
                 graph.initializers[name] = kind, shape
             case ((11 | 12), 2):
                 name, kind, free_shape = _read_value(cursor, stop)
-                (graph.inputs if number == 11 else graph.outputs)[name] = kind, free_shape
+                values = graph.inputs if number == 11 else graph.outputs
+                _refuse_twice(name, values)
+                values[name] = kind, free_shape
             case 15, 2:
                 raise DamagedFileError("holds sparse tensors")
+        if nodes > _NODE_LIMIT or len(graph.initializers) > _TENSOR_LIMIT:
+            raise DamagedFileError(f"has more than {_NODE_LIMIT} nodes or {_TENSOR_LIMIT} tensors")
+
+
+def _refuse_twice(name: str, known: Container[str]) -> None:
+    if name in known:
+        raise DamagedFileError(f"two tensors are called {name!r}")
 
 
 def _read_node(cursor: Cursor, end: int) -> None:
     """Attributes may hold tensors, too, and graphs of their own."""
+    operator, domain = "", ""
     for number, wire, stop in _fields(cursor, end):
-        if (number, wire) != (5, 2):
-            continue
-        for inner, inner_wire, inner_stop in _fields(cursor, stop):
-            match inner, inner_wire:
-                case ((5 | 10), 2):
-                    _read_tensor(cursor, inner_stop)
-                case ((6 | 11 | 22 | 23), 2):
-                    raise DamagedFileError("holds a graph within the graph, or sparse tensors")
+        match number, wire:
+            case 4, 2:
+                operator = _text(cursor, stop)
+            case 7, 2:
+                domain = _text(cursor, stop)
+            case 5, 2:
+                _read_attribute(cursor, stop)
+    if operator not in _OPERATORS or domain not in _DOMAINS:
+        raise DamagedFileError(f"has the operator {f'{domain}.{operator}'.lstrip('.')!r}, which is not allowed")
+
+
+def _read_attribute(cursor: Cursor, end: int) -> None:
+    for number, wire, stop in _fields(cursor, end):
+        match number, wire:
+            case ((5 | 10), 2):
+                _read_tensor(cursor, stop)
+            case ((6 | 11 | 22 | 23), 2):
+                raise DamagedFileError("holds a graph within the graph, or sparse tensors")
 
 
 def _read_tensor(cursor: Cursor, end: int) -> tuple[str, int, tuple[int, ...]]:
@@ -146,12 +191,16 @@ def _read_tensor(cursor: Cursor, end: int) -> tuple[str, int, tuple[int, ...]]:
                 shape.append(value)
             case 2, 0:
                 kind = value
+            case 3, 2:
+                raise DamagedFileError(f"tensor {name!r} is a piece of one")
             case 8, 2:
                 name = _text(cursor, value)
             case 9, 2:
                 size = value - cursor.position
             case (13, 2) | (14, 0) if number == 13 or value != 0:
                 raise DamagedFileError(f"tensor {name!r} lies outside the file")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise DamagedFileError(f"tensor {name!r} has {len(shape)} dimensions, expected {_MAX_DIMENSIONS} at most")
     if size is not None and size != _ITEM_SIZES.get(kind, 0) * math.prod(shape):
         raise DamagedFileError(f"tensor {name!r} has shape {shape} and type {kind}, but {size} bytes")
     return name, kind, tuple(shape)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from mtllm_edge.formats.cursor import DamagedFileError, open_cursor
 
-_HEADER_LIMIT = 100 * 2**20  # the format's own
+_HEADER_LIMIT = 2**20
+"""The format allows 100 MB; a bridge or a head has two tensors."""
 
 
 class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,10 +29,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         header = cursor.text(cursor.integer("Q"), limit=_HEADER_LIMIT)
         size = cursor.size - cursor.position
     try:
-        entries: dict[str, Any] = msgspec.json.decode(header, type=dict[str, Any])
-        entries.pop("__metadata__", None)
-        tensors = msgspec.convert(entries, dict[str, _Tensor])
-    except msgspec.MsgspecError as error:
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        msgspec.json.decode(entries.pop("__metadata__", b"{}"), type=dict[str, str])
+        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise DamagedFileError(f"no safetensors header ({error})") from None
     expected = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):

@@ -99,7 +99,10 @@ def test_manifest_that_contradicts_itself(fresh_bundle: Path) -> None:
     refuses(fresh_bundle, ModelError, "task 'topic' names the head 'tasks/none.safetensors'")
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "LICENSES/../../outside.txt", "a\\b", "C:x"])
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.txt", "/etc/hostname", "LICENSES/../../outside.txt", "a\\b", "C:x", "./a", "a//b", "a/", "nul."],
+)
 def test_listed_path_leaves_the_folder(fresh_bundle: Path, name: str) -> None:
     (fresh_bundle.parent / "outside.txt").write_text("x", encoding="utf-8")
     edit_manifest(fresh_bundle, lambda content: content["files"].update({name: {"size": 1, "sha256": "0"}}))
@@ -109,19 +112,67 @@ def test_listed_path_leaves_the_folder(fresh_bundle: Path, name: str) -> None:
 def test_link_leaves_the_folder(fresh_bundle: Path, tiny_bundle: Path) -> None:
     (fresh_bundle / "llm.gguf").unlink()
     (fresh_bundle / "llm.gguf").symlink_to(tiny_bundle / "llm.gguf")
-    refuses(fresh_bundle, ModelError, "llm.gguf: a link that leaves the bundle")
+    refuses(fresh_bundle, ModelError, "llm.gguf: a link, to ")
 
 
 def test_linked_manifest_leaves_the_folder(fresh_bundle: Path, tiny_bundle: Path) -> None:
     (fresh_bundle / "bundle.json").unlink()
     (fresh_bundle / "bundle.json").symlink_to(tiny_bundle / "bundle.json")
-    refuses(fresh_bundle, ModelError, "bundle.json is a link that leaves the bundle")
+    refuses(fresh_bundle, ModelError, "bundle.json is a link; copy the file itself")
 
 
-def test_link_within_the_folder(fresh_bundle: Path) -> None:
+def test_no_file_and_no_folder_is_a_link(fresh_bundle: Path) -> None:
     (fresh_bundle / "llm.gguf").rename(fresh_bundle / "weights")
     (fresh_bundle / "llm.gguf").symlink_to("weights")
-    Bundle.open(fresh_bundle).verify()
+    refuses(fresh_bundle, ModelError, "llm.gguf: a link, to ")
+    (fresh_bundle / "llm.gguf").unlink()
+    (fresh_bundle / "weights").rename(fresh_bundle / "llm.gguf")
+    (fresh_bundle / "encoder").rename(fresh_bundle / "elsewhere")
+    (fresh_bundle / "encoder").symlink_to("elsewhere")
+    refuses(fresh_bundle, ModelError, "encoder/model.bin: a link, to ")
+
+
+def test_the_folder_itself_may_be_a_link(fresh_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(fresh_bundle)
+    Bundle.open(tmp_path / "current").verify()
+
+
+def test_file_that_only_the_engine_knows_of(fresh_bundle: Path) -> None:
+    (fresh_bundle / "encoder" / "vmap.txt").write_text("x", encoding="utf-8")
+    refuses(fresh_bundle, ModelError, "encoder/vmap.txt: not a file of an encoder, but the engine would read it")
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (
+            lambda content: content["encoder"].update(max_tokens=10**9),
+            "encoder.max_tokens is 1000000000, expected",
+        ),
+        (lambda content: content["llm"].update(n_layer=10**12), "llm.n_layer is 1000000000000, expected 512 at most"),
+        (lambda content: content["llm"].update(n_embd=0), "llm.n_embd must be positive, found 0"),
+        (
+            lambda content: content["tasks"]["topic"].update(temperature=1e-300),
+            "has temperature 1e-300, expected",
+        ),
+        (lambda content: content["tasks"]["topic"].update(head="tokenizer.json"), "expected tasks/....safetensors"),
+        (lambda content: content.update(languages=["x"] * 70_000), "70000 languages, expected 65536 at most"),
+        (lambda content: content.update(name="\x1b]0;title\x07"), "has control characters"),
+        (lambda content: content["files"].update({"TOKENIZER.json": content["files"]["tokenizer.json"]}), "upper and"),
+        (lambda content: content["files"]["llm.gguf"].update(size=-1), "Expected `int` >= 0"),
+    ],
+)
+def test_manifest_that_asks_for_too_much(
+    fresh_bundle: Path, change: Callable[[dict[str, Any]], object], fragment: str
+) -> None:
+    edit_manifest(fresh_bundle, change)
+    refuses(fresh_bundle, ModelError, fragment)
+
+
+@pytest.mark.parametrize("opening", ['{"format_version":1,"x":', "[", '{"format_version":1,"files":{"a":'])
+def test_manifest_that_is_nested_without_end(fresh_bundle: Path, opening: str) -> None:
+    (fresh_bundle / "bundle.json").write_text(opening + "[" * 200_000, encoding="utf-8")
+    refuses(fresh_bundle, ModelError, "bundle.json")
 
 
 @pytest.mark.parametrize(

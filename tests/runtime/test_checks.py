@@ -139,7 +139,7 @@ def test_gguf_numbers_that_lie(fresh_bundle: Path, offset: int, value: bytes, fr
     [
         ({"N_EMBD": 64}, "llama.embedding_length is 64, expected 32"),
         ({"N_LAYER": 3}, "llama.block_count is 3, expected 2"),
-        ({"N_HEAD": 0}, "0 heads and 2 key-value heads do not divide"),
+        ({"N_HEAD": 0}, "llama.attention.head_count is 0, expected 1 to 1024"),
         ({"N_HEAD_KV": 3}, "4 heads and 3 key-value heads do not divide"),
         ({"N_HEAD": 5, "N_HEAD_KV": 5}, "5 heads and 5 key-value heads do not divide a width of 32"),
         ({"N_FF": 0}, "llama.feed_forward_length is 0, expected above 0"),
