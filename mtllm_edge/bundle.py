@@ -63,6 +63,7 @@ class Bundle:
         if missing:
             raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")
         _raise_faults(folder, bundle._presence_faults())
+        _raise_faults(folder, bundle._stray_faults())
         _raise_faults(folder, checks.header_faults(folder, bundle.manifest))
         return bundle
 
@@ -96,7 +97,7 @@ class Bundle:
         _raise_faults(self.path, faults)
 
     def _presence_faults(self) -> dict[str, str]:
-        """Name of each file that is absent, of another size, a link, or not listed -> what is wrong with it."""
+        """Name of each file that is absent, of another size, or a link -> what is wrong with it."""
         faults = {}
         for name, listed in self.manifest.files.items():
             path = self.path / name
@@ -106,10 +107,13 @@ class Bundle:
                 faults[name] = "missing"
             elif (size := path.stat().st_size) != listed.size:
                 faults[name] = f"{size} bytes, expected {listed.size}"
-        for path in self.path.joinpath(ENCODER_NAME).iterdir() if not faults else ():
-            if (name := f"{ENCODER_NAME}/{path.name}") not in _REQUIRED:
-                faults[name] = "not a file of an encoder, but the engine would read it; remove it"
         return faults
+
+    def _stray_faults(self) -> dict[str, str]:
+        """Files beside the encoder's own, listed or not: CTranslate2 reads what it finds in its folder."""
+        names = [f"{ENCODER_NAME}/{path.name}" for path in self.path.joinpath(ENCODER_NAME).iterdir()]
+        fault = "not a file of an encoder, but the engine would read it; remove it"
+        return {name: fault for name in names if name not in _REQUIRED}
 
 
 def list_files(folder: Path) -> dict[str, File]:

@@ -26,6 +26,12 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
         folder: The bundle, whose listed files are all present.
         manifest: Its manifest.
     """
+    faults = {name: faults_of(check, folder / name) for name, check in header_checks(manifest).items()}
+    return {name: "; ".join(found) for name, found in faults.items() if found}
+
+
+def header_checks(manifest: Manifest) -> dict[str, Callable[[Path], list[str]]]:
+    """Name of each model file -> its check, for `faults_of`."""
     llm, encoder = manifest.llm, manifest.encoder
     checks: dict[str, Callable[[Path], list[str]]] = {
         "tokenizer.json": _tokenizer_faults,
@@ -36,12 +42,11 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
         ),
         llm.file: partial(_gguf_faults if llm.backend == "gguf" else _onnx_faults, llm=llm),
     }
-    checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
-    faults = {name: _faults_of(check, folder / name) for name, check in checks.items()}
-    return {name: "; ".join(found) for name, found in faults.items() if found}
+    return checks | {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
 
 
-def _faults_of(check: Callable[[Path], list[str]], path: Path) -> list[str]:
+def faults_of(check: Callable[[Path], list[str]], path: Path) -> list[str]:
+    """What one check finds wrong with a file, a file that breaks its own format included."""
     try:
         return check(path)
     except DamagedFileError as error:

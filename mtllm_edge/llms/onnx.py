@@ -40,7 +40,10 @@ class OnnxLlm:
         self._path, self._n_embd = path, expected.n_embd
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), session_options(threads), providers=["CPUExecutionProvider"]
+                str(path),
+                session_options(threads),
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # to the same provider, with a banner on the standard output
             )
         except Exception as error:  # its own classes, all of them direct heirs of Exception
             raise EngineError(f"{path}: ONNX Runtime cannot load it ({_one_line(error)})") from None

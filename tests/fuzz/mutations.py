@@ -1,0 +1,381 @@
+"""Mutants of tiny bundles, opened in Python and run natively in child processes.
+
+``python -m tests.fuzz.mutations --count 20000 -o benchmarks/results/mutations`` makes as many mutants of each format
+and writes what became of them. A mutant's number and the seed give the mutant again.
+
+Every mutant stands in a bundle whose manifest was made again, so that no digest gives it away; apart from that,
+`Bundle.verify` must refuse it by the digest of the file before. What the checks in Python let through is loaded and run
+in a child process, all of it for the formats whose headers decide, and a share where weights may be anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from mtllm_edge import Bundle, checks
+from mtllm_edge.errors import ModelError, MtllmError
+from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest
+from mtllm_edge.safety import cause_of_death, engine_settings
+from tests.fuzz import mutators
+from tests.fuzz.mutators import Mutator
+from tests.tiny import make_tiny_bundle
+from tests.tiny_onnx import make_onnx_bundle
+
+SEED = 20261125
+SECONDS = 2.0
+"""Longest a mutant may take, in processor time."""
+_PATIENCE = 30.0
+"""Longest wait for an answer by the clock, on a busy machine."""
+_KEPT = 12
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file of one of the bundles, and how it is mutated."""
+
+    bundle: str
+    name: str
+    mutate: Mutator
+
+
+FORMATS: dict[str, tuple[Target, ...]] = {
+    "gguf": tuple(Target(bundle, "llm.gguf", mutators.mutate_gguf) for bundle in ("f32", "q8_0", "embed")),
+    "ctranslate2": (
+        Target("f32", "encoder/model.bin", mutators.mutate_ctranslate2),
+        Target("q8_0", "encoder/model.bin", mutators.mutate_ctranslate2),
+        Target("f32", "encoder/config.json", mutators.mutate_json),
+        Target("f32", "encoder/vocabulary.json", mutators.mutate_json),
+    ),
+    "onnx": (Target("onnx", "llm.onnx", mutators.mutate_onnx),),
+    "safetensors": (
+        Target("f32", "bridge.safetensors", mutators.mutate_safetensors),
+        Target("f32", "tasks/topic/head.safetensors", mutators.mutate_safetensors),
+    ),
+    "tokenizer": (Target("f32", "tokenizer.json", mutators.mutate_tokenizer),),
+    "manifest": (
+        Target("f32", MANIFEST_NAME, mutators.mutate_json),
+        Target("onnx", MANIFEST_NAME, mutators.mutate_json),
+    ),
+}
+
+
+class Tally(msgspec.Struct):
+    """What became of the mutants of one format."""
+
+    mutants: int = 0
+    unchanged: int = 0
+    """Mutations that gave the same bytes; they are not among the mutants."""
+    refused_before_native_load: int = 0
+    accepted_not_run: int = 0
+    """Let through and left out of the share that is run."""
+    refused_by_engine: int = 0
+    ran: int = 0
+    crashed: int = 0
+    hung: int = 0
+    python_errors: int = 0
+    """Exceptions that are not the project's own."""
+    slowest_open_seconds: float = 0.0
+    digest_checked: int = 0
+    """Changed files that `verify` was given with the old digest."""
+    digest_missed: int = 0
+    """Those that it let through."""
+    seconds: float = 0.0
+    examples: dict[str, list[str]] = {}
+    """Outcome that should not be -> the first such mutants."""
+
+    def note(self, outcome: str, example: str) -> None:
+        """Count an outcome that should not be."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
+        kept = self.examples.setdefault(outcome, [])
+        if len(kept) < _KEPT:
+            kept.append(example)
+
+
+@dataclass
+class Runner:
+    """A child that runs bundles, started again whenever it dies or hangs."""
+
+    switches: tuple[bool, bool]
+    _child: subprocess.Popen[bytes] | None = None
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def run(self, folder: Path) -> tuple[str, str]:
+        """Outcome, by its name in `Tally`, and reason of one bundle."""
+        child = self._child or self._start()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(f"{folder}\n".encode())
+        child.stdin.flush()
+        before, began = _processor_seconds(child.pid), time.monotonic()
+        while not select.select([child.stdout], [], [], 0.5)[0]:
+            used = _processor_seconds(child.pid) - before
+            if used > SECONDS + 0.5 or time.monotonic() - began > _PATIENCE:
+                self.close()
+                return "hung", f"{used:.1f} s of processor time"
+        answer = child.stdout.readline().decode().strip()
+        if not answer:
+            code = child.wait()
+            self.close()
+            return "crashed", cause_of_death(code)
+        if _processor_seconds(child.pid) - before > SECONDS:
+            return "hung", answer
+        outcome = {"ran": "ran", "refused": "refused_by_engine"}.get(answer.split()[0], "python_errors")
+        return outcome, "" if answer == "ran" else answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.fuzz.worker", *(str(int(switch)) for switch in self.switches)]
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ
+        )
+        self._child.stdin.write(b"/nonexistent\n")  # type: ignore[union-attr]  # what it imports takes seconds
+        self._child.stdin.flush()  # type: ignore[union-attr]
+        self._child.stdout.readline()  # type: ignore[union-attr]
+        return self._child
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+
+def _processor_seconds(pid: int) -> float:
+    """Of a process so far, all its threads together; 0 after its end."""
+    try:
+        numbers = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def bundles() -> Iterator[dict[str, Path]]:
+    """The valid bundles, in memory where the system has such a folder."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
+        folder = Path(scratch)
+        made = {
+            "f32": make_tiny_bundle(folder / "f32"),
+            "q8_0": make_tiny_bundle(folder / "q8_0", quantization="q8_0", encoder_quantization="int8"),
+            "embed": make_tiny_bundle(folder / "embed", architecture="llama-embed", attention="bidirectional"),
+            "onnx": make_onnx_bundle(Path(shutil.copytree(folder / "f32", folder / "onnx"))),
+        }
+        for path in made.values():
+            Bundle.open(path).verify()
+        yield made
+
+
+def try_format(
+    name: str,
+    count: int,
+    made: dict[str, Path],
+    runner: Runner,
+    *,
+    seed: int = SEED,
+    every: int = 1,
+    seconds: float = 1e9,
+) -> Tally:
+    """Make `count` mutants of a format, and run one of `every` that the checks let through.
+
+    Args:
+        name: One of `FORMATS`.
+        count: Mutants.
+        made: The bundles, which are as before when this returns.
+        runner: What runs them.
+        seed: Of all random numbers.
+        every: 1 runs all.
+        seconds: After that long, no more mutants are made.
+    """
+    tally, began = Tally(), time.monotonic()
+    targets = [
+        (target, made[target.bundle], (made[target.bundle] / target.name).read_bytes()) for target in FORMATS[name]
+    ]
+    number = 0
+    while tally.mutants < count and time.monotonic() - began < seconds:
+        target, folder, valid = targets[number % len(targets)]
+        rng = random.Random(zlib.crc32(f"{seed} {name} {number}".encode()))
+        mutant = target.mutate(rng, valid)
+        number += 1
+        if mutant == valid:
+            tally.unchanged += 1
+            continue
+        tally.mutants += 1
+        _try(
+            tally, target, folder, mutant, runner, run=rng.randrange(every) == 0, example=f"{number - 1} {target.name}"
+        )
+    for target, folder, valid in targets:
+        (folder / target.name).write_bytes(valid)
+        _remake(folder, target.name)
+    tally.seconds = round(time.monotonic() - began, 1)
+    return tally
+
+
+def _try(tally: Tally, target: Target, folder: Path, mutant: bytes, runner: Runner, *, run: bool, example: str) -> None:
+    path = folder / target.name
+    valid = (folder / MANIFEST_NAME).read_bytes()
+    before = path.read_bytes()
+    try:
+        path.write_bytes(mutant)
+        if target.name != MANIFEST_NAME:
+            _check_digest(tally, target.name, folder, example)
+            _remake(folder, target.name)
+        began = time.process_time()
+        refused = _refused(target.name, folder)
+        used = time.process_time() - began
+        tally.slowest_open_seconds = round(max(tally.slowest_open_seconds, used), 3)
+        if used > SECONDS:
+            tally.note("hung", f"{example}: opening took {used:.1f} s")
+        elif refused:
+            tally.refused_before_native_load += 1
+        elif not run:
+            tally.accepted_not_run += 1
+        else:
+            outcome, reason = runner.run(folder)
+            if outcome in ("crashed", "hung", "python_errors"):
+                tally.note(outcome, f"{example}: {reason}")
+            else:
+                setattr(tally, outcome, getattr(tally, outcome) + 1)
+                if reason:
+                    runner.reasons[_shape(reason)] += 1
+    except Exception as error:
+        tally.note("python_errors", f"{example}: {type(error).__name__} {error}"[:300])
+    finally:
+        path.write_bytes(before)
+        (folder / MANIFEST_NAME).write_bytes(valid)
+
+
+def _shape(reason: str) -> str:
+    """A reason without its numbers and paths, to be counted."""
+    return "".join(" " if character.isdigit() else character for character in reason.rsplit("/", 1)[-1])[:100]
+
+
+def _refused(name: str, folder: Path) -> bool:
+    """Whether opening refuses the bundle. The changed file's own check comes first: it is what decides most often."""
+    try:
+        if name != MANIFEST_NAME:
+            parts = Manifest.from_json((folder / MANIFEST_NAME).read_bytes(), origin=MANIFEST_NAME)
+            check = checks.header_checks(parts).get(name)
+            if check is not None and checks.faults_of(check, folder / name):
+                return True
+        Bundle.open(folder)
+    except MtllmError as error:
+        if "\n" in str(error):
+            raise ValueError(f"more than one line: {error}") from None
+        return True
+    return False
+
+
+def _check_digest(tally: Tally, name: str, folder: Path, example: str) -> None:
+    """The old digest, under the new size, must not hold."""
+    parts = Manifest.from_json((folder / MANIFEST_NAME).read_bytes(), origin=MANIFEST_NAME)
+    old = parts.files[name]
+    file = msgspec.structs.replace(old, size=(folder / name).stat().st_size)
+    tally.digest_checked += 1
+    try:
+        Bundle(folder, msgspec.structs.replace(parts, files={name: file})).verify()
+    except ModelError:
+        return
+    tally.note("digest_missed", example)
+
+
+def _remake(folder: Path, name: str) -> None:
+    """Put a changed file's size and digest into the manifest."""
+    if name == MANIFEST_NAME:
+        return
+    path = folder / MANIFEST_NAME
+    content = msgspec.json.decode(path.read_bytes())
+    content["files"][name] = msgspec.to_builtins(_listed(folder / name))
+    path.write_bytes(msgspec.json.encode(content))
+
+
+def _listed(path: Path) -> File:
+    import hashlib
+
+    content = path.read_bytes()
+    return File(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def to_markdown(report: dict[str, object], tallies: dict[str, Tally]) -> str:
+    """The table of a run."""
+    columns = ("mutants", "refused_before_native_load", "refused_by_engine", "ran", "accepted_not_run")
+    columns += ("crashed", "hung", "python_errors", "digest_checked", "digest_missed")
+    lines = [
+        "# Mutated files",
+        "",
+        f"`python -m tests.fuzz.mutations`, seed {report['seed']}, {report['seconds']} s. Mutants of tiny valid bundles;",
+        "the manifest's sizes and digests are made again, so that only the checks of the headers stand. What they let",
+        "through is loaded and run in a child process (of some formats a share). `verify` is given the old digest beside.",
+        "",
+        "| format | " + " | ".join(column.replace("_", " ") for column in columns) + " | share run |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for name, tally in tallies.items():
+        numbers = " | ".join(f"{getattr(tally, column):,}" for column in columns)
+        lines.append(f"| {name} | {numbers} | 1 in {report['every'][name]} |")  # type: ignore[index]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run all formats as the command line says, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=20_000, help="mutants of each format")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--every", type=int, default=1, help="run one of so many that are let through")
+    parser.add_argument("--seconds", type=float, default=1e9, help="longest for each format")
+    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("-o", "--output", type=Path, help="write FILE.json and FILE.md")
+    arguments = parser.parse_args()
+    began, tallies = time.monotonic(), {}
+    every = dict.fromkeys(FORMATS, arguments.every)
+    with bundles() as made:
+        opened = Bundle.open(made["f32"])
+        settings = engine_settings(opened.path / "llm.gguf", opened.manifest.llm)
+        runner = Runner(settings.switches)
+        try:
+            for name in arguments.format or FORMATS:
+                tallies[name] = try_format(
+                    name,
+                    arguments.count,
+                    made,
+                    runner,
+                    seed=arguments.seed,
+                    every=every[name],
+                    seconds=arguments.seconds,
+                )
+                print(name, msgspec.json.encode(tallies[name]).decode(), file=sys.stderr, flush=True)
+        finally:
+            runner.close()
+    report: dict[str, object] = {
+        "seed": arguments.seed,
+        "count": arguments.count,
+        "every": every,
+        "seconds": round(time.monotonic() - began),
+        "formats": msgspec.to_builtins(tallies),
+        "engine_refusals": dict(runner.reasons.most_common(40)),
+    }
+    if arguments.output is not None:
+        arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        arguments.output.with_suffix(".md").write_text(to_markdown(report, tallies), encoding="utf-8")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
