@@ -23,6 +23,7 @@ from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.kinds import Input, parts_of
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
+from mtllm_edge.trial import try_bundle
 
 if TYPE_CHECKING:
     from mtllm_edge.classifier import Prediction
@@ -213,14 +214,20 @@ def info(bundle: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("bundle", type=_PATH)
-def verify(bundle: Path) -> None:
+@click.option("--deep", is_flag=True, help="Also load and run it, in a process of its own.")
+def verify(bundle: Path, *, deep: bool) -> None:
     """Compare every file of a model bundle with its recorded SHA-256."""
     opened = Bundle.open(bundle)
     with render.busy("reading every file"):
         opened.verify()
     files = opened.manifest.files
     size = sum(file.size for file in files.values())
-    click.echo(f"{render.count(len(files), 'file')}, {render.megabytes(size)}, all as recorded")
+    summary = f"{render.count(len(files), 'file')}, {render.megabytes(size)}, all as recorded"
+    if deep:
+        with render.busy("running it in a child process"):
+            trial = try_bundle(bundle)
+        summary += f"; {trial.texts} texts ran in a child process in {trial.seconds:.1f} s"
+    click.echo(summary)
 
 
 @click.command()

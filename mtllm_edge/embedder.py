@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ from mtllm_edge.extras import require
 from mtllm_edge.framing import Encoded, grouped
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
-from mtllm_edge.machine import default_threads
+from mtllm_edge.machine import check_threads, default_threads
 from mtllm_edge.safety import engine_settings
 from mtllm_edge.tokenizer import Tokenizer
+
+MAX_BATCH_TOKENS = 2**14
+"""llama.cpp's working memory grows with the square: half a gigabyte here, and 2 TB at a million."""
 
 
 class TruncationWarning(UserWarning):
@@ -45,6 +49,7 @@ class Embedder:
         self.bundle = bundle
         self._tokenizer, self._encoder, self._bridge, self._llm = tokenizer, encoder, bridge, llm
         self._tokens_per_batch = _tokens_per_batch(bundle, batch_tokens)
+        self._process = os.getpid()
 
     @classmethod
     def load(
@@ -60,13 +65,15 @@ class Embedder:
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
-            UsageError: `bundle` is no folder, `threads` is not positive, or the LLM needs the extra [onnx].
+            UsageError: `bundle` is no folder, `threads` or `batch_tokens` is out of bounds, or the LLM needs the extra
+                [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, expected 1 or more")
-        threads = threads or default_threads()
+        threads = default_threads() if threads is None else threads
+        check_threads(threads)
+        if not 1 <= batch_tokens <= MAX_BATCH_TOKENS:
+            raise UsageError(f"batch_tokens is {batch_tokens}, expected 1 to {MAX_BATCH_TOKENS}")
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         folder, parts = bundle.path, bundle.manifest
         tokenizer = load_tokenizer(bundle)
@@ -118,6 +125,7 @@ class Embedder:
 
         Each result says whether its text was cut. Arguments and errors as for `embed`.
         """
+        self._check_process()
         return self._tokenizer.encode(texts, language=language)
 
     def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
@@ -125,6 +133,7 @@ class Embedder:
 
         A text or a pair gives one vector, a text with choices one for every choice.
         """
+        self._check_process()
         ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
         pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
         lengths = [len(text.ids) for text in encoded]
@@ -137,6 +146,11 @@ class Embedder:
             if progress is not None:
                 progress(len(batch))
         return pooled_VE
+
+    def _check_process(self) -> None:
+        """A fork leaves the engines' threads behind, and a call would wait for them for ever."""
+        if os.getpid() != self._process:
+            raise EngineError("the engines were loaded before this process was forked; load the bundle in each process")
 
     def close(self) -> None:
         """Give the engines' memory back; harmless when repeated."""

@@ -7,7 +7,11 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtllm_edge.errors import UsageError
+
 MAX_DEFAULT_THREADS = 8
+MAX_THREADS = 256
+"""Most that are asked of an engine; with 100,000 llama.cpp ended the process."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ def default_threads() -> int:
     More threads than cores make every layer wait for the slowest; beyond 8, memory bandwidth is the limit.
     """
     return min(available_cores(), MAX_DEFAULT_THREADS)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that an engine cannot have.
+
+    Raises:
+        UsageError: It is not from 1 to `MAX_THREADS`.
+    """
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
 
 
 def calm_openmp() -> None:

@@ -17,6 +17,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ PROBE_SECONDS = 180.0
 """Longest time for one child: an 8 B model read from a slow disk fits."""
 MIN_COSINE = 0.95
 """Least agreement of two settings. Rounding leaves 0.999 and more, a wrong kernel about 0."""
-_PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad options: no engine dies with them
+PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad options: no engine dies with them
 _PROBE_VERSION = 1
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
@@ -153,24 +154,13 @@ class _Failure:
 
 def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> NDArray[np.float32] | _Failure:
     """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them."""
-    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
-    # found this package through a path that only it has.
-    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        child = subprocess.run(
-            _child_command(path, llm, switches),
-            cwd=_PACKAGE_PARENT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
+        child = run_child("mtllm_edge.llms.probe", _child_arguments(path, llm, switches), PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return _Failure(f"gave no answer in {PROBE_SECONDS:g} s")
     except OSError as error:
         raise _NoChildError(f"no child process could be started ({error.strerror})") from None
-    if child.returncode in _PYTHON_EXIT_CODES:
+    if child.returncode in PYTHON_EXIT_CODES:
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise _NoChildError(f"the child process could not run ({''.join(last)})")
     if child.returncode != 0:
@@ -187,16 +177,39 @@ def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool])
     return pooled_NE
 
 
-def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
-    described = msgspec.json.encode(llm).decode()
-    return [
-        sys.executable,
-        "-m",
-        "mtllm_edge.llms.probe",
-        str(path.resolve()),
-        described,
-        *map(str, map(int, switches)),
-    ]
+def _child_arguments(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
+    return [str(path.resolve()), msgspec.json.encode(llm).decode(), *map(str, map(int, switches))]
+
+
+def run_child(module: str, arguments: Sequence[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
+    """Run a module of this package in a Python of its own.
+
+    Raises:
+        subprocess.TimeoutExpired: It was ended after that many seconds.
+        OSError: It could not be started.
+    """
+    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
+    # found this package through a path that only it has.
+    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=_PACKAGE_PARENT,
+        # ggml's last act would be to start a debugger on itself, which takes half a minute
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def leave_no_core_file() -> None:
+    """For children that may die: their memory is not worth gigabytes of disk."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def cause_of_death(code: int) -> str:

@@ -20,7 +20,7 @@ from mtllm_edge.batching import plan_batches
 from mtllm_edge.errors import EngineError, ModelError, UsageError
 from mtllm_edge.formats.ctranslate2 import read_shapes
 from mtllm_edge.formats.cursor import DamagedFileError
-from mtllm_edge.machine import calm_openmp, default_threads
+from mtllm_edge.machine import calm_openmp, check_threads, default_threads
 from mtllm_edge.manifest import Source
 from mtllm_edge.tokenizer import Tokenizer
 
@@ -115,7 +115,9 @@ class Translator:
             EngineError: CTranslate2 refuses the model.
         """
         folder = Path(folder)
-        return cls(folder, TranslatorManifest.load(folder), threads=threads or default_threads())
+        threads = default_threads() if threads is None else threads
+        check_threads(threads)
+        return cls(folder, TranslatorManifest.load(folder), threads=threads)
 
     def translate(self, texts: Sequence[str], *, beam_size: int = 1, batch_tokens: int = BATCH_TOKENS) -> list[str]:
         """Translate texts, in their order.

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mtllm_edge import manifest
 from mtllm_edge.batching import TEXTS_PER_BATCH, TOKENS_PER_BATCH
-from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.errors import EngineError, ModelError, UsageError
 from mtllm_edge.framing import Spans
-from mtllm_edge.llms.pooling import check_inputs, span_means
-from mtllm_edge.machine import calm_openmp
+from mtllm_edge.llms.pooling import check_inputs, check_spans, span_means
+from mtllm_edge.machine import calm_openmp, check_threads
 from mtllm_edge.safety import EngineSettings
 
 # libgomp reads its environment when the library is loaded. Its default is to spin at barriers, and one other busy
@@ -30,6 +30,7 @@ from mtllm_edge.safety import EngineSettings
 calm_openmp()
 import llama_cpp  # noqa: E402
 
+_MAX_TEXTS, _MAX_TOKENS = 256, 2**16  # LLAMA_MAX_SEQ; beyond, working memory is terabytes
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR as ggml.h counts; the binding's own table of levels is out of date
 _last_errors: deque[str] = deque(maxlen=8)
 
@@ -71,10 +72,17 @@ class GgufLlm:
             max_texts: Most texts in a batch.
 
         Raises:
+            UsageError: A number of threads, tokens or texts that llama.cpp cannot have.
             ModelError: The loaded model is not the one that the manifest describes.
             EngineError: llama.cpp refuses the file or lacks the memory.
         """
+        check_threads(threads)
+        if not (1 <= max_texts <= _MAX_TEXTS and 1 <= max_tokens <= _MAX_TOKENS):
+            raise UsageError(
+                f"batches of {max_texts} texts and {max_tokens} tokens, expected up to {_MAX_TEXTS} and {_MAX_TOKENS}"
+            )
         self._path, self._n_embd, self._max_texts = path, expected.n_embd, max_texts
+        self._process = os.getpid()
         self._lock = threading.Lock()
         handles: dict[str, Any] = {}
         self._handles = handles
@@ -108,6 +116,7 @@ class GgufLlm:
         with self._lock:
             self._check_open()
             self._check(batch)
+            check_spans(spans, [len(inputs_LE) for inputs_LE in batch], path=self._path)
             self._batch.fill(batch)
             states_TE = self._decode()
         return self._means(states_TE, [len(inputs_LE) for inputs_LE in batch], spans or [()] * len(batch))
@@ -131,6 +140,8 @@ class GgufLlm:
         with self._lock:
             self._check_open()
             self._check_lengths(lengths)
+            if not all(isinstance(index, int | np.integer) for ids in batch for index in ids):
+                raise ModelError(f"{self._path}: token ids that are no whole numbers")
             lowest, highest = min(map(min, batch)), max(map(max, batch))
             rows = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._handles["model"]))
             if lowest < 0 or highest >= rows:
@@ -149,6 +160,10 @@ class GgufLlm:
     def _check_open(self) -> None:
         if not self._free.alive:
             raise EngineError(f"{self._path}: the LLM is closed; load the bundle again")
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"{self._path}: the LLM was loaded before this process was forked; load it in each process"
+            )
 
     def _check_lengths(self, lengths: Sequence[int]) -> None:
         if len(lengths) > self._max_texts:

@@ -14,7 +14,7 @@ from mtllm_edge import manifest
 from mtllm_edge.errors import EngineError
 from mtllm_edge.formats.onnx import LLM_INPUTS, LLM_MASK, LLM_STATES
 from mtllm_edge.framing import Spans
-from mtllm_edge.llms.pooling import check_inputs, span_means
+from mtllm_edge.llms.pooling import check_inputs, check_spans, span_means
 
 _LOG_FATAL = 4  # what goes wrong arrives as an exception, too
 onnxruntime.set_default_logger_severity(_LOG_FATAL)
@@ -63,6 +63,7 @@ class OnnxLlm:
         if not batch:
             return np.empty((0, self._n_embd), np.float32)
         check_inputs(batch, n_embd=self._n_embd, path=self._path)
+        check_spans(spans, [len(inputs_LE) for inputs_LE in batch], path=self._path)
         try:
             (states_NLE,) = session.run([LLM_STATES], padded(batch))
         except Exception as error:  # as above

@@ -13,16 +13,34 @@ from mtllm_edge.framing import Spans
 
 
 def check_inputs(batch: Sequence[NDArray[np.float32]], *, n_embd: int, path: Path) -> None:
-    """Refuse inputs that are not (1 or more, n_embd), or hold numbers that are not finite.
+    """Refuse inputs that are no floats (1 or more, n_embd), or hold numbers that are not finite.
 
     Raises:
         EngineError: With the name of the LLM's file, `path`.
     """
     for inputs_LE in batch:
+        if not isinstance(inputs_LE, np.ndarray) or inputs_LE.dtype.kind != "f":
+            found = getattr(inputs_LE, "dtype", type(inputs_LE).__name__)
+            raise EngineError(f"{path}: an input of type {found}, expected arrays of float32")
         if inputs_LE.ndim != 2 or inputs_LE.shape[1] != n_embd or not len(inputs_LE):
             raise EngineError(f"{path}: an input of shape {inputs_LE.shape}, expected (1 or more, {n_embd})")
     if not all(np.isfinite(inputs_LE).all() for inputs_LE in batch):
         raise EngineError(f"{path}: the encoder or the bridge gave numbers that are not finite")
+
+
+def check_spans(spans: Sequence[Spans] | None, lengths: Sequence[int], *, path: Path) -> None:
+    """Refuse pieces that are not inside the texts of these lengths.
+
+    Raises:
+        EngineError: With the name of the LLM's file, `path`.
+    """
+    if spans is None:
+        return
+    if len(spans) != len(lengths):
+        raise EngineError(f"{path}: pieces of {len(spans)} texts for {len(lengths)} texts")
+    for pieces, length in zip(spans, lengths, strict=True):
+        if not all(0 <= begin < end <= length for begin, end in pieces):
+            raise EngineError(f"{path}: pieces {pieces} of a text of {length} tokens, expected them inside it")
 
 
 def span_means(states: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None) -> NDArray[np.float32]:

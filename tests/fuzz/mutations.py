@@ -97,6 +97,8 @@ class Tally(msgspec.Struct):
     digest_missed: int = 0
     """Those that it let through."""
     seconds: float = 0.0
+    native_seconds: float = 0.0
+    """Of those, spent running what was let through."""
     examples: dict[str, list[str]] = {}
     """Outcome that should not be -> the first such mutants."""
 
@@ -142,7 +144,11 @@ class Runner:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.fuzz.worker", *(str(int(switch)) for switch in self.switches)]
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
         )
         self._child.stdin.write(b"/nonexistent\n")  # type: ignore[union-attr]  # what it imports takes seconds
         self._child.stdin.flush()  # type: ignore[union-attr]
@@ -190,10 +196,9 @@ def try_format(
     runner: Runner,
     *,
     seed: int = SEED,
-    every: int = 1,
-    seconds: float = 1e9,
+    native_seconds: float = 1e9,
 ) -> Tally:
-    """Make `count` mutants of a format, and run one of `every` that the checks let through.
+    """Make `count` mutants of a format, and run those that the checks let through.
 
     Args:
         name: One of `FORMATS`.
@@ -201,15 +206,14 @@ def try_format(
         made: The bundles, which are as before when this returns.
         runner: What runs them.
         seed: Of all random numbers.
-        every: 1 runs all.
-        seconds: After that long, no more mutants are made.
+        native_seconds: Longest for running them; where it is short, a share is run, spread over all mutants.
     """
     tally, began = Tally(), time.monotonic()
     targets = [
         (target, made[target.bundle], (made[target.bundle] / target.name).read_bytes()) for target in FORMATS[name]
     ]
     number = 0
-    while tally.mutants < count and time.monotonic() - began < seconds:
+    while tally.mutants < count:
         target, folder, valid = targets[number % len(targets)]
         rng = random.Random(zlib.crc32(f"{seed} {name} {number}".encode()))
         mutant = target.mutate(rng, valid)
@@ -219,7 +223,13 @@ def try_format(
             continue
         tally.mutants += 1
         _try(
-            tally, target, folder, mutant, runner, run=rng.randrange(every) == 0, example=f"{number - 1} {target.name}"
+            tally,
+            target,
+            folder,
+            mutant,
+            runner,
+            run=tally.native_seconds < native_seconds * (tally.mutants + 1) / count,
+            example=f"{number - 1} {target.name}",
         )
     for target, folder, valid in targets:
         (folder / target.name).write_bytes(valid)
@@ -248,7 +258,9 @@ def _try(tally: Tally, target: Target, folder: Path, mutant: bytes, runner: Runn
         elif not run:
             tally.accepted_not_run += 1
         else:
+            begun = time.monotonic()
             outcome, reason = runner.run(folder)
+            tally.native_seconds += time.monotonic() - begun
             if outcome in ("crashed", "hung", "python_errors"):
                 tally.note(outcome, f"{example}: {reason}")
             else:
@@ -320,16 +332,16 @@ def to_markdown(report: dict[str, object], tallies: dict[str, Tally]) -> str:
     lines = [
         "# Mutated files",
         "",
-        f"`python -m tests.fuzz.mutations`, seed {report['seed']}, {report['seconds']} s. Mutants of tiny valid bundles;",
+        f"`python -m tests.fuzz.mutations`, seed {report['seed']}, {report['seconds']} s. Mutants of tiny bundles;",
         "the manifest's sizes and digests are made again, so that only the checks of the headers stand. What they let",
-        "through is loaded and run in a child process (of some formats a share). `verify` is given the old digest beside.",
+        "through is loaded and run in a child process (of some a share). `verify` is given the old digest, too.",
         "",
-        "| format | " + " | ".join(column.replace("_", " ") for column in columns) + " | share run |",
-        "|---" * (len(columns) + 2) + "|",
+        "| format | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
     for name, tally in tallies.items():
         numbers = " | ".join(f"{getattr(tally, column):,}" for column in columns)
-        lines.append(f"| {name} | {numbers} | 1 in {report['every'][name]} |")  # type: ignore[index]
+        lines.append(f"| {name} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 
@@ -338,13 +350,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000, help="mutants of each format")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--every", type=int, default=1, help="run one of so many that are let through")
-    parser.add_argument("--seconds", type=float, default=1e9, help="longest for each format")
+    parser.add_argument("--native-seconds", type=float, default=1e9, help="longest for running those of a format")
     parser.add_argument("--format", choices=FORMATS, action="append")
     parser.add_argument("-o", "--output", type=Path, help="write FILE.json and FILE.md")
     arguments = parser.parse_args()
     began, tallies = time.monotonic(), {}
-    every = dict.fromkeys(FORMATS, arguments.every)
     with bundles() as made:
         opened = Bundle.open(made["f32"])
         settings = engine_settings(opened.path / "llm.gguf", opened.manifest.llm)
@@ -357,8 +367,7 @@ def main() -> None:
                     made,
                     runner,
                     seed=arguments.seed,
-                    every=every[name],
-                    seconds=arguments.seconds,
+                    native_seconds=arguments.native_seconds,
                 )
                 print(name, msgspec.json.encode(tallies[name]).decode(), file=sys.stderr, flush=True)
         finally:
@@ -366,7 +375,6 @@ def main() -> None:
     report: dict[str, object] = {
         "seed": arguments.seed,
         "count": arguments.count,
-        "every": every,
         "seconds": round(time.monotonic() - began),
         "formats": msgspec.to_builtins(tallies),
         "engine_refusals": dict(runner.reasons.most_common(40)),
