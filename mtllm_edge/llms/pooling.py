@@ -13,13 +13,13 @@ from mtllm_edge.framing import Spans
 
 
 def check_inputs(batch: Sequence[NDArray[np.float32]], *, n_embd: int, path: Path) -> None:
-    """Refuse inputs that are no floats (1 or more, n_embd), or hold numbers that are not finite.
+    """Refuse inputs that are not float32 (1 or more, n_embd), or hold numbers that are not finite.
 
     Raises:
         EngineError: With the name of the LLM's file, `path`.
     """
     for inputs_LE in batch:
-        if not isinstance(inputs_LE, np.ndarray) or inputs_LE.dtype.kind != "f":
+        if not isinstance(inputs_LE, np.ndarray) or inputs_LE.dtype != np.float32:
             found = getattr(inputs_LE, "dtype", type(inputs_LE).__name__)
             raise EngineError(f"{path}: an input of type {found}, expected arrays of float32")
         if inputs_LE.ndim != 2 or inputs_LE.shape[1] != n_embd or not len(inputs_LE):

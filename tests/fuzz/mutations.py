@@ -11,6 +11,7 @@ in a child process, all of it for the formats whose headers decide, and a share 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -209,120 +210,122 @@ def try_format(
         native_seconds: Longest for running them; where it is short, a share is run, spread over all mutants.
     """
     tally, began = Tally(), time.monotonic()
-    targets = [
-        (target, made[target.bundle], (made[target.bundle] / target.name).read_bytes()) for target in FORMATS[name]
-    ]
+    subjects = [_Subject.of(target, made[target.bundle]) for target in FORMATS[name]]
     number = 0
     while tally.mutants < count:
-        target, folder, valid = targets[number % len(targets)]
+        subject = subjects[number % len(subjects)]
         rng = random.Random(zlib.crc32(f"{seed} {name} {number}".encode()))
-        mutant = target.mutate(rng, valid)
+        mutant = subject.target.mutate(rng, subject.valid)
         number += 1
-        if mutant == valid:
+        if mutant == subject.valid:
             tally.unchanged += 1
             continue
         tally.mutants += 1
-        _try(
-            tally,
-            target,
-            folder,
-            mutant,
-            runner,
-            run=tally.native_seconds < native_seconds * (tally.mutants + 1) / count,
-            example=f"{number - 1} {target.name}",
-        )
-    for target, folder, valid in targets:
-        (folder / target.name).write_bytes(valid)
-        _remake(folder, target.name)
+        run = tally.native_seconds < native_seconds * tally.mutants / count
+        try:
+            subject.path.write_bytes(mutant)
+            _try(tally, subject, runner, run=run, example=f"{number - 1} {subject.target.name}")
+        finally:
+            subject.restore()
     tally.seconds = round(time.monotonic() - began, 1)
+    tally.native_seconds = round(tally.native_seconds, 1)
     return tally
 
 
-def _try(tally: Tally, target: Target, folder: Path, mutant: bytes, runner: Runner, *, run: bool, example: str) -> None:
-    path = folder / target.name
-    valid = (folder / MANIFEST_NAME).read_bytes()
-    before = path.read_bytes()
+@dataclass(frozen=True)
+class _Subject:
+    """A valid file in its bundle."""
+
+    target: Target
+    folder: Path
+    valid: bytes
+    manifest: bytes
+    parts: Manifest
+
+    @classmethod
+    def of(cls, target: Target, folder: Path) -> _Subject:
+        manifest = (folder / MANIFEST_NAME).read_bytes()
+        parts = Manifest.from_json(manifest, origin=MANIFEST_NAME)
+        return cls(target, folder, (folder / target.name).read_bytes(), manifest, parts)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.target.name
+
+    def restore(self) -> None:
+        self.path.write_bytes(self.valid)
+        (self.folder / MANIFEST_NAME).write_bytes(self.manifest)
+
+    def keeps_old_digest(self) -> bool:
+        """Whether `verify` takes the mutant for the file before, if only the size is mended."""
+        name = self.target.name
+        file = msgspec.structs.replace(self.parts.files[name], size=self.path.stat().st_size)
+        try:
+            Bundle(self.folder, msgspec.structs.replace(self.parts, files={name: file})).verify()
+        except ModelError:
+            return False
+        return True
+
+    def is_refused(self) -> bool:
+        """Whether opening refuses the bundle, its manifest made again.
+
+        The changed file's own check comes first: it decides most often, and saves the others.
+        """
+        name = self.target.name
+        try:
+            if name != MANIFEST_NAME:
+                check = checks.header_checks(self.parts).get(name)
+                if check is not None and checks.faults_of(check, self.path):
+                    return True
+                self._make_manifest_again()
+            Bundle.open(self.folder)
+        except MtllmError as error:
+            if "\n" in str(error):
+                raise ValueError(f"more than one line: {error}") from None
+            return True
+        return False
+
+    def _make_manifest_again(self) -> None:
+        content = self.path.read_bytes()
+        file = File(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        parts = msgspec.structs.replace(self.parts, files=self.parts.files | {self.target.name: file})
+        (self.folder / MANIFEST_NAME).write_bytes(parts.to_json())
+
+
+def _try(tally: Tally, subject: _Subject, runner: Runner, *, run: bool, example: str) -> None:
+    if subject.target.name != MANIFEST_NAME:
+        tally.digest_checked += 1
+        if subject.keeps_old_digest():
+            tally.note("digest_missed", example)
+    began = time.process_time()
     try:
-        path.write_bytes(mutant)
-        if target.name != MANIFEST_NAME:
-            _check_digest(tally, target.name, folder, example)
-            _remake(folder, target.name)
-        began = time.process_time()
-        refused = _refused(target.name, folder)
-        used = time.process_time() - began
-        tally.slowest_open_seconds = round(max(tally.slowest_open_seconds, used), 3)
-        if used > SECONDS:
-            tally.note("hung", f"{example}: opening took {used:.1f} s")
-        elif refused:
-            tally.refused_before_native_load += 1
-        elif not run:
-            tally.accepted_not_run += 1
-        else:
-            begun = time.monotonic()
-            outcome, reason = runner.run(folder)
-            tally.native_seconds += time.monotonic() - begun
-            if outcome in ("crashed", "hung", "python_errors"):
-                tally.note(outcome, f"{example}: {reason}")
-            else:
-                setattr(tally, outcome, getattr(tally, outcome) + 1)
-                if reason:
-                    runner.reasons[_shape(reason)] += 1
+        refused = subject.is_refused()
     except Exception as error:
         tally.note("python_errors", f"{example}: {type(error).__name__} {error}"[:300])
-    finally:
-        path.write_bytes(before)
-        (folder / MANIFEST_NAME).write_bytes(valid)
+        return
+    used = time.process_time() - began
+    tally.slowest_open_seconds = round(max(tally.slowest_open_seconds, used), 3)
+    if used > SECONDS:
+        tally.note("hung", f"{example}: opening took {used:.1f} s")
+    elif refused:
+        tally.refused_before_native_load += 1
+    elif not run:
+        tally.accepted_not_run += 1
+    else:
+        begun = time.monotonic()
+        outcome, reason = runner.run(subject.folder)
+        tally.native_seconds += time.monotonic() - begun
+        if outcome in ("crashed", "hung", "python_errors"):
+            tally.note(outcome, f"{example}: {reason}")
+        else:
+            setattr(tally, outcome, getattr(tally, outcome) + 1)
+            if reason:
+                runner.reasons[_shape(reason)] += 1
 
 
 def _shape(reason: str) -> str:
     """A reason without its numbers and paths, to be counted."""
     return "".join(" " if character.isdigit() else character for character in reason.rsplit("/", 1)[-1])[:100]
-
-
-def _refused(name: str, folder: Path) -> bool:
-    """Whether opening refuses the bundle. The changed file's own check comes first: it is what decides most often."""
-    try:
-        if name != MANIFEST_NAME:
-            parts = Manifest.from_json((folder / MANIFEST_NAME).read_bytes(), origin=MANIFEST_NAME)
-            check = checks.header_checks(parts).get(name)
-            if check is not None and checks.faults_of(check, folder / name):
-                return True
-        Bundle.open(folder)
-    except MtllmError as error:
-        if "\n" in str(error):
-            raise ValueError(f"more than one line: {error}") from None
-        return True
-    return False
-
-
-def _check_digest(tally: Tally, name: str, folder: Path, example: str) -> None:
-    """The old digest, under the new size, must not hold."""
-    parts = Manifest.from_json((folder / MANIFEST_NAME).read_bytes(), origin=MANIFEST_NAME)
-    old = parts.files[name]
-    file = msgspec.structs.replace(old, size=(folder / name).stat().st_size)
-    tally.digest_checked += 1
-    try:
-        Bundle(folder, msgspec.structs.replace(parts, files={name: file})).verify()
-    except ModelError:
-        return
-    tally.note("digest_missed", example)
-
-
-def _remake(folder: Path, name: str) -> None:
-    """Put a changed file's size and digest into the manifest."""
-    if name == MANIFEST_NAME:
-        return
-    path = folder / MANIFEST_NAME
-    content = msgspec.json.decode(path.read_bytes())
-    content["files"][name] = msgspec.to_builtins(_listed(folder / name))
-    path.write_bytes(msgspec.json.encode(content))
-
-
-def _listed(path: Path) -> File:
-    import hashlib
-
-    content = path.read_bytes()
-    return File(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def to_markdown(report: dict[str, object], tallies: dict[str, Tally]) -> str:
@@ -346,42 +349,39 @@ def to_markdown(report: dict[str, object], tallies: dict[str, Tally]) -> str:
 
 
 def main() -> None:
-    """Run all formats as the command line says, and write the report."""
+    """Run all formats as the command line says, and write the report, anew after every format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000, help="mutants of each format")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--native-seconds", type=float, default=1e9, help="longest for running those of a format")
-    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("--format", choices=FORMATS, action="append", dest="formats")
     parser.add_argument("-o", "--output", type=Path, help="write FILE.json and FILE.md")
     arguments = parser.parse_args()
-    began, tallies = time.monotonic(), {}
+    began = time.monotonic()
+    tallies: dict[str, Tally] = {}
     with bundles() as made:
         opened = Bundle.open(made["f32"])
         settings = engine_settings(opened.path / "llm.gguf", opened.manifest.llm)
         runner = Runner(settings.switches)
         try:
-            for name in arguments.format or FORMATS:
+            for name in arguments.formats or FORMATS:
                 tallies[name] = try_format(
-                    name,
-                    arguments.count,
-                    made,
-                    runner,
-                    seed=arguments.seed,
-                    native_seconds=arguments.native_seconds,
+                    name, arguments.count, made, runner, seed=arguments.seed, native_seconds=arguments.native_seconds
                 )
-                print(name, msgspec.json.encode(tallies[name]).decode(), file=sys.stderr, flush=True)
+                report = {
+                    "seed": arguments.seed,
+                    "seconds": round(time.monotonic() - began),
+                    "formats": msgspec.to_builtins(tallies),
+                    "engine_refusals": dict(runner.reasons.most_common(40)),
+                }
+                if arguments.output is not None:
+                    arguments.output.with_suffix(".json").write_text(
+                        json.dumps(report, indent=1) + "\n", encoding="utf-8"
+                    )
+                    arguments.output.with_suffix(".md").write_text(to_markdown(report, tallies), encoding="utf-8")
+                print(f"{name}: {msgspec.json.encode(tallies[name]).decode()}", file=sys.stderr, flush=True)
         finally:
             runner.close()
-    report: dict[str, object] = {
-        "seed": arguments.seed,
-        "count": arguments.count,
-        "seconds": round(time.monotonic() - began),
-        "formats": msgspec.to_builtins(tallies),
-        "engine_refusals": dict(runner.reasons.most_common(40)),
-    }
-    if arguments.output is not None:
-        arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        arguments.output.with_suffix(".md").write_text(to_markdown(report, tallies), encoding="utf-8")
     print(json.dumps(report))
 
 

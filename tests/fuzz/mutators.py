@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -266,7 +267,7 @@ def mutate_ctranslate2(rng: random.Random, content: bytes) -> bytes:
         return mutate_bytes(rng, content)
     names = (b"num_heads", b"pre_norm", b"activation", b"embeddings_merge", b"scale_embeddings", b"weight", b"gamma")
     name = rng.choice([*names, b"bias", b"encodings", b"weight_scale"])
-    places = [index for index in range(len(content)) if content.startswith(name + b"\0", index)]
+    places = [found.start() for found in re.finditer(re.escape(name) + b"\0", content)]
     begin = rng.choice(places or [0]) + len(name) + 1
     match rng.randrange(4):
         case 0:

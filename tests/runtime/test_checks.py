@@ -173,6 +173,89 @@ def test_gguf_of_another_architecture(fresh_bundle: Path) -> None:
     refuses(fresh_bundle, "llm.gguf: general.architecture is 'llama-embed', expected 'llama'")
 
 
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (
+            lambda weights: weights.update({"output.weight": np.zeros((32, 32), np.float32)}),
+            "tensor 'output.weight', which",
+        ),
+        (
+            lambda weights: weights.update({"blk.0.attn_k.weight": np.zeros((32, 32), np.float32)}),
+            "has shape [32, 32], exp",
+        ),
+        (lambda weights: weights.update({"output_norm.weight": np.ones(32, np.float16)}), "has type 1, expected 0"),
+    ],
+)
+def test_gguf_with_other_tensors(
+    fresh_bundle: Path,
+    change: Callable[[dict[str, np.ndarray]], object],
+    fragment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = tiny.llm_weights(np.random.default_rng(tiny.SEED))
+    change(weights)
+    add = gguf.GGUFWriter.add_tensor
+    monkeypatch.setattr(  # the maker of the tiny bundle has norms in float32 only
+        gguf.GGUFWriter,
+        "add_tensor",
+        lambda writer, name, tensor, **more: add(writer, name, tensor.astype(weights.get(name, tensor).dtype), **more),
+    )
+    tiny.write_llm(fresh_bundle / "llm.gguf", weights)
+    refuses(fresh_bundle, "llm.gguf: ", fragment)
+
+
+def test_gguf_tensors_lie_one_after_another(fresh_bundle: Path) -> None:
+    path = fresh_bundle / "llm.gguf"
+    content = bytearray(path.read_bytes())
+    name = b"blk.0.attn_k.weight"
+    place = content.index(name) + len(name) + 4 + 16 + 4  # dimensions, two lengths, type
+    content[place : place + 8] = struct.pack("<Q", 0)
+    path.write_bytes(content)
+    refuses(fresh_bundle, "llm.gguf: tensor blk.0.attn_k.weight begins at 0 of the data, expected ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fragment"),
+    [
+        (
+            "config",
+            '{"bos_token": "a", "eos_token": "b", "unk_token": "c", "quantization_type": 1}',
+            "quantization_type",
+        ),
+        (
+            "config",
+            '{"bos_token": "a", "eos_token": "b", "unk_token": "c", "layer_norm_epsilon": -1}',
+            "is -1.0, expected",
+        ),
+        ("config", "[" * 100_000, "no configuration of an encoder"),
+        ("vocabulary", '["a", "b"]', "names 2 tokens, the encoder has "),
+        ("vocabulary", "{}", "no vocabulary"),
+    ],
+)
+def test_json_beside_the_encoder(fresh_bundle: Path, name: str, text: str, fragment: str) -> None:
+    (fresh_bundle / "encoder" / f"{name}.json").write_text(text, encoding="utf-8")
+    refuses(fresh_bundle, "encoder/", fragment)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "fragment"),
+    [
+        (b"num_heads", b"\0\0", "num_heads is 0.0, which is not possible"),
+        (b"num_heads", b"\3\0", "num_heads is 3.0, which is not possible"),
+        (b"activation", b"\7", "activation is 7.0, which is not possible"),
+        (b"embeddings_merge", b"\0", "embeddings_merge is 0.0, which is not possible"),
+    ],
+)
+def test_settings_of_the_encoder(fresh_bundle: Path, setting: bytes, value: bytes, fragment: str) -> None:
+    path = fresh_bundle / "encoder" / "model.bin"
+    content = bytearray(path.read_bytes())
+    place = content.index(b"encoder/" + setting + b"\0") + len(setting) + 9 + 1 + 1 + 4
+    content[place : place + len(value)] = value
+    path.write_bytes(content)
+    refuses(fresh_bundle, "encoder/model.bin: ", fragment)
+
+
 def test_gguf_without_a_tensor(fresh_bundle: Path) -> None:
     weights = tiny.llm_weights(np.random.default_rng(tiny.SEED))
     del weights["blk.1.ffn_gate.weight"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -167,10 +170,36 @@ def test_language_is_not_taken(classifier: Classifier) -> None:
         classifier.classify(["good"], language="deu_Latn")
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_must_be_positive(tiny_bundle: Path, threads: int) -> None:
-    with pytest.raises(UsageError, match=f"threads is {threads}, expected 1 or more"):
+@pytest.mark.parametrize("threads", [0, -1, 257, 10**6])
+def test_threads_must_be_some(tiny_bundle: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match=f"threads is {threads}, expected 1 to 256"):
         Embedder.load(tiny_bundle, threads=threads)
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -5, 2**31])
+def test_batches_must_fit_into_memory(tiny_bundle: Path, batch_tokens: int) -> None:
+    with pytest.raises(UsageError, match=f"batch_tokens is {batch_tokens}, expected 1 to 16384"):
+        Embedder.load(tiny_bundle, threads=1, batch_tokens=batch_tokens)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_after_a_fork_nothing_waits_for_ever(tiny_bundle: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from mtllm_edge import Embedder\n"
+        "from mtllm_edge.errors import EngineError\n"
+        "embedder = Embedder.load(sys.argv[1], threads=2)\n"
+        "embedder.embed(['a'])\n"
+        "if not (child := os.fork()):\n"
+        "    try:\n"
+        "        embedder.embed(['a'])\n"
+        "    except EngineError as error:\n"
+        "        os._exit(7 if 'was forked' in str(error) else 1)\n"
+        "    os._exit(0)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tiny_bundle)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=True).stdout.strip() == b"7"
 
 
 def test_missing_head(fresh_bundle: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mtllm_edge import manifest
-from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.errors import EngineError, ModelError, UsageError
 from mtllm_edge.llms.gguf import GgufLlm
 from mtllm_edge.safety import EngineSettings
 from tests import tiny
@@ -160,12 +160,44 @@ def test_full_batch_fits_and_nothing_comes_of_nothing(llm: GgufLlm) -> None:
         ([*inputs((3,)), np.zeros((0, tiny.N_EMBD), np.float32)], r"shape \(0, 32\)"),
         ([np.full((3, tiny.N_EMBD), np.nan, np.float32)], "not finite"),
         ([np.full((3, tiny.N_EMBD), np.inf, np.float32)], "not finite"),
+        ([np.zeros((3, tiny.N_EMBD))], "an input of type float64, expected arrays of float32"),
+        ([np.zeros((3, tiny.N_EMBD), np.complex64)], "an input of type complex64, expected arrays of float32"),
+        ([np.full((3, tiny.N_EMBD), None, object)], "an input of type object"),
+        ([[[0.0] * tiny.N_EMBD]], "an input of type list"),
     ],
 )
 def test_refuses_what_llama_cpp_would_abort_on(llm: GgufLlm, batch: list[NDArray[np.float32]], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         llm.pool(batch)
     assert np.isfinite(llm.pool(inputs())).all()  # and goes on working
+
+
+@pytest.mark.parametrize("pieces", [[((0, 4),)], [((-3, -1),)], [((2, 2),)], [((2, 1),)], [], [(), ()]])
+def test_pieces_lie_inside_their_text(llm: GgufLlm, pieces: list[tuple[tuple[int, int], ...]]) -> None:
+    with pytest.raises(EngineError, match="pieces"):
+        llm.pool(inputs((3,)), pieces)
+
+
+@pytest.mark.parametrize("ids", [[1.5], [float("nan")], ["a"], [None]])
+def test_token_ids_are_whole_numbers(llm: GgufLlm, ids: list[int]) -> None:
+    with pytest.raises(ModelError, match="no whole numbers"):
+        llm.pool_tokens([[1], ids])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"threads": 0},
+        {"threads": 100_000},
+        {"max_texts": 0},
+        {"max_texts": 257},
+        {"max_tokens": 0},
+        {"max_tokens": 2**31},
+    ],
+)
+def test_numbers_that_no_context_can_have(tiny_bundle: Path, numbers: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        GgufLlm(tiny_bundle / "llm.gguf", LLM, settings=SETTINGS, **({"threads": 1} | numbers))  # type: ignore[arg-type]
 
 
 def test_results_that_are_not_finite_are_an_error(fresh_bundle: Path) -> None:

@@ -201,3 +201,33 @@ def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object],
     content["llm"] |= change
     with pytest.raises(ModelError, match=fragment):
         Manifest.from_json(msgspec.json.encode(content), origin="bundle.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model: setattr(model.graph.node[0], "op_type", "Loop"),
+            "has the operator 'Loop', which is not allowed",
+        ),
+        (lambda model: setattr(model.graph.node[0], "domain", "com.x"), "has the operator 'com.x.Cast'"),
+        (lambda model: setattr(model.opset_import.add(), "domain", "com.x"), "wants the operators of 'com.x'"),
+        (lambda model: model.graph.output.append(model.graph.output[0]), "two tensors are called 'states'"),
+        (lambda model: model.graph.initializer[0].dims.extend([1] * 9), "dimensions, expected 8 at most"),
+        (lambda model: setattr(model.graph.initializer[0].segment, "begin", 1), "is a piece of one"),
+    ],
+)
+def test_what_no_llm_needs(bundle: Path, change: Callable[[onnx.ModelProto], object], message: str) -> None:
+    model = make_model()
+    change(model)
+    make_onnx_bundle(bundle, model)
+    with pytest.raises(ModelError, match=message):
+        Bundle.open(bundle)
+
+
+def test_a_field_number_that_protobuf_cuts_short(bundle: Path) -> None:
+    """Protobuf keeps 32 bits of a key: a field that is unknown to a reader of 64 could be external data to it."""
+    path = bundle / "llm.onnx"
+    path.write_bytes(path.read_bytes() + bytes([0xB8, 0x80, 0x80, 0x80, 0x10, 0]))
+    with pytest.raises(DamagedFileError, match="a field of key 4294967352"):
+        read_graph(path)

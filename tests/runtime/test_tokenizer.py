@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 import tokenizers
 
 from mtllm_edge.errors import DataError, ModelError, UsageError
+from mtllm_edge.formats import tokenizer_json
+from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.tokenizer import Tokenizer
 from tests import tiny
 
@@ -115,3 +119,72 @@ def test_tokenizer_of_another_model(file: Path) -> None:
         Tokenizer(file, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=2)
     with pytest.raises(ModelError, match="not a readable tokenizer"):
         Tokenizer(file.parent / "bridge.safetensors", prefix_tokens=[], suffix_tokens=[], max_tokens=10)
+
+
+_FIRST, _SECOND = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"post_processor": {"type": "TemplateProcessing", "single": [_SECOND], "pair": [_FIRST], "special_tokens": {}}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {
+            "model": {
+                "type": "BPE",
+                "vocab": {"a": 0, "b": 1, "ab": 2},
+                "merges": ["a b"],
+                "continuing_subword_prefix": "ééé",
+            }
+        },
+    ],
+)
+def test_a_panic_is_one_line(file: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """The Rust library's panics are no `Exception`."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(file.read_bytes()) | change), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is not a readable tokenizer") as caught:
+        Tokenizer(path, prefix_tokens=[], suffix_tokens=[], max_tokens=10).encode(["a b"])
+    assert "\n" not in str(caught.value)
+
+
+_GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [_GROWING] * 4}}, "makes a text up to 256 times longer"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}, "searches for nothing"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 64}}, "has 65 steps"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 2000}}, "puts pages before"),
+        ({"model": {"type": "WordPiece", "max_input_chars_per_word": 10**9}}, "reads words of 1000000000 letters"),
+        ({"model": {"type": "Neural"}}, "has a model of type 'Neural'"),
+        ({"added_tokens": [{"content": ""}]}, "adds a token without letters"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "is no base64"),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}},
+            "has a trie of 4294967295 bytes",
+        ),
+        (
+            {
+                "normalizer": {
+                    "type": "Precompiled",
+                    "precompiled_charsmap": base64.b64encode(bytes(4) + b"x" * 300).decode(),
+                }
+            },
+            "makes more than 256 bytes of one letter",
+        ),
+    ],
+)
+def test_steps_that_exhaust_memory_or_time(file: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(DamagedFileError, match=message):
+        tokenizer_json.check(json.dumps(json.loads(file.read_bytes()) | change).encode())
+
+
+def test_the_pieces_of_real_files_pass(file: Path) -> None:
+    replaced = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    steps = [{"type": "NFKC"}, replaced, {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}]
+    change = {"normalizer": {"type": "Sequence", "normalizers": steps}}
+    tokenizer_json.check(json.dumps(json.loads(file.read_bytes()) | change).encode())
