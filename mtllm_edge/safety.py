@@ -155,7 +155,7 @@ class _Failure:
 def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> NDArray[np.float32] | _Failure:
     """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them."""
     try:
-        child = run_child("mtllm_edge.llms.probe", _child_arguments(path, llm, switches), PROBE_SECONDS)
+        child = run_child(_child_command(path, llm, switches), PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return _Failure(f"gave no answer in {PROBE_SECONDS:g} s")
     except OSError as error:
@@ -177,12 +177,18 @@ def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool])
     return pooled_NE
 
 
-def _child_arguments(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
-    return [str(path.resolve()), msgspec.json.encode(llm).decode(), *map(str, map(int, switches))]
+def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
+    described = msgspec.json.encode(llm).decode()
+    return module_command("mtllm_edge.llms.probe", str(path.resolve()), described, *map(str, map(int, switches)))
 
 
-def run_child(module: str, arguments: Sequence[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
-    """Run a module of this package in a Python of its own.
+def module_command(module: str, *arguments: str) -> list[str]:
+    """How a Python of its own runs a module of this package."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def run_child(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that finds this package as this process does.
 
     Raises:
         subprocess.TimeoutExpired: It was ended after that many seconds.
@@ -192,7 +198,7 @@ def run_child(module: str, arguments: Sequence[str], seconds: float) -> subproce
     # found this package through a path that only it has.
     paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        command,
         cwd=_PACKAGE_PARENT,
         # ggml's last act would be to start a debugger on itself, which takes half a minute
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError, MtllmError
-from mtllm_edge.safety import PYTHON_EXIT_CODES, cause_of_death, leave_no_core_file, run_child
+from mtllm_edge.safety import PYTHON_EXIT_CODES, cause_of_death, leave_no_core_file, module_command, run_child
 
 SECONDS = 600.0
 """Longest time for the child: a large bundle on a slow disk, and the first probe of the engine, fit."""
@@ -43,7 +43,7 @@ def try_bundle(path: Path) -> Trial:
     if getattr(sys, "frozen", False) or not sys.executable:
         raise EngineError(f"{path} cannot be tried: there is no Python to start a child process with")
     try:
-        child = run_child("mtllm_edge.trial", [str(path.resolve())], SECONDS)
+        child = run_child(module_command("mtllm_edge.trial", str(path.resolve())), SECONDS)
     except subprocess.TimeoutExpired:
         raise EngineError(f"{path}: the child process that ran it gave no answer in {SECONDS:g} s") from None
     except OSError as error:

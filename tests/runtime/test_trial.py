@@ -55,7 +55,7 @@ def test_numbers_that_are_not_finite(fresh_bundle: Path) -> None:
     ],
 )
 def test_a_child_that_dies(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
-    def run(_: str, __: list[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
+    def run(_: list[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=seconds, check=False)
 
     monkeypatch.setattr(trial, "run_child", run)
