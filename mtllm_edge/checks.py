@@ -46,8 +46,9 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
         "bridge.safetensors": partial(
             _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
         ),
-        llm.file: partial(_gguf_faults if llm.backend == "gguf" else _onnx_faults, llm=llm),
     }
+    for form in manifest.llms:
+        checks[form.file] = partial(_gguf_faults if form.backend == "gguf" else _onnx_faults, llm=form)
     checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
     faults = {name: _faults_of(check, folder / name) for name, check in checks.items()}
     return {name: "; ".join(found) for name, found in faults.items() if found}
