@@ -11,11 +11,12 @@ import ast
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.formats.onnx import LLM_INPUTS, LLM_MASK, LLM_STATES
-from mtllm_edge.manifest import OnnxQuantization
+from mtllm_edge.manifest import Llm, OnnxQuantization
 from mtllm_edge_export.llama_shape import LlamaShape
 from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary
 from mtllm_edge_export.lora import check_lora, merge_lora
@@ -88,6 +89,35 @@ def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibr
     _strip(model)
     onnx.save(model, path)
     return LlmSummary("llama", shape.n_embd, shape.n_layer, types, kept)
+
+
+def add_onnx(folder: Path, body: LlmBody, gguf: Llm, calibration: Sequence[Array], log: Callable[[str], None]) -> Llm:
+    """Write a bundle's second form of its LLM, in int8.
+
+    Args:
+        folder: The bundle.
+        body: What `gguf` was written from.
+        gguf: The first form.
+        calibration: As for `write_onnx`.
+        log: Told what is done.
+
+    Raises:
+        ModelError: As `write_onnx`.
+    """
+    log("writing the LLM for ONNX Runtime, too (int8)")
+    onnx_form = msgspec.structs.replace(gguf, backend="onnx", quantization="int8")
+    written = write_onnx(folder / onnx_form.file, body, "int8", calibration)
+    tell_matrices(written, log)
+    return msgspec.structs.replace(
+        onnx_form, architecture=written.architecture, float32_matrices=written.float32_matrices
+    )
+
+
+def tell_matrices(written: LlmSummary, log: Callable[[str], None]) -> None:
+    """Say in which types an LLM was written."""
+    log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
+    if written.float32_matrices:
+        log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
 
 
 def _decoder(body: LlmBody, shape: LlamaShape) -> nn.Module:
