@@ -18,7 +18,7 @@ from mtllm_edge.formats.ctranslate2 import read_shapes
 from mtllm_edge_bench import counted
 from mtllm_edge_bench.random_gguf import BlockType, write_random_llm
 from mtllm_edge_bench.reader import READER_NAME, ReaderManifest, write_head
-from mtllm_edge_export.llama_shape import LlamaShape
+from mtllm_edge_export.llm_shape import LlmShape
 
 TASK = "topic"
 LABELS = tuple("abcdefg")
@@ -50,9 +50,9 @@ class RandomLlm:
     quantization: BlockType
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> LlmShape:
         """Its body."""
-        return LlamaShape.read(self.config, None)
+        return LlmShape.read(self.config, None)
 
 
 _LLAMA_3_2 = {

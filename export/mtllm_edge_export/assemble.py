@@ -165,12 +165,14 @@ class _Job:
         return self._compared(folder, manifest, reference)
 
     def _llm_body(self, lora: dict[str, Array]) -> LlmBody:
+        assert self.config.encoder is not None  # checked in `open`
         return LlmBody(
             weights=open_llm(self.config.llm.source, self.checkpoint),
             layers=self.config.llm.layers,
             attention=self.config.llm.attention,
             lora=lora,
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
+            longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
 
     def _write_llm(self, folder: Path, body: LlmBody, reference: Reference) -> Llm:

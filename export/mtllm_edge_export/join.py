@@ -47,7 +47,8 @@ def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], No
             "install the release of it that the parts were made with"
         )
     lora = read_lora(parts) if LORA_NAME in manifest.files else {}
-    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale)
+    longest = -(-manifest.encoder.max_tokens // manifest.bridge.stride)
+    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale, longest)
     with write_bundle(out, force=force) as folder:
         for name in manifest.files.keys() - {RECIPE_NAME, LORA_NAME}:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

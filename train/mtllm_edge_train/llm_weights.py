@@ -1,7 +1,7 @@
-"""The weights of a Llama-family LLM, one tensor at a time, without torch.
+"""The weights of an LLM, one tensor at a time, without torch.
 
 Both roads into the stack read through here: the torch body is filled from it when the source is a GGUF file, and
-the headless GGUF is written from it whatever the source is. Names and layouts are those of transformers' `LlamaModel`
+the headless GGUF is written from it whatever the source is. Names and layouts are those of transformers' bodies
 (``layers.0.self_attn.q_proj.weight``, ``norm.weight``); a GGUF file keeps the rows of q and k in another order, which
 is undone here and redone by the writer.
 """
@@ -17,36 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
-
-GGUF_NAMES = {
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-}
-"""Tensor of a layer: transformers' name -> GGUF's name (gguf-py, `MODEL_ARCH.LLAMA`)."""
+from mtllm_edge_train.llm_families import GGUF_NAMES, family_of
 
 
 class LlmWeights(Protocol):
     """Source of an LLM's weights."""
 
     config: dict[str, Any]
-    """Keys of transformers' `LlamaConfig`; ``num_hidden_layers`` counts the source's layers."""
+    """Keys of transformers' `LlamaConfig`, `Qwen2Config` ...; ``num_hidden_layers`` counts the source's layers."""
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The weight called `name` in transformers' `LlamaModel`, de-quantised, rows in transformers' order."""
+        """The weight called `name` in transformers' body, de-quantised, rows in transformers' order."""
 
 
 def open_llm_weights(path: str | Path) -> LlmWeights:
     """Open a GGUF file or a folder of safetensors.
 
     Raises:
-        ModelError: Nothing readable there, or an architecture other than Llama.
+        ModelError: Nothing readable there, a GGUF file of another family than Llama, or a folder of one in no
+            `mtllm_edge_train.llm_families.FAMILIES`.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,6 +91,7 @@ class _GgufWeights:
         n_head = int(field("attention.head_count"))
         n_embd = int(field("embedding_length"))
         self.config: dict[str, Any] = {
+            "model_type": "llama",
             "hidden_size": n_embd,
             "intermediate_size": int(field("feed_forward_length")),
             "num_hidden_layers": int(field("block_count")),
@@ -143,10 +133,7 @@ class _SafetensorsWeights:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
         except (FileNotFoundError, ValueError) as error:
             raise ModelError(f"{folder} has no readable config.json ({error}); name a model folder") from None
-        if self.config.get("model_type") != "llama":
-            raise ModelError(
-                f"{folder} holds a {self.config.get('model_type')!r} model; this release exports 'llama' models"
-            )
+        family_of({"model_type": None, **self.config})
         self._files = self._index()
 
     def _index(self) -> dict[str, Path]:

@@ -247,6 +247,8 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
             check_layers(layers, len(model.layers), source)
             model.layers = model.layers[:layers]
             model.config.num_hidden_layers = len(model.layers)
+            if getattr(model.config, "attn_logit_softcapping", None):  # Gemma 2's, which torch's own attention lacks
+                model.set_attn_implementation("eager")
     model.to(dtype).eval()
     if nf4:
         pack_nf4(model)
