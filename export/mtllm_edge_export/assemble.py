@@ -33,11 +33,12 @@ from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_enc
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_onnx import check_size, write_onnx
-from mtllm_edge_export.llm_source import open_llm
+from mtllm_edge_export.llm_source import fetched, open_llm
 from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
+from mtllm_edge_train.published import as_checkpoint
 
 Array = NDArray[np.float32]
 Log = Callable[[str], None]
@@ -64,7 +65,7 @@ def export_bundle(
     """Compile a checkpoint into a bundle.
 
     Args:
-        checkpoint: Folder of a trained stack.
+        checkpoint: Folder of a trained stack, or folder or hub id of a published one.
         out: Folder to write; it appears when everything is done, or not at all.
         encoder_quantization: Type of the encoder's weights.
         llm_backend: Form of the LLM; ONNX is for small ones.
@@ -79,9 +80,10 @@ def export_bundle(
         UsageError: No checkpoint there, `out` exists, or the LLM's form has no such type.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
-    job = _Job.open(checkpoint, encoder_quantization, llm_backend, llm_quantization or DEFAULTS[llm_backend], log)
-    with write_bundle(out, force=force) as folder:
-        return job.write(folder, lora=read_lora(checkpoint))
+    with as_checkpoint(fetched(checkpoint)) as trained:
+        job = _Job.open(trained, encoder_quantization, llm_backend, llm_quantization or DEFAULTS[llm_backend], log)
+        with write_bundle(out, force=force) as folder:
+            return job.write(folder, lora=read_lora(trained))
 
 
 def export_parts(

@@ -17,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_train.llm_families import GGUF_NAMES, family_of
+from mtllm_edge_train.llm_families import FAMILIES, GGUF_NAMES, family_of
+
+STACKED = "nllb-llm2vec"
+"""Model type of published stacks, whose files hold encoder, up-projection and LLM; see `mtllm_edge_train.published`."""
+_PREFIXES = ("", "model.", "llm2vec.", "llm2vec.model.")
+"""What may stand before the names of an LLM's tensors."""
 
 
 class LlmWeights(Protocol):
@@ -126,43 +131,79 @@ class _GgufWeights:
         return weight
 
 
-class _SafetensorsWeights:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-        except (FileNotFoundError, ValueError) as error:
-            raise ModelError(f"{folder} has no readable config.json ({error}); name a model folder") from None
-        family_of({"model_type": None, **self.config})
-        self._files = self._index()
+class Shards:
+    """The tensors of a folder's safetensors files, each read from its file when it is asked for."""
 
-    def _index(self) -> dict[str, Path]:
+    def __init__(self, folder: Path) -> None:
+        """Read which file holds what."""
         from safetensors import SafetensorError, safe_open
 
-        files: dict[str, Path] = {}
-        for path in sorted(self._folder.glob("*.safetensors")):
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(str(path), framework="numpy") as shard:
-                    for key in shard.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                        files[key.removeprefix("model.")] = path
+                    self._files |= dict.fromkeys(shard.keys(), path)
             except SafetensorError as error:
                 raise ModelError(f"{path} is not readable ({error}); download the model again") from None
-        if not files:
-            raise ModelError(f"{self._folder} holds no safetensors file; convert the model to safetensors first")
-        return files
+        if not self._files:
+            raise ModelError(f"{folder} holds no safetensors file; convert the model to safetensors first")
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, as they are stored."""
+        return list(self._files)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
+        """One of them.
+
+        Raises:
+            ModelError: It is not there, or no float.
+        """
         if name not in self._files:
             raise ModelError(f"{self._folder} lacks the tensor {name}; download the model again")
         return _read_float32(self._files[name], name)
+
+
+class _SafetensorsWeights:
+    def __init__(self, folder: Path) -> None:
+        self.config = llm_config(read_config(folder))
+        family_of({"model_type": None, **self.config})
+        self._shards = Shards(folder)
+        names = set(self._shards.names)
+        self._prefix = next((prefix for prefix in _PREFIXES if f"{prefix}norm.weight" in names), "")
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return self._shards.tensor(self._prefix + name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder.
+
+    Raises:
+        ModelError: Missing, or no such file.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no readable config.json ({error}); name a model folder") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} is no configuration; name a model folder")
+    return config
+
+
+def llm_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The LLM's part of a configuration: all of it, or what a published stack nests."""
+    if config.get("model_type") != STACKED:
+        return config
+    return next((part for part in config.values() if isinstance(part, dict) and part.get("model_type") in FAMILIES), {})
 
 
 def _read_float32(path: Path, name: str) -> NDArray[np.float32]:
     """One tensor of a safetensors file as float32; numpy has no bfloat16, so the bytes are widened here."""
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
-        entry = header.get(name) or header["model." + name]
+        entry = json.loads(file.read(header_size))[name]
         begin, end = entry["data_offsets"]
         file.seek(8 + header_size + begin)
         data = file.read(end - begin)
