@@ -19,6 +19,7 @@ MANIFEST_NAME = "bundle.json"
 MAX_STRIDE = 4
 
 LlmBackend = Literal["gguf", "onnx"]
+Architecture = Literal["llama", "llama-embed", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3"]
 GgufQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
 OnnxQuantization = Literal["f32", "int8"]
 LLM_QUANTIZATIONS: dict[LlmBackend, tuple[str, ...]] = {
@@ -76,8 +77,8 @@ class Bridge(_Part, frozen=True):
 class Llm(_Part, frozen=True):
     """The LLM body."""
 
-    architecture: str
-    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file is bidirectional."""
+    architecture: Architecture
+    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file of it is bidirectional, ``qwen2`` ..."""
     n_embd: int
     """Width of the LLM's inputs and of the pooled vectors."""
     n_layer: int

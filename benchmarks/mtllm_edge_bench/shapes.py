@@ -18,9 +18,9 @@ from mtllm_edge.formats.ctranslate2 import read_shapes
 from mtllm_edge_bench import counted
 from mtllm_edge_bench.random_gguf import BlockType, write_random_llm
 from mtllm_edge_bench.reader import READER_NAME, ReaderManifest, write_head
-from mtllm_edge_export.llama_shape import LlamaShape
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_onnx import add_onnx
+from mtllm_edge_export.llm_shape import LlmShape
 from mtllm_edge_export.llm_source import open_llm
 from mtllm_edge_export.parity import load_sentences
 from mtllm_edge_train.config import resolve_source
@@ -60,9 +60,9 @@ class RandomLlm:
     """Where its real weights are at hand; else they are random."""
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> LlmShape:
         """Its body."""
-        return LlamaShape.read(self.config, None)
+        return LlmShape.read(self.config, None)
 
 
 _LLAMA_3_2 = {

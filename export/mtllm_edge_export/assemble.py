@@ -34,11 +34,12 @@ from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_enc
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_onnx import add_onnx, check_size, tell_matrices, write_onnx
-from mtllm_edge_export.llm_source import open_llm
+from mtllm_edge_export.llm_source import fetched, open_llm
 from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
+from mtllm_edge_train.published import as_checkpoint
 
 Array = NDArray[np.float32]
 Log = Callable[[str], None]
@@ -66,7 +67,7 @@ def export_bundle(
     """Compile a checkpoint into a bundle.
 
     Args:
-        checkpoint: Folder of a trained stack.
+        checkpoint: Folder of a trained stack, or folder or hub id of a published one.
         out: Folder to write; it appears when everything is done, or not at all.
         encoder_quantization: Type of the encoder's weights.
         llm_backend: Form of the LLM; ONNX is for small ones. Of a bundle with both, the faster one is run.
@@ -83,9 +84,10 @@ def export_bundle(
     """
     first: LlmBackend = "gguf" if llm_backend == "both" else llm_backend
     quantization = llm_quantization or DEFAULTS[first]
-    job = _Job.open(checkpoint, encoder_quantization, first, quantization, log, both=llm_backend == "both")
-    with write_bundle(out, force=force) as folder:
-        return job.write(folder, lora=read_lora(checkpoint))
+    with as_checkpoint(fetched(checkpoint)) as trained:
+        job = _Job.open(trained, encoder_quantization, first, quantization, log, both=llm_backend == "both")
+        with write_bundle(out, force=force) as folder:
+            return job.write(folder, lora=read_lora(trained))
 
 
 def export_parts(
@@ -174,12 +176,14 @@ class _Job:
         return self._compared(folder, manifest, reference)
 
     def _llm_body(self, lora: dict[str, Array]) -> LlmBody:
+        assert self.config.encoder is not None  # checked in `open`
         return LlmBody(
             weights=open_llm(self.config.llm.source, self.checkpoint),
             layers=self.config.llm.layers,
             attention=self.config.llm.attention,
             lora=lora,
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
+            longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
 
     def _write_llm(self, folder: Path, body: LlmBody, reference: Reference) -> Llm:

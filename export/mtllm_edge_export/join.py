@@ -57,7 +57,8 @@ def join(
             "install the release of it that the parts were made with"
         )
     lora = read_lora(parts) if LORA_NAME in manifest.files else {}
-    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale)
+    longest = -(-manifest.encoder.max_tokens // manifest.bridge.stride)
+    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale, longest)
     with write_bundle(out, force=force) as folder:
         for name in manifest.files.keys() - {RECIPE_NAME, LORA_NAME}:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from mtllm_edge.errors import ModelError
 from mtllm_edge.formats.onnx import LLM_INPUTS, LLM_MASK, LLM_STATES
 from mtllm_edge.manifest import Llm, OnnxQuantization
-from mtllm_edge_export.llama_shape import LlamaShape
 from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary
+from mtllm_edge_export.llm_shape import LlmShape
 from mtllm_edge_export.lora import check_lora, merge_lora
 from mtllm_edge_export.quantize_onnx import quantize_within_gate
 
@@ -45,12 +45,14 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a vocabulary th
 
 
 def check_size(body: LlmBody) -> None:
-    """Refuse an LLM that is too large for one ONNX file.
+    """Refuse an LLM of another family than Llama, or one that is too large for one ONNX file.
 
     Raises:
         ModelError: It is.
     """
-    shape = LlamaShape.read(body.weights.config, body.layers)
+    shape = LlmShape.read(body.weights.config, body.layers)
+    if body.weights.config.get("model_type", "llama") != "llama":
+        raise ModelError(f"ONNX takes LLMs of the family llama, this is {body.weights.config['model_type']}; use GGUF")
     size = 4 * sum(math.prod(dimensions) for _, _, dimensions in shape.tensors())
     if size > MAX_BYTES:
         raise ModelError(
@@ -73,7 +75,7 @@ def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibr
             exported, int8 cannot follow float32, or this torch traces the model in another way.
     """
     check_size(body)
-    shape = LlamaShape.read(body.weights.config, body.layers)
+    shape = LlmShape.read(body.weights.config, body.layers)
     matrices = [name.removesuffix(".weight") for _, name, dimensions in shape.tensors() if len(dimensions) == 2]
     model, kept = _traced(_decoder(body, shape), shape.n_embd, causal=body.attention == "causal"), tuple[str, ...]()
     types = {"f32": len(matrices)}
@@ -120,7 +122,7 @@ def tell_matrices(written: LlmSummary, log: Callable[[str], None]) -> None:
         log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
 
 
-def _decoder(body: LlmBody, shape: LlamaShape) -> nn.Module:
+def _decoder(body: LlmBody, shape: LlmShape) -> nn.Module:
     """The decoder of transformers in float32, adapter merged, without a vocabulary."""
     check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
     settings = {"num_hidden_layers": shape.n_layer, "vocab_size": 1} | dict.fromkeys(_TOKENS)
