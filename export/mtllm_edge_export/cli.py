@@ -44,7 +44,7 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
 )
 @click.option(
     "--llm-quantization",
-    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "f16", "f32", "int8"]),
+    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "iq4_nl", "bf16", "f16", "f32", "int8"]),
     help="Type of the LLM's weights.  [default: q8_0 in GGUF, int8 in ONNX, which has f32 besides]",
 )
 @click.option(

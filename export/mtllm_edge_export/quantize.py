@@ -13,10 +13,14 @@ _FILE_TYPES = {
     "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
     "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
     "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
+    "iq4_nl": "LLAMA_FTYPE_MOSTLY_IQ4_NL",
 }
 
 
-def quantize_gguf(source: Path, target: Path, quantization: Literal["q8_0", "q4_0", "q4_k_m"]) -> None:
+Quantised = Literal["q8_0", "q4_0", "q4_k_m", "iq4_nl"]
+
+
+def quantize_gguf(source: Path, target: Path, quantization: Quantised) -> None:
     """Quantise the matrices of a GGUF file.
 
     Args:
