@@ -74,7 +74,9 @@ class LlmSummary:
     """As in `mtllm_edge.manifest.Llm`."""
 
 
-def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSummary:
+def write_llm(
+    path: Path, body: LlmBody, quantization: LlmQuantization, importance: Mapping[str, Array] | None = None
+) -> LlmSummary:
     """Write a GGUF file without head, and without vocabulary unless the body is to have one.
 
     Args:
@@ -82,6 +84,7 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSu
         body: Weights, depth, attention and adapter.
         quantization: ``f32``, ``f16`` and ``bf16`` are written directly; the others by llama.cpp, from a float32 file
             that lies beside `path` for that long.
+        importance: What `mtllm_edge_export.importance` found, for the types that it names.
 
     Raises:
         ModelError: A tensor is missing, the adapter does not fit, or the model has parts that cannot be exported.
@@ -98,10 +101,14 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSu
         full = path.with_suffix(".float32.gguf")
         try:
             _write(full, body, shape, "f32")
-            quantize_gguf(full, path, quantization)
+            quantize_gguf(full, path, quantization, _by_stored_name(shape, importance or {}))
         finally:
             full.unlink(missing_ok=True)
     return LlmSummary(_architecture(shape, body.attention), shape.n_embd, shape.n_layer, _matrix_types(path))
+
+
+def _by_stored_name(shape: LlmShape, importance: Mapping[str, Array]) -> dict[str, Array]:
+    return {stored: importance[name] for stored, name, _ in shape.tensors() if name in importance}
 
 
 def _architecture(shape: LlmShape, attention: Attention) -> Architecture:
