@@ -20,7 +20,7 @@ MAX_STRIDE = 4
 
 LlmBackend = Literal["gguf", "onnx"]
 Architecture = Literal["llama", "llama-embed", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3"]
-GgufQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+GgufQuantization = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "iq4_nl"]
 OnnxQuantization = Literal["f32", "int8"]
 LLM_QUANTIZATIONS: dict[LlmBackend, tuple[str, ...]] = {
     "gguf": get_args(GgufQuantization),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +31,12 @@ from mtllm_edge.manifest import (
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.importance import QUANTIZATIONS, importance, load_texts
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_onnx import add_onnx, check_size, tell_matrices, write_onnx
 from mtllm_edge_export.llm_source import fetched, open_llm
-from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
+from mtllm_edge_export.parity import Reference, Sentence, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
@@ -61,6 +62,7 @@ def export_bundle(
     encoder_quantization: EncoderQuantization = "int8",
     llm_backend: Forms = "gguf",
     llm_quantization: LlmQuantization | None = None,
+    calibration: Path | None = None,
     force: bool = False,
     log: Log = _silent,
 ) -> Manifest:
@@ -72,6 +74,7 @@ def export_bundle(
         encoder_quantization: Type of the encoder's weights.
         llm_backend: Form of the LLM; ONNX is for small ones. Of a bundle with both, the faster one is run.
         llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX. Of both forms, GGUF's.
+        calibration: Texts whose activations tell which weights of a 4-bit LLM matter; see `importance.load_texts`.
         force: Replace an existing bundle.
         log: Told each step as it begins.
 
@@ -79,15 +82,25 @@ def export_bundle(
         The manifest, with the comparison of every part with torch.
 
     Raises:
-        UsageError: No checkpoint there, `out` exists, or the LLM's form has no such type.
+        UsageError: No checkpoint there, `out` exists, the LLM's form has no such type, or the type no use for texts.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
     first: LlmBackend = "gguf" if llm_backend == "both" else llm_backend
     quantization = llm_quantization or DEFAULTS[first]
     with as_checkpoint(fetched(checkpoint)) as trained:
-        job = _Job.open(trained, encoder_quantization, first, quantization, log, both=llm_backend == "both")
+        texts, both = _texts(calibration, quantization), llm_backend == "both"
+        job = _Job.open(trained, encoder_quantization, first, quantization, log, texts, both=both)
         with write_bundle(out, force=force) as folder:
             return job.write(folder, lora=read_lora(trained))
+
+
+def _texts(calibration: Path | None, quantization: LlmQuantization) -> list[Sentence]:
+    if calibration is None:
+        return []
+    if quantization not in QUANTIZATIONS:
+        types = ", ".join(QUANTIZATIONS)
+        raise UsageError(f"{quantization} makes no use of calibration texts; leave them out or choose one of {types}")
+    return load_texts(calibration)
 
 
 def export_parts(
@@ -121,7 +134,8 @@ class _Job:
     llm_backend: LlmBackend
     llm_quantization: LlmQuantization
     log: Log
-    both: bool
+    calibration: Sequence[Sentence] = ()
+    both: bool = False
     """Whether the LLM is written in ONNX, too."""
 
     @classmethod
@@ -132,6 +146,7 @@ class _Job:
         llm_backend: LlmBackend,
         llm_quantization: LlmQuantization,
         log: Log,
+        calibration: Sequence[Sentence] = (),
         *,
         both: bool = False,
     ) -> _Job:
@@ -145,7 +160,7 @@ class _Job:
         config = StackConfig.load(checkpoint)
         if config.encoder is None:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
-        return cls(checkpoint, config, encoder_quantization, llm_backend, llm_quantization, log, both)
+        return cls(checkpoint, config, encoder_quantization, llm_backend, llm_quantization, log, calibration, both)
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
@@ -164,12 +179,16 @@ class _Job:
         self.log(f"running torch on {len(sentences)} sentences")
         kinds = {name: task.kind for name, task in self.config.tasks.items()}
         reference = torch_reference(stack, sentences, encoder.languages, kinds)
+        weights = {}
+        if self.calibration:
+            self.log(f"running torch on {len(self.calibration)} calibration texts")
+            weights = importance(stack, self.calibration, encoder.languages)
         del stack
         self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
         write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
-        llm = self._write_llm(folder, body, reference)
+        llm = self._write_llm(folder, body, reference, weights)
         llm_onnx = add_onnx(folder, body, llm, reference.inputs_GD, self.log) if self.both else None
         manifest = self._write_rest(folder, encoder, llm, llm_onnx)
         self.log("comparing the bundle with torch")
@@ -186,12 +205,12 @@ class _Job:
             longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
 
-    def _write_llm(self, folder: Path, body: LlmBody, reference: Reference) -> Llm:
+    def _write_llm(self, folder: Path, body: LlmBody, reference: Reference, weights: dict[str, Array]) -> Llm:
         path, quantization = folder / f"llm.{self.llm_backend}", self.llm_quantization
         if quantization == "int8" or (self.llm_backend == "onnx" and quantization == "f32"):
             written = write_onnx(path, body, quantization, reference.inputs_GD)
         else:
-            written = write_llm(path, body, quantization)
+            written = write_llm(path, body, quantization, weights)
         tell_matrices(written, self.log)
         return Llm(
             backend=self.llm_backend,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -32,6 +32,13 @@ LlmQuantization = GgufQuantization
 STUB_ROWS = 32
 """Token embeddings of a file without vocabulary."""
 _EMBEDDINGS = "token_embd.weight"
+_Float = Literal["f32", "f16", "bf16"]
+_FLOATS: dict[_Float, tuple[gguf.LlamaFileType, gguf.GGMLQuantizationType]] = {
+    "f32": (gguf.LlamaFileType.ALL_F32, gguf.GGMLQuantizationType.F32),
+    "f16": (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
+    "bf16": (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
+}
+"""Types that the writer makes itself: of the file, and of its matrices."""
 _LAST_OF_QUERIES = {"gemma2": "q_proj.weight", "gemma3": "q_norm.weight"}
 """The weight after which queries may be scaled."""
 
@@ -67,14 +74,17 @@ class LlmSummary:
     """As in `mtllm_edge.manifest.Llm`."""
 
 
-def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSummary:
+def write_llm(
+    path: Path, body: LlmBody, quantization: LlmQuantization, importance: Mapping[str, Array] | None = None
+) -> LlmSummary:
     """Write a GGUF file without head, and without vocabulary unless the body is to have one.
 
     Args:
         path: The file to write.
         body: Weights, depth, attention and adapter.
-        quantization: ``f32`` and ``f16`` are written directly; the others by llama.cpp, from a float32 file that lies
-            beside `path` for that long.
+        quantization: ``f32``, ``f16`` and ``bf16`` are written directly; the others by llama.cpp, from a float32 file
+            that lies beside `path` for that long.
+        importance: What `mtllm_edge_export.importance` found, for the types that it names.
 
     Raises:
         ModelError: A tensor is missing, the adapter does not fit, or the model has parts that cannot be exported.
@@ -83,16 +93,22 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSu
     shape = LlmShape.read(body.weights.config, body.layers)
     _check_window(body, shape)
     check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
-    if quantization == "f32" or quantization == "f16":  # mypy narrows by equality, not by `in`
-        _write(path, body, shape, np.dtype(np.float32 if quantization == "f32" else np.float16))
+    if (
+        quantization == "f32" or quantization == "f16" or quantization == "bf16"
+    ):  # mypy narrows by equality, not by `in`
+        _write(path, body, shape, quantization)
     else:
         full = path.with_suffix(".float32.gguf")
         try:
-            _write(full, body, shape, np.dtype(np.float32))
-            quantize_gguf(full, path, quantization)
+            _write(full, body, shape, "f32")
+            quantize_gguf(full, path, quantization, _by_stored_name(shape, importance or {}))
         finally:
             full.unlink(missing_ok=True)
     return LlmSummary(_architecture(shape, body.attention), shape.n_embd, shape.n_layer, _matrix_types(path))
+
+
+def _by_stored_name(shape: LlmShape, importance: Mapping[str, Array]) -> dict[str, Array]:
+    return {stored: importance[name] for stored, name, _ in shape.tensors() if name in importance}
 
 
 def _architecture(shape: LlmShape, attention: Attention) -> Architecture:
@@ -111,7 +127,7 @@ def _check_window(body: LlmBody, shape: LlmShape) -> None:
         )
 
 
-def _write(path: Path, body: LlmBody, shape: LlmShape, dtype: np.dtype[Any]) -> None:
+def _write(path: Path, body: LlmBody, shape: LlmShape, kind: _Float) -> None:
     """Write header, tensor table and then the tensors, in the table's order."""
     rows = int(body.weights.config["vocab_size"]) if body.vocabulary else STUB_ROWS
     fixed = {} if body.vocabulary else {_EMBEDDINGS: np.zeros((rows, shape.n_embd), np.float32)}
@@ -121,21 +137,21 @@ def _write(path: Path, body: LlmBody, shape: LlmShape, dtype: np.dtype[Any]) -> 
     streamed = [*table, *shape.tensors()]
     writer = gguf.GGUFWriter(path, _architecture(shape, body.attention))
     try:
-        file_type = gguf.LlamaFileType.ALL_F32 if dtype == np.float32 else gguf.LlamaFileType.MOSTLY_F16
-        add_fields(writer, shape, body.attention, rows, file_type)
+        add_fields(writer, shape, body.attention, rows, _FLOATS[kind][0])
         for name, tensor in fixed.items():
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
         for name, _, dimensions in streamed:
-            stored = _stored_type(dimensions, dtype)
-            writer.add_tensor_info(name, dimensions, stored, math.prod(dimensions) * stored.itemsize)
+            stored = _FLOATS["f32" if len(dimensions) == 1 else kind][1]  # llama.cpp wants norms and biases in float32
+            n_bytes = math.prod(dimensions) * (4 if stored == gguf.GGMLQuantizationType.F32 else 2)
+            writer.add_tensor_info(name, dimensions, np.dtype(np.float32), n_bytes, raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in fixed.values():
             writer.write_tensor_data(tensor)
         for _, name, dimensions in streamed:
-            weight = _weight(body, shape, name, dimensions)
-            writer.write_tensor_data(np.ascontiguousarray(weight, _stored_type(dimensions, dtype)))
+            weight = np.ascontiguousarray(_weight(body, shape, name, dimensions), np.float32)
+            writer.write_tensor_data(gguf.quantize(weight, _FLOATS["f32" if len(dimensions) == 1 else kind][1]))
     finally:
         writer.close()
 
@@ -156,11 +172,6 @@ def _weight(body: LlmBody, shape: LlmShape, name: str, dimensions: tuple[int, ..
     if family.interleaved and name.endswith("k_proj.weight"):
         return permute_rope_rows(weight, shape.n_head_kv)
     return weight
-
-
-def _stored_type(dimensions: tuple[int, ...], dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """llama.cpp wants norms in float32 whatever the matrices are."""
-    return dtype if len(dimensions) > 1 else np.dtype(np.float32)
 
 
 def add_fields(

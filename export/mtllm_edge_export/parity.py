@@ -27,6 +27,7 @@ QUANTIZED_COSINE_MEAN = 0.9
 
 
 _STACK = "stack"
+_ENGLISH = "eng_Latn"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,14 @@ class Reference:
 
 def load_sentences() -> list[Sentence]:
     """The packaged sentences: dozens of languages, two dozen scripts."""
-    text = resources.files(__package__).joinpath("parity_sentences.txt").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
-    return [Sentence(language, sentence) for language, sentence in rows]
+    return parse_sentences(resources.files(__package__).joinpath("parity_sentences.txt").read_text(encoding="utf-8"))
+
+
+def parse_sentences(text: str) -> list[Sentence]:
+    """One sentence a line, after its language code and a tab, or alone, which is English; # begins a remark."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    rows = [line.partition("\t") for line in lines]
+    return [Sentence(language, sentence) if tab else Sentence(_ENGLISH, language) for language, tab, sentence in rows]
 
 
 def as_read(texts: Sequence[str], kind: Kind) -> list[Input]:
