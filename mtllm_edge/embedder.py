@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.bridge import Bridge
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, Bundle
+from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
+from mtllm_edge.encoders.loading import load_encoder
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.framing import Encoded, grouped
@@ -60,7 +61,7 @@ class Embedder:
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
-            UsageError: `bundle` is no folder, `threads` is not positive, or the LLM needs the extra [onnx].
+            UsageError: `bundle` is no folder, `threads` is not positive, or encoder or LLM need the extra [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
@@ -71,9 +72,7 @@ class Embedder:
         folder, parts = bundle.path, bundle.manifest
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
-        with _importing():
-            from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
-        encoder = CTranslate2Encoder(folder / ENCODER_NAME, parts.encoder, threads=threads)
+        encoder = load_encoder(bundle, threads=threads)
         llm = _load_llm(bundle, threads, _tokens_per_batch(bundle, batch_tokens))
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
@@ -128,7 +127,8 @@ class Embedder:
         ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
         pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
         lengths = [len(text.ids) for text in encoded]
-        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=self._llm.pads):
+        padded = self._llm.pads or self._encoder.pads
+        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded):
             texts = [encoded[index] for index in batch]
             hidden = self._encoder.encode([text.ids for text in texts])  # each (length, d_model)
             inputs = self._bridge(hidden)  # each (length / stride, n_embd)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtllm_edge.bundle import list_files
-from mtllm_edge.formats.onnx import LLM_INPUTS, LLM_MASK, LLM_STATES
+from mtllm_edge.formats.onnx import LLM_INPUTS, MASK, STATES
 from tests import tiny
 
 
@@ -35,11 +35,11 @@ def make_model(width: int = tiny.N_EMBD, layers: int = 1) -> onnx.ModelProto:
         initializers[-1].CopyFrom(tensor)
         initializers[-1].name = name
     nodes = [
-        helper.make_node("Cast", [LLM_MASK], ["weights"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [MASK], ["weights"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["weights", "last"], ["column"]),
         helper.make_node("Mul", [LLM_INPUTS, "column"], ["masked"]),
         helper.make_node("CumSum", ["masked", "axis"], ["summed"]),
-        helper.make_node("MatMul", ["summed", "matrix"], [LLM_STATES], name="matrix"),
+        helper.make_node("MatMul", ["summed", "matrix"], [STATES], name="matrix"),
     ]
     initializers.append(numpy_helper.from_array(np.array([2]), "last"))
     graph = helper.make_graph(
@@ -47,9 +47,9 @@ def make_model(width: int = tiny.N_EMBD, layers: int = 1) -> onnx.ModelProto:
         "tiny",
         [
             helper.make_tensor_value_info(LLM_INPUTS, TensorProto.FLOAT, rows),
-            helper.make_tensor_value_info(LLM_MASK, TensorProto.INT64, tokens),
+            helper.make_tensor_value_info(MASK, TensorProto.INT64, tokens),
         ],
-        [helper.make_tensor_value_info(LLM_STATES, TensorProto.FLOAT, rows)],
+        [helper.make_tensor_value_info(STATES, TensorProto.FLOAT, rows)],
         initializers,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

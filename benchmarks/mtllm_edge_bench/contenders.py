@@ -165,6 +165,10 @@ class _MeteredEncoder:
     inner: Encoder
     meter: Meter
 
+    @property
+    def pads(self) -> bool:
+        return self.inner.pads
+
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self.meter.tokens["encoder"] += sum(map(len, batch))
         with self.meter.stage("encode"):

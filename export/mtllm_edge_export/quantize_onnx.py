@@ -22,11 +22,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.errors import ModelError
-from mtllm_edge.formats.onnx import LLM_STATES
-from mtllm_edge.llms.onnx import padded, session_options
+from mtllm_edge.formats.onnx import LLM_INPUTS, STATES
 from mtllm_edge.llms.pooling import span_means
 from mtllm_edge.machine import default_threads
 from mtllm_edge.manifest import Parity
+from mtllm_edge.onnx_session import padded, session_options
 from mtllm_edge_export.parity import measure
 
 Array = NDArray[np.float32]
@@ -137,7 +137,7 @@ def _pooled(
     lengths = [len(inputs_LD) for inputs_LD in inputs]
     pooled_ND = np.empty((len(inputs), inputs[0].shape[1]), np.float32)
     for places in plan_batches(lengths, max_tokens=max(TOKENS_PER_BATCH, *lengths), padded=True):
-        (states_NLD,) = session.run([LLM_STATES], padded([inputs[place] for place in places]) | switches)
+        (states_NLD,) = session.run([STATES], padded(LLM_INPUTS, [inputs[place] for place in places]) | switches)
         pooled_ND[places] = span_means([states_NLD[row, : lengths[place]] for row, place in enumerate(places)], None)
     return pooled_ND
 
