@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,8 +15,8 @@ from mtllm_edge.bridge import Bridge
 from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.encoders.loading import load_encoder
-from mtllm_edge.errors import EngineError, UsageError
-from mtllm_edge.extras import require
+from mtllm_edge.errors import UsageError
+from mtllm_edge.extras import importing, require
 from mtllm_edge.framing import Encoded, grouped
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
@@ -174,22 +173,13 @@ def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
     path = bundle.path / llm.file
     if llm.backend == "onnx":
         require("onnx", "onnxruntime")
-        with _importing():
+        with importing():
             from mtllm_edge.llms.onnx import OnnxLlm
         return OnnxLlm(path, llm, threads=threads)
     settings = engine_settings(path, llm)
-    with _importing():  # only now: the probe has shown that llama.cpp can be loaded at all
+    with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
     return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens)
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Turn what a broken engine raises on import into one line."""
-    try:
-        yield
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

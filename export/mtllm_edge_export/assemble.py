@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, list_files, write_bundle
+from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import (
     FORMAT_VERSION,
     LLM_QUANTIZATIONS,
     MANIFEST_NAME,
     Encoder,
+    EncoderBackend,
     GgufQuantization,
     Llm,
     LlmBackend,
@@ -30,6 +31,7 @@ from mtllm_edge.manifest import (
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoder_onnx import write_encoder_onnx
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_onnx import check_size, write_onnx
@@ -55,6 +57,7 @@ def export_bundle(
     checkpoint: Path,
     out: Path,
     *,
+    encoder_backend: EncoderBackend = "ctranslate2",
     encoder_quantization: EncoderQuantization = "int8",
     llm_backend: LlmBackend = "gguf",
     llm_quantization: LlmQuantization | None = None,
@@ -66,6 +69,7 @@ def export_bundle(
     Args:
         checkpoint: Folder of a trained stack.
         out: Folder to write; it appears when everything is done, or not at all.
+        encoder_backend: Form of the encoder.
         encoder_quantization: Type of the encoder's weights.
         llm_backend: Form of the LLM; ONNX is for small ones.
         llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX.
@@ -79,7 +83,14 @@ def export_bundle(
         UsageError: No checkpoint there, `out` exists, or the LLM's form has no such type.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
-    job = _Job.open(checkpoint, encoder_quantization, llm_backend, llm_quantization or DEFAULTS[llm_backend], log)
+    job = _Job.open(
+        checkpoint,
+        encoder_backend,
+        encoder_quantization,
+        llm_backend,
+        llm_quantization or DEFAULTS[llm_backend],
+        log,
+    )
     with write_bundle(out, force=force) as folder:
         return job.write(folder, lora=read_lora(checkpoint))
 
@@ -99,7 +110,7 @@ def export_parts(
     Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts. The LLM is
     GGUF: `join`, which has no torch, can write no other.
     """
-    job = _Job.open(checkpoint, encoder_quantization, "gguf", llm_quantization, log)
+    job = _Job.open(checkpoint, "ctranslate2", encoder_quantization, "gguf", llm_quantization, log)
     lora = parts.rounded(read_lora(checkpoint))
     with write_bundle(out, force=force) as folder:
         manifest = job.write(folder, lora=lora)
@@ -111,6 +122,7 @@ def export_parts(
 class _Job:
     checkpoint: Path
     config: StackConfig
+    encoder_backend: EncoderBackend
     encoder_quantization: EncoderQuantization
     llm_backend: LlmBackend
     llm_quantization: LlmQuantization
@@ -120,6 +132,7 @@ class _Job:
     def open(
         cls,
         checkpoint: Path,
+        encoder_backend: EncoderBackend,
         encoder_quantization: EncoderQuantization,
         llm_backend: LlmBackend,
         llm_quantization: LlmQuantization,
@@ -135,7 +148,7 @@ class _Job:
         config = StackConfig.load(checkpoint)
         if config.encoder is None:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
-        return cls(checkpoint, config, encoder_quantization, llm_backend, llm_quantization, log)
+        return cls(checkpoint, config, encoder_backend, encoder_quantization, llm_backend, llm_quantization, log)
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
@@ -156,11 +169,11 @@ class _Job:
         reference = torch_reference(stack, sentences, encoder.languages, kinds)
         del stack
         self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
-        write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)
+        written = self._write_encoder(folder, encoder, reference)
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
         llm = self._write_llm(folder, body, reference)
-        manifest = self._write_rest(folder, encoder, llm)
+        manifest = self._write_rest(folder, encoder.languages, written, llm)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
 
@@ -172,6 +185,27 @@ class _Job:
             lora=lora,
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
         )
+
+    def _write_encoder(self, folder: Path, encoder: LoadedEncoder, reference: Reference) -> Encoder:
+        assert self.config.encoder is not None  # checked in `open`
+        kept: tuple[str, ...] = ()
+        described = Encoder(
+            family=encoder.family,
+            backend=self.encoder_backend,
+            quantization=self.encoder_quantization,
+            d_model=encoder.d_model,
+            max_tokens=self.config.encoder.max_tokens,
+            prefix_tokens=encoder.prefix_tokens,
+            suffix_tokens=encoder.suffix_tokens,
+        )
+        path = folder / described.path
+        if self.encoder_backend == "onnx":
+            kept = write_encoder_onnx(path, encoder, self.encoder_quantization, reference.ids)
+        else:
+            write_encoder(encoder, path, self.encoder_quantization)
+        if kept:
+            self.log(f"matrices of the encoder in float32, for the states' sake: {', '.join(kept)}")
+        return msgspec.structs.replace(described, float32_matrices=kept)
 
     def _write_llm(self, folder: Path, body: LlmBody, reference: Reference) -> Llm:
         path, quantization = folder / f"llm.{self.llm_backend}", self.llm_quantization
@@ -193,9 +227,8 @@ class _Job:
             pooling="mean",
         )
 
-    def _write_rest(self, folder: Path, encoder: LoadedEncoder, llm: Llm) -> Manifest:
+    def _write_rest(self, folder: Path, languages: tuple[str, ...], encoder: Encoder, llm: Llm) -> Manifest:
         """Bridge, heads, licences, and a manifest that has not been compared yet."""
-        assert self.config.encoder is not None  # checked in `open`
         weight, bias = read_bridge(self.checkpoint)
         save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
         tasks = {name: self._write_task(folder, name) for name in self.config.tasks}
@@ -206,19 +239,11 @@ class _Job:
             format_version=FORMAT_VERSION,
             name=self.config.name,
             created_with=f"mtllm-edge {__version__}",
-            encoder=Encoder(
-                family=encoder.family,
-                backend="ctranslate2",
-                quantization=self.encoder_quantization,
-                d_model=encoder.d_model,
-                max_tokens=self.config.encoder.max_tokens,
-                prefix_tokens=encoder.prefix_tokens,
-                suffix_tokens=encoder.suffix_tokens,
-            ),
+            encoder=encoder,
             bridge=self.config.bridge,
             llm=llm,
             tasks=tasks,
-            languages=encoder.languages,
+            languages=languages,
             sources=sources,
             parity=(),
             files=list_files(folder),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.manifest import LlmBackend, Manifest
+from mtllm_edge.manifest import EncoderBackend, LlmBackend, Manifest
 from mtllm_edge.render import megabytes
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @_OUT
+@click.option(
+    "--encoder-backend",
+    type=click.Choice(["ctranslate2", "onnx"]),
+    default="ctranslate2",
+    show_default=True,
+    help="Form of the encoder: CTranslate2, or ONNX for ONNX Runtime.",
+)
 @click.option(
     "--encoder-quantization",
     type=click.Choice(["int8", "float32"]),
@@ -55,6 +62,7 @@ def export(
     checkpoint: Path,
     out: Path,
     *,
+    encoder_backend: EncoderBackend,
     encoder_quantization: EncoderQuantization,
     llm_backend: LlmBackend,
     llm_quantization: LlmQuantization | None,
@@ -64,6 +72,8 @@ def export(
     """Compile a trained CHECKPOINT into a bundle that runs without torch, and compare the two."""
     if without_llm and llm_backend == "onnx":
         raise UsageError("join has no torch, so it can write GGUF only; leave out --without-llm or --llm-backend onnx")
+    if without_llm and encoder_backend == "onnx":
+        raise UsageError("parts have their encoder for CTranslate2; leave out --without-llm or --encoder-backend onnx")
     require("export", "torch", "transformers", "peft", "gguf", "onnx", "onnxruntime", "onnxscript")
     _quiet_transformers()
     from mtllm_edge_export.assemble import export_bundle, export_parts
@@ -74,7 +84,12 @@ def export(
             manifest = export_parts(checkpoint, out, llm_quantization=llm_quantization or "q8_0", **common)
         else:
             manifest = export_bundle(
-                checkpoint, out, llm_backend=llm_backend, llm_quantization=llm_quantization, **common
+                checkpoint,
+                out,
+                encoder_backend=encoder_backend,
+                llm_backend=llm_backend,
+                llm_quantization=llm_quantization,
+                **common,
             )
     _summary(manifest, out)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,23 @@ from torch import Tensor, nn
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.formats.onnx import LLM_INPUTS
+from mtllm_edge.llms.pooling import span_means
 from mtllm_edge.manifest import OnnxQuantization
 from mtllm_edge_export.llama_shape import LlamaShape
 from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary
 from mtllm_edge_export.lora import check_lora, merge_lora
 from mtllm_edge_export.onnx_graph import Wrapper, save, trace, unseen
-from mtllm_edge_export.quantize_onnx import quantize_within_gate
+from mtllm_edge_export.quantize_onnx import Trial, quantize_within_gate
 
 Array = NDArray[np.float32]
 
 MAX_BYTES = 1_600_000_000
 """Most bytes of float32 weights. An ONNX file ends at 2 GiB (external data would be a second file to trust), and while
 int8 is measured both forms are in one."""
+GATE_COSINE_MEAN = 0.999
+"""What the pooled vectors in int8 must reach on average against those in float32."""
+GATE_COSINE_MIN = 0.995
+"""What the worst of them must reach."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a vocabulary that is not there
 
 
@@ -68,7 +74,9 @@ def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibr
     model, kept = trace(wrapper, LLM_INPUTS, torch.zeros(2, 5, shape.n_embd), matrices), tuple[str, ...]()
     types = {"f32": len(matrices)}
     if quantization == "int8":
-        model, kept = quantize_within_gate(model, matrices, calibration)
+        pooled = partial(span_means, spans=None)
+        trial = Trial("LLM", LLM_INPUTS, calibration, pooled, GATE_COSINE_MEAN, GATE_COSINE_MIN)
+        model, kept = quantize_within_gate(model, matrices, trial)
         types = {"int8": len(matrices) - len(kept)} | ({"f32": len(kept)} if kept else {})
     save(model, path)
     return LlmSummary("llama", shape.n_embd, shape.n_layer, types, kept)

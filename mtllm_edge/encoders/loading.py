@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.encoders.base import Encoder
-from mtllm_edge.errors import EngineError
-from mtllm_edge.extras import require
+from mtllm_edge.extras import importing, require
 
 
 def load_encoder(bundle: Bundle, *, threads: int) -> Encoder:
@@ -19,11 +18,9 @@ def load_encoder(bundle: Bundle, *, threads: int) -> Encoder:
     path = bundle.path / expected.path
     if expected.backend == "onnx":
         require("onnx", "onnxruntime")
-    try:
-        if expected.backend == "onnx":
-            from mtllm_edge.encoders.onnx import OnnxEncoder as Engine
-        else:
-            from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder as Engine
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
-    return Engine(path, expected, threads=threads)
+        with importing():
+            from mtllm_edge.encoders.onnx import OnnxEncoder
+        return OnnxEncoder(path, expected, threads=threads)
+    with importing():
+        from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
+    return CTranslate2Encoder(path, expected, threads=threads)
