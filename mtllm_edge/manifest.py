@@ -45,7 +45,7 @@ class Encoder(_Part, frozen=True):
     max_tokens: int
     """Longest input in tokens, the special ones included."""
     prefix_tokens: tuple[str, ...]
-    """Tokens put before the text; ``{language}`` stands for the language code's own token."""
+    """Tokens put before the text; ``{language}`` stands for the language's code: alone, or as in ``__{language}__``."""
     suffix_tokens: tuple[str, ...]
     """Tokens put after the text, ``{language}`` as above."""
     float32_matrices: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Encoder(_Part, frozen=True):
     @property
     def needs_language(self) -> bool:
         """Whether every text must come with a language code."""
-        return "{language}" in self.prefix_tokens + self.suffix_tokens
+        return any("{language}" in token for token in self.prefix_tokens + self.suffix_tokens)
 
 
 class Bridge(_Part, frozen=True):

@@ -108,8 +108,8 @@ def _mend(model: Any) -> None:
 
 def _set_special_tokens(config: Any, encoder: LoadedEncoder) -> None:
     config.unk_token = _unknown_token(encoder.tokenizer_json) or config.unk_token
-    before = [token for token in encoder.prefix_tokens if token != LANGUAGE_PLACEHOLDER]
-    after = [token for token in encoder.suffix_tokens if token != LANGUAGE_PLACEHOLDER]
+    before = [token for token in encoder.prefix_tokens if LANGUAGE_PLACEHOLDER not in token]
+    after = [token for token in encoder.suffix_tokens if LANGUAGE_PLACEHOLDER not in token]
     config.bos_token = before[0] if before else config.bos_token
     config.eos_token = after[-1] if after else config.eos_token
 
