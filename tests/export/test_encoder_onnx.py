@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from mtllm_edge import Bundle, Embedder
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
 from mtllm_edge.encoders.onnx import OnnxEncoder
@@ -21,13 +23,13 @@ from mtllm_edge.formats.onnx import FLOAT, INT8, read_graph
 from mtllm_edge.manifest import Encoder as Described
 from mtllm_edge.manifest import EncoderBackend
 from mtllm_edge.tokenizer import Tokenizer
-from mtllm_edge_export import encoder_onnx
+from mtllm_edge_export import cli, encoder_onnx
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_export.encoder_onnx import write_encoder_onnx
 from mtllm_edge_train.encoders import LoadedEncoder, load_encoder
 from mtllm_edge_train.model import encode_english
 from tests.export.engines import cosines
-from tests.export.tiny_checkpoint import Family, save_encoder
+from tests.export.tiny_checkpoint import Family, save_checkpoint, save_encoder
 
 FRAMES: dict[Family, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "bert": (("[CLS]",), ("[SEP]",), ()),
@@ -184,4 +186,32 @@ def test_a_large_encoder_is_sent_to_ctranslate2(
     monkeypatch.setattr(encoder_onnx, "MAX_BYTES", 1000)
     with pytest.raises(ModelError, match="CTranslate2 is the form for large encoders"):
         write_encoder_onnx(tmp_path / "encoder.onnx", encoders("bert"), "float32", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_with_both_halves_in_onnx(tmp_path: Path) -> None:
+    """Language tokens, a strided bridge, bidirectional attention: as the command line makes it."""
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", family="m2m", attention="bidirectional", stride=2)
+    out = tmp_path / "bundle"
+    options = ["--encoder-backend", "onnx", "--encoder-quantization", "float32"]
+    options += ["--llm-backend", "onnx", "--llm-quantization", "f32"]
+    result = CliRunner().invoke(cli.export, [str(checkpoint), "--out", str(out), *options])
+    assert result.exception is None, result.output
+    bundle = Bundle.open(out)
+    bundle.verify()
+    encoder = bundle.manifest.encoder
+    assert (encoder.family, encoder.backend, encoder.quantization) == ("m2m_100", "onnx", "float32")
+    assert (encoder.prefix_tokens, bundle.manifest.languages) == (("__{language}__",), ("de", "en", "ta"))
+    assert not [name for name in bundle.manifest.files if name.startswith("encoder/")]
+    assert min(row.cosine_min for row in bundle.manifest.parity) >= 0.9999
+    with Embedder.load(bundle, threads=1) as embedder:
+        german, tamil = (embedder.embed(["x y"], language=code) for code in ("de", "ta"))
+    assert not np.allclose(german, tamil)
+
+
+def test_parts_have_no_encoder_in_onnx(checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--encoder-backend", "onnx", "--without-llm"]
+    result = CliRunner().invoke(cli.export, [str(checkpoint), "--out", str(tmp_path / "b"), *options])
+    assert isinstance(result.exception, UsageError)
+    assert "parts have their encoder for CTranslate2" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
