@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mtllm_edge.errors import ModelError
 from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
+from mtllm_edge_train.sentencepiece_json import has_pieces, tokenizer_json
 
 _LANGUAGE_TOKENS = {
     LANGUAGE_PLACEHOLDER: re.compile(r"([a-z]{3}_[A-Z][a-z]{3}|[a-z]{2}_[A-Z]{2})"),
@@ -78,15 +79,15 @@ def load_encoder(source: str) -> LoadedEncoder:
             )
     full_model.eval().requires_grad_(False)
     with one_line(f"{source} has no readable tokenizer", "get the model again, with its tokenizer.json"):
-        tokenizer_json = _tokenizer_json(source)
-        prefix, suffix, languages = special_token_frame(tokenizer_json)
+        file = _tokenizer_json(source)
+        prefix, suffix, languages = special_token_frame(file)
     return LoadedEncoder(
         family=config.model_type,
         module=module,
         full_model=full_model,
         d_model=d_model,
         max_positions=position_rows - _rows_of_padding(module),
-        tokenizer_json=tokenizer_json,
+        tokenizer_json=file,
         prefix_tokens=prefix,
         suffix_tokens=suffix,
         languages=languages,
@@ -132,4 +133,7 @@ def _tokenizer_json(source: str) -> str:
     local = Path(source) / "tokenizer.json"
     if local.is_file():
         return local.read_text(encoding="utf-8")
-    return str(pretrained_tokenizer(source).backend_tokenizer.to_str())
+    tokenizer = pretrained_tokenizer(source)
+    if has_pieces(tokenizer):
+        return tokenizer_json(tokenizer)
+    return str(tokenizer.backend_tokenizer.to_str())
