@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mtllm_edge import checks
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest
+from mtllm_edge.manifest import MANIFEST_NAME, File, Llm, LlmBackend, Manifest
 
 TOKENIZER_NAME = "tokenizer.json"
 ENCODER_NAME = "encoder"
@@ -52,7 +52,7 @@ class Bundle:
         folder = Path(path)
         _refuse_non_folder(folder)
         bundle = cls(folder, Manifest.from_json(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
-        required = (*_REQUIRED, *bundle.manifest.encoder.files, bundle.manifest.llm.file)
+        required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
         missing = [name for name in required if name not in bundle.manifest.files]
         if missing:
             raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")
@@ -76,6 +76,18 @@ class Bundle:
         if task not in known:
             raise UsageError(f"{self.path} has no task {task!r}; it has {', '.join(known)}")
         return task
+
+    def llm(self, backend: LlmBackend) -> Llm:
+        """The form of the LLM for an engine.
+
+        Raises:
+            UsageError: The bundle has none.
+        """
+        for llm in self.manifest.llms:
+            if llm.backend == backend:
+                return llm
+        only = self.manifest.llm.backend
+        raise UsageError(f"{self.path} has its LLM for {only} only; leave the backend out, or export it with {backend}")
 
     def verify(self) -> None:
         """Compare every file with the size and the SHA-256 in the manifest.

@@ -17,7 +17,7 @@ import msgspec
 
 from mtllm_edge.formats import ctranslate2, gguf, onnx, safetensors
 from mtllm_edge.formats.cursor import DamagedFileError
-from mtllm_edge.manifest import Encoder, Llm, Manifest, Task
+from mtllm_edge.manifest import Architecture, Encoder, Llm, Manifest, Task
 
 _LAYER_TENSORS = (
     "attn_norm",
@@ -30,6 +30,12 @@ _LAYER_TENSORS = (
     "ffn_up",
     "ffn_down",
 )
+_FURTHER_TENSORS: dict[Architecture, tuple[str, ...]] = {
+    "qwen3": ("attn_q_norm", "attn_k_norm"),
+    "gemma2": ("post_attention_norm", "post_ffw_norm"),
+    "gemma3": ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"),
+}
+"""Beside `_LAYER_TENSORS`; the biases of qwen2 may be missing in llama.cpp."""
 
 
 def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
@@ -48,8 +54,9 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
         "bridge.safetensors": partial(
             _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
         ),
-        llm.file: partial(_gguf_faults if llm.backend == "gguf" else _onnx_faults, llm=llm),
     }
+    for form in manifest.llms:
+        checks[form.file] = partial(_gguf_faults if form.backend == "gguf" else _onnx_faults, llm=form)
     checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
     faults = {name: _faults_of(check, folder / name) for name, check in checks.items()}
     return {name: "; ".join(found) for name, found in faults.items() if found}
@@ -122,9 +129,10 @@ def _gguf_faults(path: Path, llm: Llm) -> list[str]:
     ]
     if faults:
         return faults
-    faults = _head_count_faults(header.fields, architecture, llm.n_embd)
+    faults = _head_count_faults(header.fields, architecture, llm.n_embd) + _window_faults(header.fields, architecture)
     names = ["token_embd.weight", "output_norm.weight"]
-    names += [f"blk.{layer}.{name}.weight" for layer in range(llm.n_layer) for name in _LAYER_TENSORS]
+    in_layers = _LAYER_TENSORS + _FURTHER_TENSORS.get(architecture, ())
+    names += [f"blk.{layer}.{name}.weight" for layer in range(llm.n_layer) for name in in_layers]
     missing = [name for name in names if name not in header.shapes]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -136,15 +144,34 @@ def _head_count_faults(fields: dict[str, gguf.Value], architecture: str, n_embd:
     """Numbers that llama.cpp divides by or asserts on."""
     n_head = fields.get(f"{architecture}.attention.head_count")
     n_head_kv = fields.get(f"{architecture}.attention.head_count_kv", n_head)
-    if not (_positive(n_head) and _positive(n_head_kv) and n_head % n_head_kv == 0 and n_embd % n_head == 0):
+    head_dim = fields.get(f"{architecture}.attention.key_length")  # without it, the heads share the width
+    if not (_positive(n_head) and _positive(n_head_kv) and n_head % n_head_kv == 0) or (
+        head_dim is None and n_embd % n_head != 0
+    ):
         return [f"{n_head} heads and {n_head_kv} key-value heads do not divide a width of {n_embd}"]
+    head_dim = n_embd // n_head if head_dim is None else head_dim
     faults = []
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        found = fields.get(f"{architecture}.{key}", head_dim)
+        if not _positive(found) or found != head_dim:
+            faults.append(f"{architecture}.{key} is {found!r}, expected {head_dim}")
     for key in ("feed_forward_length", "context_length"):
         if not _positive(fields.get(f"{architecture}.{key}")):
             faults.append(f"{architecture}.{key} is {fields.get(f'{architecture}.{key}')!r}, expected above 0")
     epsilon = fields.get(f"{architecture}.attention.layer_norm_rms_epsilon")
     if not (isinstance(epsilon, float) and epsilon > 0 and math.isfinite(epsilon)):
         faults.append(f"{architecture}.attention.layer_norm_rms_epsilon is {epsilon!r}, expected above 0")
+    return faults
+
+
+def _window_faults(fields: dict[str, gguf.Value], architecture: Architecture) -> list[str]:
+    """Numbers of Gemma, whose attention would be empty or not finite with others."""
+    faults = []
+    if architecture in ("gemma2", "gemma3") and not _positive(fields.get(f"{architecture}.attention.sliding_window")):
+        faults.append(f"{architecture}.attention.sliding_window is missing or 0")
+    softcap = fields.get(f"{architecture}.attn_logit_softcapping")
+    if architecture == "gemma2" and not (isinstance(softcap, float) and softcap > 0 and math.isfinite(softcap)):
+        faults.append(f"{architecture}.attn_logit_softcapping is {softcap!r}, expected above 0")
     return faults
 
 

@@ -15,6 +15,7 @@ from mtllm_edge.embedder import Embedder
 from mtllm_edge.framing import Encoded
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind
+from mtllm_edge.manifest import LlmBackend
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,31 @@ class Classifier:
         self._embedder, self._heads, self._task = embedder, dict(heads), task
 
     @classmethod
-    def load(cls, bundle: str | Path | Bundle, *, task: str | None = None, threads: int | None = None) -> Classifier:
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        task: str | None = None,
+        threads: int | None = None,
+        llm_backend: LlmBackend | None = None,
+    ) -> Classifier:
         """Load a bundle.
 
         Args:
             bundle: The bundle or its folder.
             task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
+            llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
 
         Raises:
-            UsageError: `bundle` is no folder, the bundle has no such task, or several and none is named.
+            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named.
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         heads = {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
         task = bundle.task_name(task)
-        return cls(Embedder.load(bundle, threads=threads), heads, task)
+        return cls(Embedder.load(bundle, threads=threads, llm_backend=llm_backend), heads, task)
 
     @property
     def task(self) -> str:

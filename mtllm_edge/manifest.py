@@ -20,6 +20,7 @@ MAX_STRIDE = 4
 
 EncoderBackend = Literal["ctranslate2", "onnx"]
 LlmBackend = Literal["gguf", "onnx"]
+Architecture = Literal["llama", "llama-embed", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3"]
 GgufQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
 OnnxQuantization = Literal["f32", "int8"]
 LLM_QUANTIZATIONS: dict[LlmBackend, tuple[str, ...]] = {
@@ -97,8 +98,8 @@ class Bridge(_Part, frozen=True):
 class Llm(_Part, frozen=True):
     """The LLM body."""
 
-    architecture: str
-    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file is bidirectional."""
+    architecture: Architecture
+    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file of it is bidirectional, ``qwen2`` ..."""
     n_embd: int
     """Width of the LLM's inputs and of the pooled vectors."""
     n_layer: int
@@ -190,6 +191,8 @@ class Manifest(_Part, frozen=True):
     parity: tuple[Parity, ...]
     files: dict[str, File]
     """Every other file of the bundle: POSIX path relative to the bundle -> size and digest."""
+    llm_onnx: Llm | None = None
+    """The same body for ONNX Runtime, in a bundle that has both forms; `llm` is GGUF then."""
 
     @classmethod
     def from_json(cls, text: bytes, *, origin: str) -> Manifest:
@@ -220,6 +223,11 @@ class Manifest(_Part, frozen=True):
             raise ModelError(f"{origin}: {'; '.join(faults)}; export the bundle again")
         return manifest
 
+    @property
+    def llms(self) -> tuple[Llm, ...]:
+        """The forms of the LLM, the default first."""
+        return (self.llm,) if self.llm_onnx is None else (self.llm, self.llm_onnx)
+
     def to_json(self) -> bytes:
         """The manifest as indented UTF-8 JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -237,6 +245,8 @@ class Manifest(_Part, frozen=True):
         ]
         if self.encoder.needs_language and not self.languages:
             faults.append("the encoder takes a language token but languages is empty")
+        if self.llm_onnx is not None and _body(self.llm_onnx, "onnx") != _body(self.llm, "gguf"):
+            faults.append("llm_onnx is not the ONNX form of the body that llm has in GGUF")
         for name, task in self.tasks.items():
             if task.kind == "multiple_choice" and task.labels:
                 faults.append(f"task {name!r} is multiple choice and takes no labels, found {list(task.labels)}")
@@ -251,6 +261,11 @@ class Manifest(_Part, frozen=True):
             if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or "." in parts:
                 faults.append(f"file path {path!r} does not stay inside the bundle")
         return faults
+
+
+def _body(llm: Llm, backend: LlmBackend) -> object:
+    """What two forms of one body have in common, if this is the form in question."""
+    return llm.backend == backend and (llm.n_embd, llm.n_layer, llm.attention, llm.pooling)
 
 
 class _Versioned(msgspec.Struct):

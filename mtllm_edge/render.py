@@ -139,8 +139,9 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         "encoder": f"{encoder.family}, {_encoder_form(encoder)}, {encoder.d_model} wide, "
         f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, encoder.path)}",
         "bridge": _bridge(manifest),
-        "LLM": f"{llm.architecture}, {_quantization(llm)}, {llm.n_layer} layers, {llm.n_embd} wide, "
-        f"{llm.attention} attention, {llm.pooling} pooling, {_part_size(manifest.files, llm.file)}",
+        "LLM": f"{llm.architecture}, {llm.n_layer} layers, {llm.n_embd} wide, {llm.attention} attention, "
+        f"{llm.pooling} pooling, "
+        + " or ".join(f"{_quantization(form)}, {_part_size(manifest.files, form.file)}" for form in manifest.llms),
         "languages": _languages(manifest),
         "size": f"{megabytes(sum(file.size for file in manifest.files.values()))} "
         f"in {count(len(manifest.files), 'file')}",

@@ -11,12 +11,13 @@ import tokenizers
 from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.framing import Encoded, Frame
 from mtllm_edge.kinds import Input, kind_of, name_of_part, parts_of
+from mtllm_edge.sentencepieces import SentencePieces
 
 LANGUAGE_PLACEHOLDER = "{language}"
 
 
 class Tokenizer:
-    """A Hugging Face fast tokenizer with the encoder's own frame of special tokens.
+    """A `tokenizer.json` with the encoder's own frame of special tokens.
 
     The frame is applied here and not by the file's post-processor, because NLLB's file fixes one language in it. What
     stands between the texts of a pair is the post-processor's (``</s></s>`` for XLM-R, ``[SEP]`` for BERT, nothing for
@@ -31,6 +32,7 @@ class Tokenizer:
         suffix_tokens: Sequence[str],
         max_tokens: int,
         languages: Sequence[str] = (),
+        lean: bool = False,
     ) -> None:
         """Load `tokenizer.json`.
 
@@ -40,26 +42,22 @@ class Tokenizer:
             suffix_tokens: Tokens after the text, likewise.
             max_tokens: Longest result, the frame included.
             languages: Codes that may stand for ``{language}``.
+            lean: Read with SentencePiece where it can (see `mtllm_edge.sentencepieces`), which `offsets` cannot.
 
         Raises:
             ModelError: The file is not a tokenizer, or lacks one of the frame's tokens.
         """
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises plain Exception
-            raise ModelError(f"{path} is not a readable tokenizer ({error}); get the model again") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._pieces = (SentencePieces.open(path) if lean else None) or _HuggingFace(path)
         self._languages = tuple(languages)
         self._prefix, self._suffix = tuple(prefix_tokens), tuple(suffix_tokens)
         self._max_tokens = max_tokens
-        self._between = self._pair_separator()
+        self._between = self._pieces.between
         frame = [
             token.replace(LANGUAGE_PLACEHOLDER, language)
             for token in (*self._prefix, *self._suffix)
             for language in (self._languages if LANGUAGE_PLACEHOLDER in token else ("",))
         ]
-        missing = [token for token in frame if self._tokenizer.token_to_id(token) is None]
+        missing = [token for token in frame if self._pieces.id(token) is None]
         if missing:
             raise ModelError(f"{path} lacks the tokens {missing}; the tokenizer belongs to another model")
         if self._room <= 0:
@@ -69,7 +67,7 @@ class Tokenizer:
     @property
     def vocabulary_size(self) -> int:
         """Number of ids, the added tokens included."""
-        return int(self._tokenizer.get_vocab_size())
+        return self._pieces.size
 
     @property
     def needs_language(self) -> bool:
@@ -103,10 +101,9 @@ class Tokenizer:
             raise UsageError(f"this encoder takes no language (it was given {language!r}); leave the language out")
         frame = Frame(self._frame_ids(self._prefix, language), self._between, self._frame_ids(self._suffix, language))
         flat = [part for item in texts for part in parts_of(item)]
-        readings = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        readings = iter(self._pieces.encode(flat))
         return [
-            self._join(item, index, [next(readings).ids for _ in parts_of(item)], frame)
-            for index, item in enumerate(texts)
+            self._join(item, index, [next(readings) for _ in parts_of(item)], frame) for index, item in enumerate(texts)
         ]
 
     def _join(self, item: Input, index: int, parts: list[list[int]], frame: Frame) -> Encoded:
@@ -122,22 +119,15 @@ class Tokenizer:
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Where each token that is read stands in a text: (place in the ids, first character, end character)."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        assert isinstance(self._pieces, _HuggingFace), "a lean tokenizer knows no offsets"
         first = len(self._prefix)
-        return [(first + index, begin, end) for index, (begin, end) in enumerate(encoding.offsets[: self._room])]
+        offsets = self._pieces.offsets(text)[: self._room]
+        return [(first + index, begin, end) for index, (begin, end) in enumerate(offsets)]
 
     @property
     def _room(self) -> int:
         """Longest single text in tokens, without the frame."""
         return self._max_tokens - len(self._prefix) - len(self._suffix)
-
-    def _pair_separator(self) -> list[int]:
-        """Special tokens that the file's post-processor puts between the texts of a pair."""
-        pair = self._tokenizer.encode("a", "a")
-        owners = pair.sequence_ids  # 0 and 1 for the two texts, None for special tokens
-        if 0 not in owners or 1 not in owners:
-            return []
-        return list(pair.ids[len(owners) - owners[::-1].index(0) : owners.index(1)])
 
     def _frame_ids(self, frame: tuple[str, ...], language: str | None) -> list[int]:
         if any(LANGUAGE_PLACEHOLDER in token for token in frame):
@@ -145,7 +135,7 @@ class Tokenizer:
         return [self._id(token.replace(LANGUAGE_PLACEHOLDER, language or "")) for token in frame]
 
     def _id(self, token: str) -> int:
-        index = self._tokenizer.token_to_id(token)
+        index = self._pieces.id(token)
         assert index is not None, token  # checked when the file was loaded
         return index
 
@@ -161,6 +151,44 @@ class Tokenizer:
     def _some_languages(self) -> str:
         shown = ", ".join(self._languages[:8])
         return shown if len(self._languages) <= 8 else f"{shown} ... ({len(self._languages)} in all)"
+
+
+class _HuggingFace:
+    """Any `tokenizer.json`, by the library that it was made for."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise ModelError(f"{path} is not a readable tokenizer ({error}); get the model again") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.between = self._pair_separator()
+        """Special tokens that the file's post-processor puts between the texts of a pair."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return [reading.ids for reading in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def id(self, token: str) -> int | None:
+        """The id of a token, special ones included."""
+        return self._tokenizer.token_to_id(token)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """First character and end of each token."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def _pair_separator(self) -> list[int]:
+        pair = self._tokenizer.encode("a", "a")
+        owners = pair.sequence_ids  # 0 and 1 for the two texts, None for special tokens
+        if 0 not in owners or 1 not in owners:
+            return []
+        return list(pair.ids[len(owners) - owners[::-1].index(0) : owners.index(1)])
 
 
 def _check(item: Input, index: int) -> None:

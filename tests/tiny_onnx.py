@@ -99,3 +99,14 @@ def make_onnx_encoder_bundle(folder: Path, model: onnx.ModelProto | None = None)
     content["files"] = msgspec.to_builtins(list_files(folder))
     path.write_bytes(msgspec.json.encode(content))
     return folder
+
+
+def add_onnx_form(folder: Path) -> Path:
+    """Give a bundle of `tests.tiny` an ONNX form beside its GGUF; what it computes is something else."""
+    onnx.save(make_model(layers=tiny.N_LAYER), folder / "llm.onnx")
+    path = folder / "bundle.json"
+    content = msgspec.json.decode(path.read_bytes())
+    content["llm_onnx"] = content["llm"] | {"backend": "onnx"}
+    content["files"] = msgspec.to_builtins(list_files(folder))
+    path.write_bytes(msgspec.json.encode(content))
+    return folder

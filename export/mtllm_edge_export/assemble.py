@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -34,16 +35,18 @@ from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_enc
 from mtllm_edge_export.encoder_onnx import write_encoder_onnx
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
-from mtllm_edge_export.llm_onnx import check_size, write_onnx
-from mtllm_edge_export.llm_source import open_llm
+from mtllm_edge_export.llm_onnx import add_onnx, check_size, tell_matrices, write_onnx
+from mtllm_edge_export.llm_source import fetched, open_llm
 from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
+from mtllm_edge_train.published import as_checkpoint
 
 Array = NDArray[np.float32]
 Log = Callable[[str], None]
 LlmQuantization = GgufQuantization | OnnxQuantization
+Forms = LlmBackend | Literal["both"]
 
 DEFAULTS: dict[LlmBackend, LlmQuantization] = {"gguf": "q8_0", "onnx": "int8"}
 """Type of the LLM's weights in each of its forms."""
@@ -59,7 +62,7 @@ def export_bundle(
     *,
     encoder_backend: EncoderBackend = "ctranslate2",
     encoder_quantization: EncoderQuantization = "int8",
-    llm_backend: LlmBackend = "gguf",
+    llm_backend: Forms = "gguf",
     llm_quantization: LlmQuantization | None = None,
     force: bool = False,
     log: Log = _silent,
@@ -67,12 +70,12 @@ def export_bundle(
     """Compile a checkpoint into a bundle.
 
     Args:
-        checkpoint: Folder of a trained stack.
+        checkpoint: Folder of a trained stack, or folder or hub id of a published one.
         out: Folder to write; it appears when everything is done, or not at all.
         encoder_backend: Form of the encoder.
         encoder_quantization: Type of the encoder's weights.
-        llm_backend: Form of the LLM; ONNX is for small ones.
-        llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX.
+        llm_backend: Form of the LLM; ONNX is for small ones. Of a bundle with both, the faster one is run.
+        llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX. Of both forms, GGUF's.
         force: Replace an existing bundle.
         log: Told each step as it begins.
 
@@ -83,16 +86,14 @@ def export_bundle(
         UsageError: No checkpoint there, `out` exists, or the LLM's form has no such type.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
-    job = _Job.open(
-        checkpoint,
-        encoder_backend,
-        encoder_quantization,
-        llm_backend,
-        llm_quantization or DEFAULTS[llm_backend],
-        log,
-    )
-    with write_bundle(out, force=force) as folder:
-        return job.write(folder, lora=read_lora(checkpoint))
+    first: LlmBackend = "gguf" if llm_backend == "both" else llm_backend
+    quantization = llm_quantization or DEFAULTS[first]
+    with as_checkpoint(fetched(checkpoint)) as trained:
+        job = _Job.open(
+            trained, encoder_backend, encoder_quantization, first, quantization, log, both=llm_backend == "both"
+        )
+        with write_bundle(out, force=force) as folder:
+            return job.write(folder, lora=read_lora(trained))
 
 
 def export_parts(
@@ -127,6 +128,8 @@ class _Job:
     llm_backend: LlmBackend
     llm_quantization: LlmQuantization
     log: Log
+    both: bool
+    """Whether the LLM is written in ONNX, too."""
 
     @classmethod
     def open(
@@ -137,6 +140,8 @@ class _Job:
         llm_backend: LlmBackend,
         llm_quantization: LlmQuantization,
         log: Log,
+        *,
+        both: bool = False,
     ) -> _Job:
         allowed = LLM_QUANTIZATIONS[llm_backend]
         if llm_quantization not in allowed:
@@ -148,7 +153,7 @@ class _Job:
         config = StackConfig.load(checkpoint)
         if config.encoder is None:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
-        return cls(checkpoint, config, encoder_backend, encoder_quantization, llm_backend, llm_quantization, log)
+        return cls(checkpoint, config, encoder_backend, encoder_quantization, llm_backend, llm_quantization, log, both)
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
@@ -158,7 +163,7 @@ class _Job:
     def write(self, folder: Path, *, lora: dict[str, Array]) -> Manifest:
         """Fill an empty folder; torch's copy of the LLM is let go before the files are written."""
         body = self._llm_body(lora)
-        if self.llm_backend == "onnx":
+        if self.llm_backend == "onnx" or self.both:
             check_size(body)  # before torch loads it
         self.log("loading the checkpoint in torch")
         sentences = load_sentences()
@@ -173,17 +178,20 @@ class _Job:
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
         llm = self._write_llm(folder, body, reference)
-        manifest = self._write_rest(folder, encoder.languages, written, llm)
+        llm_onnx = add_onnx(folder, body, llm, reference.inputs_GD, self.log) if self.both else None
+        manifest = self._write_rest(folder, encoder.languages, written, llm, llm_onnx)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
 
     def _llm_body(self, lora: dict[str, Array]) -> LlmBody:
+        assert self.config.encoder is not None  # checked in `open`
         return LlmBody(
             weights=open_llm(self.config.llm.source, self.checkpoint),
             layers=self.config.llm.layers,
             attention=self.config.llm.attention,
             lora=lora,
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
+            longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
 
     def _write_encoder(self, folder: Path, encoder: LoadedEncoder, reference: Reference) -> Encoder:
@@ -213,9 +221,7 @@ class _Job:
             written = write_onnx(path, body, quantization, reference.inputs_GD)
         else:
             written = write_llm(path, body, quantization)
-        self.log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
-        if written.float32_matrices:
-            self.log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
+        tell_matrices(written, self.log)
         return Llm(
             backend=self.llm_backend,
             architecture=written.architecture,
@@ -227,7 +233,9 @@ class _Job:
             pooling="mean",
         )
 
-    def _write_rest(self, folder: Path, languages: tuple[str, ...], encoder: Encoder, llm: Llm) -> Manifest:
+    def _write_rest(
+        self, folder: Path, languages: tuple[str, ...], encoder: Encoder, llm: Llm, llm_onnx: Llm | None
+    ) -> Manifest:
         """Bridge, heads, licences, and a manifest that has not been compared yet."""
         weight, bias = read_bridge(self.checkpoint)
         save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
@@ -247,6 +255,7 @@ class _Job:
             sources=sources,
             parity=(),
             files=list_files(folder),
+            llm_onnx=llm_onnx,
         )
 
     def _write_task(self, folder: Path, name: str) -> Task:
@@ -260,7 +269,13 @@ class _Job:
     def _compared(self, folder: Path, manifest: Manifest, reference: Reference) -> Manifest:
         """The manifest with the comparison in it, as it lies in the folder in the end."""
         (folder / MANIFEST_NAME).write_bytes(manifest.to_json())  # the runtime opens the unfinished bundle by it
-        parity = compare(folder, reference)
+        parity = compare(folder, reference, llm_backend=self.llm_backend)
+        if self.both:
+            parity += tuple(
+                msgspec.structs.replace(row, component=f"{row.component}, onnx")
+                for row in compare(folder, reference, llm_backend="onnx")
+                if row.component != "encoder"
+            )
         quantized = (self.encoder_quantization, self.llm_quantization) != ("float32", "f32")
         check_parity(parity, quantized=quantized)
         manifest = msgspec.structs.replace(manifest, parity=parity)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge.manifest import GgufQuantization
-from mtllm_edge_export.llama_shape import LlamaShape
+from mtllm_edge.manifest import Architecture, GgufQuantization
+from mtllm_edge_export.llm_shape import LlmShape
 from mtllm_edge_export.lora import check_lora, merge_lora
 from mtllm_edge_export.quantize import quantize_gguf
 from mtllm_edge_train.llm_weights import LlmWeights, permute_rope_rows
@@ -29,10 +29,11 @@ Array = NDArray[np.float32]
 Attention = Literal["causal", "bidirectional"]
 LlmQuantization = GgufQuantization
 
-ARCHITECTURES: dict[Attention, str] = {"causal": "llama", "bidirectional": "llama-embed"}
 STUB_ROWS = 32
 """Token embeddings of a file without vocabulary."""
 _EMBEDDINGS = "token_embd.weight"
+_LAST_OF_QUERIES = {"gemma2": "q_proj.weight", "gemma3": "q_norm.weight"}
+"""The weight after which queries may be scaled."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class LlmBody:
     """``layers.<i>.<module>.lora_A`` (rank, in) and ``.lora_B`` (out, rank); empty without an adapter."""
     lora_scale: float = 0.0
     """Factor on ``lora_B @ lora_A``."""
+    longest: int | None = None
+    """Longest input in tokens; None where there is no limit."""
     vocabulary: bool = False
     """Whether the embeddings of the LLM's own tokens go into the file: an MT-LLM has no use for them."""
 
@@ -55,7 +58,7 @@ class LlmBody:
 class LlmSummary:
     """What was written, in this form or the other."""
 
-    architecture: str
+    architecture: Architecture
     n_embd: int
     n_layer: int
     matrix_types: dict[str, int]
@@ -77,7 +80,8 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSu
         ModelError: A tensor is missing, the adapter does not fit, or the model has parts that cannot be exported.
         EngineError: llama.cpp refuses to quantise.
     """
-    shape = LlamaShape.read(body.weights.config, body.layers)
+    shape = LlmShape.read(body.weights.config, body.layers)
+    _check_window(body, shape)
     check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
     if quantization == "f32" or quantization == "f16":  # mypy narrows by equality, not by `in`
         _write(path, body, shape, np.dtype(np.float32 if quantization == "f32" else np.float16))
@@ -88,10 +92,26 @@ def write_llm(path: Path, body: LlmBody, quantization: LlmQuantization) -> LlmSu
             quantize_gguf(full, path, quantization)
         finally:
             full.unlink(missing_ok=True)
-    return LlmSummary(ARCHITECTURES[body.attention], shape.n_embd, shape.n_layer, _matrix_types(path))
+    return LlmSummary(_architecture(shape, body.attention), shape.n_embd, shape.n_layer, _matrix_types(path))
 
 
-def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -> None:
+def _architecture(shape: LlmShape, attention: Attention) -> Architecture:
+    family = shape.family
+    return family.architecture if attention == "causal" else family.bidirectional or family.architecture
+
+
+def _check_window(body: LlmBody, shape: LlmShape) -> None:
+    """Refuse inputs that a causal body would read through a window in torch, and as a whole in llama.cpp."""
+    window = shape.unseen_window
+    if body.attention == "causal" and window is not None and (body.longest is None or body.longest > window):
+        longest = "of any length" if body.longest is None else f"of up to {body.longest} tokens"
+        raise ModelError(
+            f"the LLM's layers see {window} tokens back, llama.cpp's all of a text, and it may get texts {longest}; "
+            f"lower max_tokens so that {window} suffice"
+        )
+
+
+def _write(path: Path, body: LlmBody, shape: LlmShape, dtype: np.dtype[Any]) -> None:
     """Write header, tensor table and then the tensors, in the table's order."""
     rows = int(body.weights.config["vocab_size"]) if body.vocabulary else STUB_ROWS
     fixed = {} if body.vocabulary else {_EMBEDDINGS: np.zeros((rows, shape.n_embd), np.float32)}
@@ -99,7 +119,7 @@ def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -
         fixed["rope_freqs.weight"] = shape.rope_factors
     table = [(_EMBEDDINGS, "embed_tokens.weight", (rows, shape.n_embd))] if body.vocabulary else []
     streamed = [*table, *shape.tensors()]
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[body.attention])
+    writer = gguf.GGUFWriter(path, _architecture(shape, body.attention))
     try:
         file_type = gguf.LlamaFileType.ALL_F32 if dtype == np.float32 else gguf.LlamaFileType.MOSTLY_F16
         add_fields(writer, shape, body.attention, rows, file_type)
@@ -120,15 +140,20 @@ def _write(path: Path, body: LlmBody, shape: LlamaShape, dtype: np.dtype[Any]) -
         writer.close()
 
 
-def _weight(body: LlmBody, shape: LlamaShape, name: str, dimensions: tuple[int, ...]) -> Array:
-    """One weight as llama.cpp wants it: adapter merged, rows of q and k in its order."""
+def _weight(body: LlmBody, shape: LlmShape, name: str, dimensions: tuple[int, ...]) -> Array:
+    """One weight as llama.cpp wants it: adapter merged, rows of q and k in its order, in its scale."""
     weight = body.weights.tensor(name)
     if weight.shape != dimensions:
         raise ModelError(f"the LLM's {name} has shape {weight.shape}, its configuration says {dimensions}")
     weight = merge_lora(weight, body.lora, name.removesuffix(".weight"), body.lora_scale)
-    if name.endswith("q_proj.weight"):
+    family = shape.family
+    if name.endswith("norm.weight"):
+        weight = weight + np.float32(family.norm_offset)
+    if shape.query_factor != 1.0 and name.endswith(_LAST_OF_QUERIES[family.architecture]):
+        weight = weight * np.float32(shape.query_factor)
+    if family.interleaved and name.endswith("q_proj.weight"):
         return permute_rope_rows(weight, shape.n_head)
-    if name.endswith("k_proj.weight"):
+    if family.interleaved and name.endswith("k_proj.weight"):
         return permute_rope_rows(weight, shape.n_head_kv)
     return weight
 
@@ -139,7 +164,7 @@ def _stored_type(dimensions: tuple[int, ...], dtype: np.dtype[Any]) -> np.dtype[
 
 
 def add_fields(
-    writer: gguf.GGUFWriter, shape: LlamaShape, attention: Attention, rows: int, file_type: gguf.LlamaFileType
+    writer: gguf.GGUFWriter, shape: LlmShape, attention: Attention, rows: int, file_type: gguf.LlamaFileType
 ) -> None:
     """Put the metadata of a body into a GGUF file; `rows` counts its token embeddings."""
     writer.add_file_type(file_type)
@@ -154,6 +179,16 @@ def add_fields(
     writer.add_layer_norm_rms_eps(shape.epsilon)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
+    if shape.rope_divisor != 1.0:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(shape.rope_divisor)
+    if shape.family.windows and shape.window is not None:
+        # A bidirectional body in torch has no window; llama.cpp's rotary base of such layers needs the field.
+        writer.add_sliding_window(shape.window if attention == "causal" else shape.context)
+        writer.add_sliding_window_pattern(shape.windowed)
+        writer.add_rope_freq_base_swa(shape.window_rope_theta)
+    if shape.softcap is not None:
+        writer.add_attn_logit_softcapping(shape.softcap)
     writer.add_causal_attention(attention == "causal")
     writer.add_vocab_size(rows)
     writer.add_tokenizer_model("none")

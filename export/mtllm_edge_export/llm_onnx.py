@@ -6,11 +6,12 @@ torch traces transformers' own decoder, so the graph is what training ran. Paddi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import transformers
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from mtllm_edge.errors import ModelError
 from mtllm_edge.formats.onnx import LLM_INPUTS
 from mtllm_edge.llms.pooling import span_means
-from mtllm_edge.manifest import OnnxQuantization
-from mtllm_edge_export.llama_shape import LlamaShape
+from mtllm_edge.manifest import Llm, OnnxQuantization
 from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary
+from mtllm_edge_export.llm_shape import LlmShape
 from mtllm_edge_export.lora import check_lora, merge_lora
 from mtllm_edge_export.onnx_graph import Wrapper, save, trace, unseen
 from mtllm_edge_export.quantize_onnx import Trial, quantize_within_gate
@@ -40,12 +41,14 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a vocabulary th
 
 
 def check_size(body: LlmBody) -> None:
-    """Refuse an LLM that is too large for one ONNX file.
+    """Refuse an LLM of another family than Llama, or one that is too large for one ONNX file.
 
     Raises:
         ModelError: It is.
     """
-    shape = LlamaShape.read(body.weights.config, body.layers)
+    shape = LlmShape.read(body.weights.config, body.layers)
+    if body.weights.config.get("model_type", "llama") != "llama":
+        raise ModelError(f"ONNX takes LLMs of the family llama, this is {body.weights.config['model_type']}; use GGUF")
     size = 4 * sum(math.prod(dimensions) for _, _, dimensions in shape.tensors())
     if size > MAX_BYTES:
         raise ModelError(
@@ -68,7 +71,7 @@ def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibr
             exported, int8 cannot follow float32, or this torch traces the model in another way.
     """
     check_size(body)
-    shape = LlamaShape.read(body.weights.config, body.layers)
+    shape = LlmShape.read(body.weights.config, body.layers)
     matrices = [name.removesuffix(".weight") for _, name, dimensions in shape.tensors() if len(dimensions) == 2]
     wrapper = _Decoder(_decoder(body, shape), causal=body.attention == "causal")
     model, kept = trace(wrapper, LLM_INPUTS, torch.zeros(2, 5, shape.n_embd), matrices), tuple[str, ...]()
@@ -82,7 +85,36 @@ def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibr
     return LlmSummary("llama", shape.n_embd, shape.n_layer, types, kept)
 
 
-def _decoder(body: LlmBody, shape: LlamaShape) -> nn.Module:
+def add_onnx(folder: Path, body: LlmBody, gguf: Llm, calibration: Sequence[Array], log: Callable[[str], None]) -> Llm:
+    """Write a bundle's second form of its LLM, in int8.
+
+    Args:
+        folder: The bundle.
+        body: What `gguf` was written from.
+        gguf: The first form.
+        calibration: As for `write_onnx`.
+        log: Told what is done.
+
+    Raises:
+        ModelError: As `write_onnx`.
+    """
+    log("writing the LLM for ONNX Runtime, too (int8)")
+    onnx_form = msgspec.structs.replace(gguf, backend="onnx", quantization="int8")
+    written = write_onnx(folder / onnx_form.file, body, "int8", calibration)
+    tell_matrices(written, log)
+    return msgspec.structs.replace(
+        onnx_form, architecture=written.architecture, float32_matrices=written.float32_matrices
+    )
+
+
+def tell_matrices(written: LlmSummary, log: Callable[[str], None]) -> None:
+    """Say in which types an LLM was written."""
+    log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
+    if written.float32_matrices:
+        log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
+
+
+def _decoder(body: LlmBody, shape: LlmShape) -> nn.Module:
     """The decoder of transformers in float32, adapter merged, without a vocabulary."""
     check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
     settings = {"num_hidden_layers": shape.n_layer, "vocab_size": 1} | dict.fromkeys(_TOKENS)

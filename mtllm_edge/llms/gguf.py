@@ -6,6 +6,7 @@ llama.cpp ends the process where an assertion fails, so everything that could re
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import weakref
@@ -95,7 +96,9 @@ class GgufLlm:
         if not handles["context"]:
             self.close()
             raise EngineError(f"{path}: llama.cpp cannot make a context{_quoted()}; see `mtllm-edge doctor`")
-        self._batch = _Batch(max_tokens, expected.n_embd)
+        # llama.cpp's graph of Gemma 2 scales whatever it is given; torch scales the LLM's own tokens only.
+        graph_scale = math.sqrt(expected.n_embd) if expected.architecture == "gemma2" else 1.0
+        self._batch = _Batch(max_tokens, expected.n_embd, divisor=graph_scale)
 
     def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
         """Means over the final states; arguments and result as for `mtllm_edge.llms.base.Llm.pool`.
@@ -193,8 +196,9 @@ class GgufLlm:
 class _Batch:
     """A `llama_batch` over numpy arrays, filled again for every call without a loop over tokens."""
 
-    def __init__(self, capacity: int, n_embd: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, n_embd: int, *, divisor: float) -> None:
+        """Make room; embeddings are divided by `divisor` on their way in."""
+        self.capacity, self._divisor = capacity, divisor
         self._embeddings_TE = np.zeros((capacity, n_embd), np.float32)
         self._tokens_T = np.zeros(capacity, np.int32)
         self._positions_T = np.zeros(capacity, np.int32)
@@ -209,7 +213,10 @@ class _Batch:
 
     def fill(self, batch: Sequence[NDArray[np.float32]]) -> None:
         self._place([len(inputs_LE) for inputs_LE in batch])
-        np.concatenate(list(batch), out=self._embeddings_TE[: self.struct.n_tokens])
+        embeddings_TE = self._embeddings_TE[: self.struct.n_tokens]
+        np.concatenate(list(batch), out=embeddings_TE)
+        if self._divisor != 1.0:
+            embeddings_TE /= self._divisor
         self._point_to(embd=self._embeddings_TE, token=None)
 
     def fill_tokens(self, batch: Sequence[Sequence[int]]) -> None:

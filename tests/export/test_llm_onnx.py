@@ -154,13 +154,40 @@ def test_a_damaged_file_is_refused(pieces: tuple[Path, Path], tmp_path: Path) ->
         Bundle.open(folder)
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_both_forms_in_one_bundle(joined: bool, checkpoint: Path, tmp_path: Path) -> None:
+    export = [cli.export, str(checkpoint), "--encoder-quantization", "float32", "--out"]
+    join = [cli.join, str(tmp_path / "parts"), "--out"]
+    steps: list[list[Any]] = [[*export, str(tmp_path / "bundle"), "--llm-backend", "both"]]
+    if joined:
+        steps = [
+            [*export, str(tmp_path / "parts"), "--without-llm"],
+            [*join, str(tmp_path / "bundle"), "--llm-backend", "both"],
+        ]
+    for command, *arguments in steps:
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+    bundle = Bundle.open(tmp_path / "bundle")
+    bundle.verify()
+    gguf, onnx = bundle.manifest.llms
+    assert (gguf.backend, gguf.quantization, onnx.backend, onnx.quantization) == ("gguf", "q8_0", "onnx", "int8")
+    compared = {row.component: row.cosine_mean for row in bundle.manifest.parity}
+    assert compared["stack, onnx against gguf" if joined else "stack, onnx"] >= 0.99
+    texts = ["Good morning.", "один два три", "x " * 40]
+    vectors = []
+    for backend in ("gguf", "onnx"):
+        with Embedder.load(bundle, threads=1, llm_backend=backend) as embedder:
+            vectors.append(np.concatenate([embedder.embed([text]) for text in texts]))
+    assert cosines(*vectors).min() >= 0.98
+    assert cosines(*vectors).max() < 1  # they are two models
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--llm-backend", "onnx", "--llm-quantization", "q8_0"], "an LLM in onnx cannot be q8_0; choose one of f32"),
         (["--llm-quantization", "int8"], "an LLM in gguf cannot be int8"),
         (["--llm-quantization", "int8", "--without-llm"], "an LLM in gguf cannot be int8"),
-        (["--llm-backend", "onnx", "--without-llm"], "join has no torch, so it can write GGUF only"),
+        (["--llm-backend", "onnx", "--without-llm"], "parts come without an LLM in any form"),
     ],
 )
 def test_forms_that_there_are_not(options: list[str], message: str, checkpoint: Path, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_info_for_people_and_for_programs(run: Run, fresh_bundle: Path) -> None:
     manifest.write_text(manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1))
     result = run("info", fresh_bundle)
     assert result.code == 0
-    for expected in ("tiny", "bert, float32", "llama, f32", "linear, 16 to 32", "science, sports, travel", "1.000000"):
+    for expected in ("tiny", "bert, float32", "f32 GGUF", "linear, 16 to 32", "science, sports, travel", "1.000000"):
         assert expected in result.out
     assert result.out.count("NON-COMMERCIAL USE ONLY") == 1
     assert run("info", fresh_bundle, "--json").out == manifest.read_text()
