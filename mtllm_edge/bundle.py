@@ -17,16 +17,11 @@ from mtllm_edge.manifest import MANIFEST_NAME, File, Llm, LlmBackend, Manifest
 
 TOKENIZER_NAME = "tokenizer.json"
 ENCODER_NAME = "encoder"
+"""Folder of an encoder in CTranslate2; `mtllm_edge.manifest.Encoder.path` knows where either form lies."""
 BRIDGE_NAME = "bridge.safetensors"
 LLM_NAME = "llm.gguf"
 """Of an LLM in GGUF; `mtllm_edge.manifest.Llm.file` knows that of either form."""
-_REQUIRED = (
-    TOKENIZER_NAME,
-    f"{ENCODER_NAME}/model.bin",
-    f"{ENCODER_NAME}/config.json",
-    f"{ENCODER_NAME}/vocabulary.json",
-    BRIDGE_NAME,
-)
+_REQUIRED = (TOKENIZER_NAME, BRIDGE_NAME)
 _MANIFEST_LIMIT = 64 * 2**20  # a manifest is kilobytes; this only keeps a wrong file out of memory
 _CHUNK = 2**20
 
@@ -57,7 +52,7 @@ class Bundle:
         folder = Path(path)
         _refuse_non_folder(folder)
         bundle = cls(folder, Manifest.from_json(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
-        required = (*_REQUIRED, *(llm.file for llm in bundle.manifest.llms))
+        required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
         missing = [name for name in required if name not in bundle.manifest.files]
         if missing:
             raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")

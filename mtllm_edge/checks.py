@@ -48,7 +48,9 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
     llm, encoder = manifest.llm, manifest.encoder
     checks: dict[str, Callable[[Path], list[str]]] = {
         "tokenizer.json": _tokenizer_faults,
-        "encoder/model.bin": partial(_encoder_faults, encoder=encoder),
+        encoder.files[0]: partial(
+            _encoder_faults if encoder.backend == "ctranslate2" else _onnx_encoder_faults, encoder=encoder
+        ),
         "bridge.safetensors": partial(
             _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
         ),
@@ -175,17 +177,35 @@ def _window_faults(fields: dict[str, gguf.Value], architecture: Architecture) ->
 
 def _onnx_faults(path: Path, llm: Llm) -> list[str]:
     graph = onnx.read_graph(path)
-    values = {name: (kind, len(shape)) for name, (kind, shape) in (graph.inputs | graph.outputs).items()}
-    rows, tokens = (onnx.FLOAT, 3), (onnx.INT64, 2)
-    expected = {onnx.LLM_INPUTS: rows, onnx.LLM_MASK: tokens, onnx.LLM_STATES: rows}
-    if values != expected or graph.outputs.keys() != {onnx.LLM_STATES}:
-        return [f"takes {', '.join(graph.inputs)} and gives {', '.join(graph.outputs)}, which is no LLM of a bundle"]
-    widths = {graph.inputs[onnx.LLM_INPUTS][1][2], graph.outputs[onnx.LLM_STATES][1][2]}
-    faults = [] if widths == {llm.n_embd} else [f"width is {sorted(map(str, widths))}, expected {llm.n_embd}"]
+    faults = _onnx_value_faults(graph, {onnx.LLM_INPUTS: (onnx.FLOAT, 3)}, llm.n_embd, "LLM")
+    if faults:
+        return faults
     norms = {name for name in graph.initializers if name.endswith(".input_layernorm.weight")}
     if norms != {f"layers.{layer}.input_layernorm.weight" for layer in range(llm.n_layer)}:
         faults.append(f"has {len(norms)} layers, expected {llm.n_layer}")
     return faults
+
+
+def _onnx_encoder_faults(path: Path, encoder: Encoder) -> list[str]:
+    graph = onnx.read_graph(path)
+    faults = _onnx_value_faults(graph, {onnx.ENCODER_IDS: (onnx.INT64, 2)}, encoder.d_model, "encoder")
+    kind, shape = graph.initializers.get(onnx.WORD_EMBEDDINGS, (0, ()))
+    if kind not in (onnx.FLOAT, onnx.INT8) or len(shape) != 2 or shape[1] != encoder.d_model:
+        faults.append(f"word embeddings have shape {list(shape)}, expected [vocabulary, {encoder.d_model}]")
+    return faults
+
+
+def _onnx_value_faults(graph: onnx.Graph, reads: dict[str, tuple[int, int]], width: int, part: str) -> list[str]:
+    """What a graph takes beside the mask (name -> type and dimensions), and the width of its rows."""
+    rows = (onnx.FLOAT, 3)
+    inputs = {name: (kind, len(shape)) for name, (kind, shape) in graph.inputs.items()}
+    outputs = {name: (kind, len(shape)) for name, (kind, shape) in graph.outputs.items()}
+    if inputs != {**reads, onnx.MASK: (onnx.INT64, 2)} or outputs != {onnx.STATES: rows}:
+        taken, given = ", ".join(graph.inputs), ", ".join(graph.outputs)
+        return [f"takes {taken} and gives {given}, which is no {part} of a bundle"]
+    shapes = [shape for kind, shape in (graph.inputs | graph.outputs).values() if (kind, len(shape)) == rows]
+    widths = {shape[2] for shape in shapes}
+    return [] if widths == {width} else [f"width is {sorted(map(str, widths))}, expected {width}"]
 
 
 def _positive(value: gguf.Value) -> TypeGuard[int]:

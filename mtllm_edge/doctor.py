@@ -102,7 +102,8 @@ def examine(bundle: Bundle | None = None) -> Report:
         bundle: If given, its LLM is tried, whatever the cache remembers; one for ONNX Runtime is not.
     """
     cpu = read_cpu()
-    needs_onnx = bundle is not None and bundle.manifest.llm.backend == "onnx"
+    backends = set() if bundle is None else {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
+    needs_onnx = "onnx" in backends
     wanted = [name for name in ENGINES if name != "onnxruntime" or needs_onnx or not missing("onnxruntime")]
     engines = {distribution: ask_engine(distribution) for distribution in wanted}
     faults = [
@@ -114,7 +115,7 @@ def examine(bundle: Bundle | None = None) -> Report:
     advice: list[str] = []
     if bundle is not None:
         tried["bundle"] = str(bundle.path)
-    if bundle is not None and not needs_onnx and engines["llama-cpp-python"].fault is None:
+    if bundle is not None and "gguf" in backends and engines["llama-cpp-python"].fault is None:
         try:
             settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, fresh=True)
         except EngineError as error:

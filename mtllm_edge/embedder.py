@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 from mtllm_edge import manifest
 from mtllm_edge.batching import TOKENS_PER_BATCH, llm_room, plan_batches
 from mtllm_edge.bridge import Bridge
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, Bundle
+from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
-from mtllm_edge.errors import EngineError, UsageError
-from mtllm_edge.extras import require
+from mtllm_edge.encoders.loading import load_encoder
+from mtllm_edge.errors import UsageError
+from mtllm_edge.extras import importing, require
 from mtllm_edge.forms import best_form
 from mtllm_edge.framing import Encoded, distinct, grouped
 from mtllm_edge.kinds import Input, check_kind
@@ -72,8 +72,8 @@ class Embedder:
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
-            UsageError: `bundle` is no folder or lacks the form, `threads` is not positive, or the LLM needs the extra
-                [onnx].
+            UsageError: `bundle` is no folder or lacks the form, `threads` is not positive, or encoder or LLM need the
+                extra [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
@@ -84,9 +84,7 @@ class Embedder:
         folder, parts = bundle.path, bundle.manifest
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
-        with _importing():
-            from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
-        encoder = CTranslate2Encoder(folder / ENCODER_NAME, parts.encoder, threads=threads)
+        encoder = load_encoder(bundle, threads=threads)
         form = best_form(bundle, threads) if llm_backend is None else bundle.llm(llm_backend)
         llm = _load_llm(bundle, form, threads, _tokens_per_batch(bundle, batch_tokens))
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
@@ -143,7 +141,8 @@ class Embedder:
         read, places = distinct(encoded)
         copies = Counter(places)
         lengths = [len(text.ids) for text in read]
-        batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=self._llm.pads)
+        padded = self._llm.pads or self._encoder.pads
+        batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
         pooled: dict[int, NDArray[np.float32]] = {}
         for batch, inputs in ahead(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
             pooled_VE = self._llm.pool(inputs, [grouped(read[place].spans, self._bridge.stride) for place in batch])
@@ -195,23 +194,14 @@ def _load_llm(bundle: Bundle, llm: manifest.Llm, threads: int, max_tokens: int) 
     path = bundle.path / llm.file
     if llm.backend == "onnx":
         require("onnx", "onnxruntime")
-        with _importing():
+        with importing():
             from mtllm_edge.llms.onnx import OnnxLlm
         return OnnxLlm(path, llm, threads=threads)
     settings = engine_settings(path, llm)
-    with _importing():  # only now: the probe has shown that llama.cpp can be loaded at all
+    with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
     room = llm_room(max_tokens, bundle.manifest.bridge.stride)
     return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room)
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Turn what a broken engine raises on import into one line."""
-    try:
-        yield
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

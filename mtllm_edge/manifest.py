@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_STRIDE = 4
 
+EncoderBackend = Literal["ctranslate2", "onnx"]
 LlmBackend = Literal["gguf", "onnx"]
 Architecture = Literal["llama", "llama-embed", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3"]
 GgufQuantization = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "iq4_nl"]
@@ -37,21 +38,41 @@ class Encoder(_Part, frozen=True):
 
     family: str
     """Architecture as transformers names it: ``bert``, ``m2m_100`` ..."""
-    backend: Literal["ctranslate2"]
+    backend: EncoderBackend
+    """Its form, and so its engine."""
     quantization: Literal["float32", "int8"]
     d_model: int
     """Width of the encoder states."""
     max_tokens: int
     """Longest input in tokens, the special ones included."""
     prefix_tokens: tuple[str, ...]
-    """Tokens put before the text; ``{language}`` stands for the language code's own token."""
+    """Tokens put before the text; ``{language}`` stands for the language's code: alone, or as in ``__{language}__``."""
     suffix_tokens: tuple[str, ...]
     """Tokens put after the text, ``{language}`` as above."""
+    float32_matrices: tuple[str, ...] = ()
+    """Of int8 in ONNX: the matrices, by their names in transformers, that lose too much and stay in float32."""
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the bundle: a folder of CTranslate2, or an ONNX file."""
+        return "encoder" if self.backend == "ctranslate2" else "encoder.onnx"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files without which it cannot be loaded."""
+        if self.backend == "onnx":
+            return (self.path,)
+        return tuple(f"{self.path}/{name}" for name in ("model.bin", "config.json", "vocabulary.json"))
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction, as for `Bridge`."""
+        if self.float32_matrices and (self.backend, self.quantization) != ("onnx", "int8"):
+            raise ValueError(f"float32_matrices belong to int8 in onnx, found {self.quantization} in {self.backend}")
 
     @property
     def needs_language(self) -> bool:
         """Whether every text must come with a language code."""
-        return "{language}" in self.prefix_tokens + self.suffix_tokens
+        return any("{language}" in token for token in self.prefix_tokens + self.suffix_tokens)
 
 
 class Bridge(_Part, frozen=True):

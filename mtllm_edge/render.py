@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtllm_edge.kinds import Kind
-from mtllm_edge.manifest import File, Llm, Manifest, Source
+from mtllm_edge.manifest import Encoder, File, Llm, Manifest, Source
 
 if TYPE_CHECKING:
     from mtllm_edge.classifier import Prediction
@@ -136,8 +136,8 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     encoder, llm = manifest.encoder, manifest.llm
     facts: dict[str, str | Text] = {
         "name": f"{manifest.name} (made with {manifest.created_with})",
-        "encoder": f"{encoder.family}, {encoder.quantization}, {encoder.d_model} wide, "
-        f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, 'encoder/')}",
+        "encoder": f"{encoder.family}, {_encoder_form(encoder)}, {encoder.d_model} wide, "
+        f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, encoder.path)}",
         "bridge": _bridge(manifest),
         "LLM": f"{llm.architecture}, {llm.n_layer} layers, {llm.n_embd} wide, {llm.attention} attention, "
         f"{llm.pooling} pooling, "
@@ -156,6 +156,12 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     if manifest.sources:
         views += ["", _sources_table(manifest.sources)]
     return Group(*views)
+
+
+def _encoder_form(encoder: Encoder) -> str:
+    left = len(encoder.float32_matrices)
+    form = encoder.quantization + (" ONNX" if encoder.backend == "onnx" else "")
+    return form + (f" with {left} matrices in float32" if left else "")
 
 
 def _quantization(llm: Llm) -> str:

@@ -38,7 +38,7 @@ class Tokenizer:
 
         Args:
             path: The file.
-            prefix_tokens: Tokens before the text; ``{language}`` stands for the language's own token.
+            prefix_tokens: Tokens before the text; ``{language}`` stands for the language's code.
             suffix_tokens: Tokens after the text, likewise.
             max_tokens: Longest result, the frame included.
             languages: Codes that may stand for ``{language}``.
@@ -52,12 +52,17 @@ class Tokenizer:
         self._prefix, self._suffix = tuple(prefix_tokens), tuple(suffix_tokens)
         self._max_tokens = max_tokens
         self._between = self._pieces.between
-        frame = [token for token in (*self._prefix, *self._suffix) if token != LANGUAGE_PLACEHOLDER]
-        missing = [token for token in (*frame, *languages) if self._pieces.id(token) is None]
+        frame = [
+            token.replace(LANGUAGE_PLACEHOLDER, language)
+            for token in (*self._prefix, *self._suffix)
+            for language in (self._languages if LANGUAGE_PLACEHOLDER in token else ("",))
+        ]
+        missing = [token for token in frame if self._pieces.id(token) is None]
         if missing:
             raise ModelError(f"{path} lacks the tokens {missing}; the tokenizer belongs to another model")
         if self._room <= 0:
-            raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {len(frame)} special tokens")
+            special = len(self._prefix) + len(self._suffix)
+            raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {special} special tokens")
 
     @property
     def vocabulary_size(self) -> int:
@@ -67,7 +72,7 @@ class Tokenizer:
     @property
     def needs_language(self) -> bool:
         """Whether `encode` must be told the language."""
-        return LANGUAGE_PLACEHOLDER in self._prefix + self._suffix
+        return any(LANGUAGE_PLACEHOLDER in token for token in self._prefix + self._suffix)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -125,7 +130,9 @@ class Tokenizer:
         return self._max_tokens - len(self._prefix) - len(self._suffix)
 
     def _frame_ids(self, frame: tuple[str, ...], language: str | None) -> list[int]:
-        return [self._id(self._checked(language) if token == LANGUAGE_PLACEHOLDER else token) for token in frame]
+        if any(LANGUAGE_PLACEHOLDER in token for token in frame):
+            language = self._checked(language)
+        return [self._id(token.replace(LANGUAGE_PLACEHOLDER, language or "")) for token in frame]
 
     def _id(self, token: str) -> int:
         index = self._pieces.id(token)

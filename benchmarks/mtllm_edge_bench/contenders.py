@@ -152,10 +152,12 @@ def _bare(llm: Llm, inputs: list[NDArray[np.float32]]) -> Callable[[], object]:
     if isinstance(llm, GgufLlm):
         llm._batch.fill(inputs)
         return llm._decode
-    from mtllm_edge.llms.onnx import OnnxLlm, padded
+    from mtllm_edge.formats.onnx import LLM_INPUTS
+    from mtllm_edge.llms.onnx import OnnxLlm
+    from mtllm_edge.onnx_session import padded
 
     assert isinstance(llm, OnnxLlm)
-    session, arrays = llm._session, padded(inputs)
+    session, arrays = llm._session._session, padded(LLM_INPUTS, inputs)
     return lambda: session.run(None, arrays)
 
 
@@ -203,6 +205,10 @@ class _MeteredEmbedder(Embedder):
 class _MeteredEncoder:
     inner: Encoder
     meter: Meter
+
+    @property
+    def pads(self) -> bool:
+        return self.inner.pads
 
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self.meter.tokens["encoder"] += sum(map(len, batch))

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, list_files, write_bundle
+from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import (
     FORMAT_VERSION,
     LLM_QUANTIZATIONS,
     MANIFEST_NAME,
     Encoder,
+    EncoderBackend,
     GgufQuantization,
     Llm,
     LlmBackend,
@@ -31,6 +32,7 @@ from mtllm_edge.manifest import (
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoder_onnx import write_encoder_onnx
 from mtllm_edge_export.importance import QUANTIZATIONS, importance, load_texts
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
@@ -59,6 +61,7 @@ def export_bundle(
     checkpoint: Path,
     out: Path,
     *,
+    encoder_backend: EncoderBackend = "ctranslate2",
     encoder_quantization: EncoderQuantization = "int8",
     llm_backend: Forms = "gguf",
     llm_quantization: LlmQuantization | None = None,
@@ -71,6 +74,7 @@ def export_bundle(
     Args:
         checkpoint: Folder of a trained stack, or folder or hub id of a published one.
         out: Folder to write; it appears when everything is done, or not at all.
+        encoder_backend: Form of the encoder.
         encoder_quantization: Type of the encoder's weights.
         llm_backend: Form of the LLM; ONNX is for small ones. Of a bundle with both, the faster one is run.
         llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX. Of both forms, GGUF's.
@@ -89,7 +93,7 @@ def export_bundle(
     quantization = llm_quantization or DEFAULTS[first]
     with as_checkpoint(fetched(checkpoint)) as trained:
         texts, both = _texts(calibration, quantization), llm_backend == "both"
-        job = _Job.open(trained, encoder_quantization, first, quantization, log, texts, both=both)
+        job = _Job.open(trained, encoder_backend, encoder_quantization, first, quantization, log, texts, both=both)
         with write_bundle(out, force=force) as folder:
             return job.write(folder, lora=read_lora(trained))
 
@@ -118,7 +122,7 @@ def export_parts(
     Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts. The LLM is
     GGUF: `join`, which has no torch, can write no other.
     """
-    job = _Job.open(checkpoint, encoder_quantization, "gguf", llm_quantization, log)
+    job = _Job.open(checkpoint, "ctranslate2", encoder_quantization, "gguf", llm_quantization, log)
     lora = parts.rounded(read_lora(checkpoint))
     with write_bundle(out, force=force) as folder:
         manifest = job.write(folder, lora=lora)
@@ -130,6 +134,7 @@ def export_parts(
 class _Job:
     checkpoint: Path
     config: StackConfig
+    encoder_backend: EncoderBackend
     encoder_quantization: EncoderQuantization
     llm_backend: LlmBackend
     llm_quantization: LlmQuantization
@@ -142,6 +147,7 @@ class _Job:
     def open(
         cls,
         checkpoint: Path,
+        encoder_backend: EncoderBackend,
         encoder_quantization: EncoderQuantization,
         llm_backend: LlmBackend,
         llm_quantization: LlmQuantization,
@@ -160,7 +166,17 @@ class _Job:
         config = StackConfig.load(checkpoint)
         if config.encoder is None:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
-        return cls(checkpoint, config, encoder_quantization, llm_backend, llm_quantization, log, calibration, both)
+        return cls(
+            checkpoint,
+            config,
+            encoder_backend,
+            encoder_quantization,
+            llm_backend,
+            llm_quantization,
+            log,
+            calibration,
+            both,
+        )
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
@@ -185,12 +201,12 @@ class _Job:
             weights = importance(stack, self.calibration, encoder.languages)
         del stack
         self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
-        write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)
+        written = self._write_encoder(folder, encoder, reference)
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
         llm = self._write_llm(folder, body, reference, weights)
         llm_onnx = add_onnx(folder, body, llm, reference.inputs_GD, self.log) if self.both else None
-        manifest = self._write_rest(folder, encoder, llm, llm_onnx)
+        manifest = self._write_rest(folder, encoder.languages, written, llm, llm_onnx)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
 
@@ -204,6 +220,27 @@ class _Job:
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
             longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
+
+    def _write_encoder(self, folder: Path, encoder: LoadedEncoder, reference: Reference) -> Encoder:
+        assert self.config.encoder is not None  # checked in `open`
+        kept: tuple[str, ...] = ()
+        described = Encoder(
+            family=encoder.family,
+            backend=self.encoder_backend,
+            quantization=self.encoder_quantization,
+            d_model=encoder.d_model,
+            max_tokens=self.config.encoder.max_tokens,
+            prefix_tokens=encoder.prefix_tokens,
+            suffix_tokens=encoder.suffix_tokens,
+        )
+        path = folder / described.path
+        if self.encoder_backend == "onnx":
+            kept = write_encoder_onnx(path, encoder, self.encoder_quantization, reference.ids)
+        else:
+            write_encoder(encoder, path, self.encoder_quantization)
+        if kept:
+            self.log(f"matrices of the encoder in float32, for the states' sake: {', '.join(kept)}")
+        return msgspec.structs.replace(described, float32_matrices=kept)
 
     def _write_llm(self, folder: Path, body: LlmBody, reference: Reference, weights: dict[str, Array]) -> Llm:
         path, quantization = folder / f"llm.{self.llm_backend}", self.llm_quantization
@@ -223,9 +260,10 @@ class _Job:
             pooling="mean",
         )
 
-    def _write_rest(self, folder: Path, encoder: LoadedEncoder, llm: Llm, llm_onnx: Llm | None) -> Manifest:
+    def _write_rest(
+        self, folder: Path, languages: tuple[str, ...], encoder: Encoder, llm: Llm, llm_onnx: Llm | None
+    ) -> Manifest:
         """Bridge, heads, licences, and a manifest that has not been compared yet."""
-        assert self.config.encoder is not None  # checked in `open`
         weight, bias = read_bridge(self.checkpoint)
         save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
         tasks = {name: self._write_task(folder, name) for name in self.config.tasks}
@@ -236,19 +274,11 @@ class _Job:
             format_version=FORMAT_VERSION,
             name=self.config.name,
             created_with=f"mtllm-edge {__version__}",
-            encoder=Encoder(
-                family=encoder.family,
-                backend="ctranslate2",
-                quantization=self.encoder_quantization,
-                d_model=encoder.d_model,
-                max_tokens=self.config.encoder.max_tokens,
-                prefix_tokens=encoder.prefix_tokens,
-                suffix_tokens=encoder.suffix_tokens,
-            ),
+            encoder=encoder,
             bridge=self.config.bridge,
             llm=llm,
             tasks=tasks,
-            languages=encoder.languages,
+            languages=languages,
             sources=sources,
             parity=(),
             files=list_files(folder),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.manifest import Manifest
+from mtllm_edge.manifest import EncoderBackend, Manifest
 from mtllm_edge.render import megabytes
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @_OUT
+@click.option(
+    "--encoder-backend",
+    type=click.Choice(["ctranslate2", "onnx"]),
+    default="ctranslate2",
+    show_default=True,
+    help="Form of the encoder: CTranslate2, or ONNX for ONNX Runtime.",
+)
 @click.option(
     "--encoder-quantization",
     type=click.Choice(["int8", "float32"]),
@@ -63,6 +70,7 @@ def export(
     checkpoint: Path,
     out: Path,
     *,
+    encoder_backend: EncoderBackend,
     encoder_quantization: EncoderQuantization,
     llm_backend: Forms,
     llm_quantization: LlmQuantization | None,
@@ -77,6 +85,8 @@ def export(
         )
     if without_llm and imatrix:
         raise UsageError("join has no torch, so it cannot read --imatrix texts; leave out one of the two")
+    if without_llm and encoder_backend == "onnx":
+        raise UsageError("parts have their encoder for CTranslate2; leave out --without-llm or --encoder-backend onnx")
     require("export", *EXPORT)
     _quiet_transformers()
     from mtllm_edge_export.assemble import export_bundle, export_parts
@@ -86,7 +96,7 @@ def export(
         if without_llm and llm_quantization != "int8":
             manifest = export_parts(checkpoint, out, llm_quantization=llm_quantization or "q8_0", **common)
         else:
-            common |= {"llm_backend": llm_backend, "calibration": imatrix}
+            common |= {"encoder_backend": encoder_backend, "llm_backend": llm_backend, "calibration": imatrix}
             manifest = export_bundle(checkpoint, out, llm_quantization=llm_quantization, **common)
     _summary(manifest, out)
 

@@ -18,7 +18,7 @@ from mtllm_edge.formats.onnx import read_graph
 from mtllm_edge.kinds import Input
 from mtllm_edge.llms.onnx import OnnxLlm
 from mtllm_edge.manifest import Llm, OnnxQuantization
-from mtllm_edge_export import cli, quantize_onnx
+from mtllm_edge_export import cli, llm_onnx
 from mtllm_edge_export.assemble import export_bundle
 from mtllm_edge_export.llm_gguf import Attention, LlmBody, LlmSummary
 from mtllm_edge_export.llm_onnx import write_onnx
@@ -83,7 +83,7 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
     expected_ND = torch_pooled(tmp_path, "causal", adapted=False)
     summary = write_onnx(tmp_path / "llm.onnx", body, "int8", sequences())
-    kept = summary.float32_matrices
+    kept, gate = summary.float32_matrices, llm_onnx.GATE_COSINE_MIN
     assert OUTLIER in kept
     assert 1 <= len(kept) <= 3  # so narrow an LLM may need one or two more
     assert summary.matrix_types == {"int8": 14 - len(kept), "f32": len(kept)}
@@ -91,13 +91,14 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     assert {name.removesuffix(".weight") for name in stored if name.endswith("_proj.weight")} == set(kept)
     for singly in (False, True):
         found = cosines(expected_ND, pool(tmp_path / "llm.onnx", summary, "int8", singly=singly))
-        assert found.min() >= quantize_onnx.GATE_COSINE_MIN
+        assert found.min() >= gate
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["llm.onnx"]
-    monkeypatch.setattr(quantize_onnx, "_holds", lambda _: True)
+    monkeypatch.setattr(llm_onnx, "GATE_COSINE_MEAN", -1.0)
+    monkeypatch.setattr(llm_onnx, "GATE_COSINE_MIN", -1.0)
     ruined = write_onnx(tmp_path / "ruined.onnx", body, "int8", sequences())
     assert ruined.float32_matrices == ()
     found = cosines(expected_ND, pool(tmp_path / "ruined.onnx", ruined, "int8", singly=False))
-    assert found.min() < quantize_onnx.GATE_COSINE_MIN  # what the gate is there for
+    assert found.min() < gate  # what the gate is there for
     assert (tmp_path / "ruined.onnx").stat().st_size < (tmp_path / "llm.onnx").stat().st_size
 
 

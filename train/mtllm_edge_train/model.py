@@ -28,7 +28,8 @@ from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_t
 from mtllm_edge_train.published import is_published
 from mtllm_edge_train.reading import tokenize
 
-ENGLISH = "eng_Latn"
+ENGLISH = ("eng_Latn", "en_XX", "en")
+"""Its codes in NLLB, mBART and M2M100."""
 _BATCH = 32
 
 
@@ -211,9 +212,10 @@ def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoded
     Raises:
         ModelError: The encoder must know the language, and has no token for English.
     """
-    if tokenizer.needs_language and ENGLISH not in tokenizer.languages:
-        raise ModelError(f"the encoder has no token {ENGLISH}, but training text is English; choose another encoder")
-    return tokenizer.encode(texts, language=ENGLISH if tokenizer.needs_language else None)
+    code = next((code for code in ENGLISH if code in tokenizer.languages), None)
+    if tokenizer.needs_language and code is None:
+        raise ModelError(f"the encoder has no token {ENGLISH[0]}, but training text is English; choose another encoder")
+    return tokenizer.encode(texts, language=code if tokenizer.needs_language else None)
 
 
 def pad_right(encoded: Sequence[Encoded] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
