@@ -60,9 +60,17 @@ class Bundle:
         missing = [name for name in (*_REQUIRED, bundle.manifest.llm.file) if name not in bundle.manifest.files]
         if missing:
             raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")
-        _raise_faults(folder, bundle._presence_faults())
-        _raise_faults(folder, checks.header_faults(folder, bundle.manifest))
+        bundle.check()
         return bundle
+
+    def check(self) -> None:
+        """Compare presence, sizes and headers of the files with the manifest, as `open` does.
+
+        Raises:
+            ModelError: Some differ; the message lists all of them.
+        """
+        _raise_faults(self.path, self._presence_faults())
+        _raise_faults(self.path, checks.header_faults(self.path, self.manifest))
 
     def task_name(self, task: str | None) -> str:
         """The task of that name, or the only one where None is named.

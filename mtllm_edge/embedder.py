@@ -104,13 +104,7 @@ class Embedder:
         """
         encoded = self.encode(texts, language=language)
         check_kind(texts, "sequence", "the embedder")
-        cut = [index for index, text in enumerate(encoded) if text.truncated]
-        if cut:
-            limit = self.bundle.manifest.encoder.max_tokens
-            message = (
-                f"{len(cut)} of {len(encoded)} texts lost their end after {limit} tokens, the first is text {cut[0]}"
-            )
-            warnings.warn(message, TruncationWarning, stacklevel=2)
+        warn_of_cuts(encoded, self.bundle.manifest.encoder.max_tokens)
         return self.pool(encoded, progress=progress)
 
     def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
@@ -150,6 +144,16 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def warn_of_cuts(encoded: Sequence[Encoded], max_tokens: int) -> None:
+    """Warn the caller's caller of texts that were cut."""
+    cut = [index for index, text in enumerate(encoded) if text.truncated]
+    if cut:
+        message = (
+            f"{len(cut)} of {len(encoded)} texts lost their end after {max_tokens} tokens, the first is text {cut[0]}"
+        )
+        warnings.warn(message, TruncationWarning, stacklevel=3)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

