@@ -170,7 +170,7 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         f"in {count(len(manifest.files), 'file')}",
     }
     for name, task in manifest.tasks.items():
-        facts[f"task {name}"] = _answers(task.kind, task.labels)
+        facts[f"task {name}"] = answers(task.kind, task.labels)
     if not manifest.tasks:
         facts["tasks"] = "none: it embeds, it does not classify"
     views: list[RenderableType] = [facts_table(facts)]
@@ -192,7 +192,8 @@ def _bridge(manifest: Manifest) -> str:
     return f"{manifest.bridge.kind}, {width} to {manifest.llm.n_embd}"
 
 
-def _answers(kind: Kind, labels: Sequence[str]) -> str:
+def answers(kind: Kind, labels: Sequence[str]) -> str:
+    """What a task reads, unless it is a text, and what it says."""
     if kind == "multiple_choice":
         return "multiple choice: the number of one of the text's choices"
     return f"{'a pair of texts: ' if kind == 'pair' else ''}{', '.join(labels)}"

@@ -1,8 +1,9 @@
-"""The commands that change a bundle's tasks: fit."""
+"""The commands about a bundle's tasks: fit, and task list, add, remove."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -12,8 +13,9 @@ from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.fitting import check_fit_kind, check_labels, distinct, fit_head, regressions
+from mtllm_edge.kinds import Kind
 from mtllm_edge.sheets import read_sheet
-from mtllm_edge.tasks import add_task, check_task_name
+from mtllm_edge.tasks import add_task, check_task_name, read_head, remove_task
 
 _PATH = click.Path(path_type=Path)
 _SUFFIXES = (".csv", ".jsonl")
@@ -84,3 +86,51 @@ def fit(
     add_task(opened, task, head, force=force)
     render.show(render.fit_view(report))
     render.note(f"task {task!r} is in {bundle}; use it with: mtllm-edge classify -b {bundle} -t {task} ...")
+
+
+@click.group()
+def task() -> None:
+    """List, add and remove the tasks of a bundle."""
+
+
+@task.command("list")
+@click.argument("bundle", type=_PATH)
+def list_tasks(bundle: Path) -> None:
+    """Print each task of a BUNDLE on a line: its name, and after a tab what it reads and its labels."""
+    for name, part in Bundle.open(bundle).manifest.tasks.items():
+        click.echo(f"{render.plain(name)}\t{render.plain(render.answers(part.kind, part.labels))}")
+
+
+@task.command("add")
+@click.argument("bundle", type=_PATH)
+@click.argument("name")
+@click.option(
+    "--head", type=_PATH, required=True, metavar="FILE", help="safetensors in float32: weight, and maybe bias."
+)
+@click.option(
+    "--label", "labels", multiple=True, metavar="LABEL", help="Label of a row of the weight; give one for each."
+)
+@click.option("--kind", type=click.Choice(get_args(Kind)), default="sequence", show_default=True, help="What it reads.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="The logits are divided by it.")
+@click.option("--force", is_flag=True, help="Replace a task of that name.")
+def add(
+    bundle: Path, name: str, *, head: Path, labels: tuple[str, ...], kind: Kind, temperature: float, force: bool
+) -> None:
+    """Add the task NAME to a BUNDLE: a head that was trained elsewhere on its vectors.
+
+    The weight has a row per label and a column per dimension of the vectors; that of multiple choice has one row, which
+    scores choices, and no labels.
+    """
+    opened = Bundle.open(bundle)
+    check_task_name(opened, name, force=force)
+    add_task(opened, name, read_head(head, kind, labels, temperature), force=force)
+    render.note(f"task {name!r} is in {bundle}")
+
+
+@task.command("remove")
+@click.argument("bundle", type=_PATH)
+@click.argument("name")
+def remove(bundle: Path, name: str) -> None:
+    """Take the task NAME out of a BUNDLE, and delete its files."""
+    remove_task(Bundle.open(bundle), name)
+    render.note(f"task {name!r} is no longer in {bundle}")

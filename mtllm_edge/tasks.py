@@ -7,6 +7,7 @@ only the old one listed go last. So a crash leaves at worst a file that is not l
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -17,9 +18,13 @@ import msgspec
 import numpy as np
 import safetensors.numpy
 
+from mtllm_edge.arrays import read_arrays
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.formats.cursor import DamagedFileError
+from mtllm_edge.formats.safetensors import read_shapes
 from mtllm_edge.heads import Head
+from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest, Task
 
 FOLDER = "tasks"
@@ -36,6 +41,36 @@ def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
     if name in bundle.manifest.tasks and not force:
         raise UsageError(f"{bundle.path} has a task {name!r} already; choose another name, or replace it with --force")
+
+
+def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: float) -> Head:
+    """Read a head that was trained elsewhere.
+
+    Args:
+        path: safetensors in float32: ``weight`` (rows, n_embd), and maybe ``bias`` (rows,).
+        kind: What it reads.
+        labels: Label of each row; none for multiple choice, which has one row.
+        temperature: The logits are divided by it.
+
+    Raises:
+        UsageError: No such file; or the labels or the temperature cannot be.
+        ModelError: It is damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; name the safetensors file of a head")
+    if (kind == "multiple_choice") != (not labels) or len(set(labels)) != len(labels) or len(labels) == 1:
+        expected = "none" if kind == "multiple_choice" else "two or more, all different"
+        raise UsageError(f"a task of the kind {kind!r} has {expected}, as labels, found {list(labels)}")
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"the temperature is {temperature}, expected a number above 0")
+    try:
+        shapes = read_shapes(path)
+    except DamagedFileError as error:
+        raise ModelError(f"{path}: {error}; save the head again") from None
+    if not {"weight"} <= shapes.keys() <= {"weight", "bias"}:
+        raise ModelError(f"{path} holds {', '.join(shapes) or 'nothing'}, expected weight, and maybe bias")
+    arrays = read_arrays(path)
+    return Head(kind, labels, arrays["weight"], arrays.get("bias"), temperature)
 
 
 def add_task(bundle: Bundle, name: str, head: Head, *, force: bool = False) -> Bundle:
