@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mtllm_edge import checks
 from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.installed import find_bundle, installed_bundles
 from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -48,13 +49,13 @@ class Bundle:
         the widths and counts in them are those of the manifest. Contents are not hashed: that is `verify`.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle's folder; where there is none of that path, the name of an installed bundle.
 
         Raises:
-            UsageError: `path` is no folder.
+            UsageError: `path` is no folder, and no bundle of that name is installed.
             ModelError: The folder is no bundle, or one that is incomplete, damaged or of another format version.
         """
-        folder = Path(path)
+        folder = find_bundle(path)
         _refuse_non_folder(folder)
         bundle = cls(folder, Manifest.from_json(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
         missing = [name for name in (*_REQUIRED, bundle.manifest.llm.file) if name not in bundle.manifest.files]
@@ -202,7 +203,11 @@ def _refuse_non_folder(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():
-        raise UsageError(f"{path} does not exist; name the folder of a bundle")
+        installed = ", ".join(installed_bundles()) or "none"
+        raise UsageError(
+            f"{path} does not exist, nor is a bundle of that name installed ({installed} installed); "
+            "name the folder of a bundle, or install one"
+        )
     if path.suffix.lower() == ".zip":
         raise UsageError(f"{path} is a zip file; unpack it and name the folder")
     raise UsageError(f"{path} is a file; name the folder of a bundle")

@@ -69,7 +69,7 @@ class Classifier:
         """Load a bundle.
 
         Args:
-            bundle: The bundle or its folder.
+            bundle: The bundle, its folder, or the name of an installed one.
             task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
 

@@ -58,7 +58,7 @@ def cli(ctx: click.Context) -> None:
 
 for _command in (
     *(commands.classify, commands.embed, commands.info, commands.verify, commands.doctor),
-    *(task_commands.fit, task_commands.task),
+    *(task_commands.fit, task_commands.task, commands.package),
 ):
     cli.add_command(_command)
 

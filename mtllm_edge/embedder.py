@@ -55,7 +55,7 @@ class Embedder:
         The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`).
 
         Args:
-            bundle: The bundle or its folder.
+            bundle: The bundle, its folder, or the name of an installed one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 

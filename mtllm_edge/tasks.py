@@ -24,6 +24,7 @@ from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.formats.safetensors import read_shapes
 from mtllm_edge.heads import Head
+from mtllm_edge.installed import installed_bundles
 from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest, Task
 
@@ -35,8 +36,10 @@ def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
     """Refuse a name under which no task can be added.
 
     Raises:
-        UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off.
+        UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off; or the
+            bundle is an installed one.
     """
+    _refuse_installed(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
     if name in bundle.manifest.tasks and not force:
@@ -116,9 +119,16 @@ def remove_task(bundle: Bundle, name: str) -> Bundle:
         UsageError: No such task.
     """
     bundle = Bundle.open(bundle.path)
+    _refuse_installed(bundle)
     bundle.task_name(name)
     tasks = {other: task for other, task in bundle.manifest.tasks.items() if other != name}
     return _rewrite(bundle, tasks, {}, changed=name)
+
+
+def _refuse_installed(bundle: Bundle) -> None:
+    """An installed bundle is pip's: it has recorded its files, and would replace them."""
+    if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
+        raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
 
 
 def _free_path(manifest: Manifest, path: str, content: bytes) -> str:

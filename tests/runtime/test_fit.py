@@ -17,7 +17,7 @@ from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.fitting import calibration_error, check_labels, distinct, fit_head, fit_temperature, regressions
 from mtllm_edge.heads import softmax
 from tests import tiny
-from tests.runtime.test_cli import Run, run  # noqa: F401 (a fixture)
+from tests.runtime.commandline import Run
 
 WORDS = {
     "animals": ("cat", "dog", "cow", "hen"),
@@ -203,7 +203,7 @@ def write_sheet(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...]
         csv.writer(file).writerows([header, *rows])
 
 
-def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True), ("cat", "animals")])
     Path("more.jsonl").write_text('{"text": "bee", "label": "animals", "n": 1}\n', encoding="utf-8")
     before = (fresh_bundle / "bundle.json").read_bytes()
@@ -225,7 +225,7 @@ def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:  # n
     assert '"label":"animals"' in shown
 
 
-def test_force_replaces_a_task(run: Run, fresh_bundle: Path) -> None:  # noqa: F811
+def test_force_replaces_a_task(run: Run, fresh_bundle: Path) -> None:
     write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
     refused = run("fit", fresh_bundle, "in.csv", "-t", "topic")
     assert refused.code == 2
@@ -255,7 +255,7 @@ BAD_SHEETS = {
 
 @pytest.mark.parametrize(("rows", "more", "code", "message"), BAD_SHEETS.values(), ids=BAD_SHEETS)
 def test_sheets_that_cannot_be_learned(
-    run: Run,  # noqa: F811
+    run: Run,
     fresh_bundle: Path,
     rows: list[tuple[str, ...]],
     more: list[str],
@@ -271,7 +271,7 @@ def test_sheets_that_cannot_be_learned(
     assert sorted(fresh_bundle.rglob("*")) == before
 
 
-def test_choices_are_refused(run: Run, fresh_bundle: Path) -> None:  # noqa: F811
+def test_choices_are_refused(run: Run, fresh_bundle: Path) -> None:
     write_sheet(Path("in.csv"), [("a", "0", '["b", "c"]')], ("text", "label", "choices"))
     result = run("fit", fresh_bundle, "in.csv", "-t", "words")
     assert result.code == 2

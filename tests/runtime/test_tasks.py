@@ -15,7 +15,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge.heads import Head
 from mtllm_edge.manifest import Source
 from mtllm_edge.tasks import add_task, remove_task
-from tests.runtime.test_cli import Run, run  # noqa: F401 (a fixture)
+from tests.runtime.commandline import Run
 from tests.tiny import N_EMBD
 
 
@@ -30,7 +30,7 @@ def files_of(bundle: Path) -> dict[str, bytes]:
     return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
-def test_list_add_and_remove(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_list_add_and_remove(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     before = files_of(fresh_bundle)
     save_head(tmp_path / "head.safetensors")
     listed = run("task", "list", fresh_bundle)
@@ -115,7 +115,7 @@ BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
 
 @pytest.mark.parametrize(("make", "more", "code", "message"), BAD_HEADS.values(), ids=BAD_HEADS)
 def test_heads_that_cannot_be_added(
-    run: Run,  # noqa: F811
+    run: Run,
     fresh_bundle: Path,
     make: Callable[[Path], object],
     more: list[str],
@@ -133,7 +133,7 @@ def test_heads_that_cannot_be_added(
     assert files_of(fresh_bundle) == before
 
 
-def test_removing_what_is_not_there(run: Run, fresh_bundle: Path) -> None:  # noqa: F811
+def test_removing_what_is_not_there(run: Run, fresh_bundle: Path) -> None:
     result = run("task", "remove", fresh_bundle, "mood")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "has no task 'mood'; it has topic, sentiment" in result.err
