@@ -142,7 +142,7 @@ class Classifier:
         head = self._head(task)
         encoded = self._embedder.encode(texts, language=language)
         check_kind(texts, head.kind, f"task {task or self._task!r}")
-        pooled_VE = self._embedder.pool(encoded, progress=progress)
+        pooled_VE = self._embedder.pool(encoded, task=task or self._task, progress=progress)
         if head.kind != "multiple_choice":
             rows = head.probabilities(pooled_VE)
             return [_prediction(text, head.labels, row_C) for text, row_C in zip(encoded, rows, strict=True)]

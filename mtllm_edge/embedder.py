@@ -114,11 +114,19 @@ class Embedder:
         """
         return self._tokenizer.encode(texts, language=language)
 
-    def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        task: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Vectors of what `encode` returned, in its order, float32 (vectors, n_embd). Errors as for `embed`.
 
-        A text or a pair gives one vector, a text with choices one for every choice.
+        A text or a pair gives one vector, a text with choices one for every choice. Where the named task of the bundle
+        has an adapter, the LLM wears it.
         """
+        adapter = None if task is None or self.bundle.manifest.tasks[task].adapter is None else task
         ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
         pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
         lengths = [len(text.ids) for text in encoded]
@@ -127,7 +135,8 @@ class Embedder:
             hidden = self._encoder.encode([text.ids for text in texts])  # each (length, d_model)
             inputs = self._bridge(hidden)  # each (length / stride, n_embd)
             rows = np.concatenate([np.arange(ends[index] - encoded[index].vectors, ends[index]) for index in batch])
-            pooled_VE[rows] = self._llm.pool(inputs, [grouped(text.spans, self._bridge.stride) for text in texts])
+            spans = [grouped(text.spans, self._bridge.stride) for text in texts]
+            pooled_VE[rows] = self._llm.pool(inputs, spans, adapter=adapter)
             if progress is not None:
                 progress(len(batch))
         return pooled_VE
@@ -176,7 +185,11 @@ def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
     """The LLM in the engine of its form, the only one that is imported."""
     llm = bundle.manifest.llm
     path = bundle.path / llm.file
+    tasks = bundle.manifest.tasks.items()
+    adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
     if llm.backend == "onnx":
+        if adapters:
+            raise UsageError(f"the adapters of {', '.join(adapters)} need the LLM in GGUF; an LLM in ONNX wears none")
         require("onnx", "onnxruntime")
         with _importing():
             from mtllm_edge.llms.onnx import OnnxLlm
@@ -184,7 +197,7 @@ def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
     settings = engine_settings(path, llm)
     with _importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
-    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens)
+    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens, adapters=adapters)
 
 
 @contextmanager

@@ -170,7 +170,8 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         f"in {count(len(manifest.files), 'file')}",
     }
     for name, task in manifest.tasks.items():
-        facts[f"task {name}"] = answers(task.kind, task.labels)
+        worn = "" if task.adapter is None else f"; with an adapter, {_part_size(manifest.files, task.adapter)}"
+        facts[f"task {name}"] = f"{answers(task.kind, task.labels)}{worn}"
     if not manifest.tasks:
         facts["tasks"] = "none: it embeds, it does not classify"
     views: list[RenderableType] = [facts_table(facts)]

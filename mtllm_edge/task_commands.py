@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import get_args
 
@@ -15,9 +19,11 @@ from mtllm_edge.extras import require
 from mtllm_edge.fitting import check_fit_kind, check_labels, distinct, fit_head, regressions
 from mtllm_edge.kinds import Kind
 from mtllm_edge.sheets import read_sheet
-from mtllm_edge.tasks import add_task, check_task_name, read_head, remove_task
+from mtllm_edge.tasks import add_task, check_can_adapt, check_task_name, read_head, remove_task
 
 _PATH = click.Path(path_type=Path)
+_CONVERTERS = "mtllm_edge.adapters"
+"""Entry points that turn adapters of other layouts into GGUF: the runtime imports no exporter."""
 _SUFFIXES = (".csv", ".jsonl")
 
 
@@ -111,10 +117,24 @@ def list_tasks(bundle: Path) -> None:
     "--label", "labels", multiple=True, metavar="LABEL", help="Label of a row of the weight; give one for each."
 )
 @click.option("--kind", type=click.Choice(get_args(Kind)), default="sequence", show_default=True, help="What it reads.")
+@click.option(
+    "--adapter",
+    type=_PATH,
+    metavar="PATH",
+    help="LoRA that the LLM wears for this task: GGUF, or a folder of PEFT's (extra [export]).",
+)
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="The logits are divided by it.")
 @click.option("--force", is_flag=True, help="Replace a task of that name.")
 def add(
-    bundle: Path, name: str, *, head: Path, labels: tuple[str, ...], kind: Kind, temperature: float, force: bool
+    bundle: Path,
+    name: str,
+    *,
+    head: Path,
+    labels: tuple[str, ...],
+    kind: Kind,
+    adapter: Path | None,
+    temperature: float,
+    force: bool,
 ) -> None:
     """Add the task NAME to a BUNDLE: a head that was trained elsewhere on its vectors.
 
@@ -123,8 +143,27 @@ def add(
     """
     opened = Bundle.open(bundle)
     check_task_name(opened, name, force=force)
-    add_task(opened, name, read_head(head, kind, labels, temperature), force=force)
+    read = read_head(head, kind, labels, temperature)
+    with _in_gguf(adapter, opened) as lora:
+        add_task(opened, name, read, adapter=lora, force=force)
     render.note(f"task {name!r} is in {bundle}")
+
+
+@contextmanager
+def _in_gguf(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]:
+    """An adapter's GGUF file; that of a folder is made for as long as the block runs."""
+    if adapter is None or not adapter.is_dir():
+        yield adapter
+        return
+    check_can_adapt(bundle)
+    require("export", "gguf")
+    converters = entry_points(group=_CONVERTERS, name="peft")
+    if not converters:
+        raise UsageError("the part of mtllm-edge that converts adapters is not installed; install mtllm-edge again")
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "adapter.gguf"
+        next(iter(converters)).load()(adapter, bundle.path / bundle.manifest.llm.file, converted)
+        yield converted
 
 
 @task.command("remove")

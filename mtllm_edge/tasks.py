@@ -22,6 +22,8 @@ from mtllm_edge.arrays import read_arrays
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.formats.cursor import DamagedFileError
+from mtllm_edge.formats.gguf import read_header
+from mtllm_edge.formats.lora import adapter_faults
 from mtllm_edge.formats.safetensors import read_shapes
 from mtllm_edge.heads import Head
 from mtllm_edge.installed import installed_bundles
@@ -76,21 +78,22 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     return Head(kind, labels, arrays["weight"], arrays.get("bias"), temperature)
 
 
-def add_task(bundle: Bundle, name: str, head: Head, *, force: bool = False) -> Bundle:
+def add_task(bundle: Bundle, name: str, head: Head, *, adapter: Path | None = None, force: bool = False) -> Bundle:
     """Add a task to the bundle on disk.
 
     Args:
         bundle: The bundle; its manifest is read again, so that tasks added meanwhile stay.
         name: The task's.
         head: Its head.
+        adapter: A LoRA in GGUF that the LLM wears for it; the file is copied.
         force: Replace a task of that name.
 
     Returns:
         The bundle with the task.
 
     Raises:
-        UsageError: The name is taken, or cannot be one.
-        ModelError: The head does not fit the bundle.
+        UsageError: The name is taken, or cannot be one; or the LLM can wear no adapter.
+        ModelError: Head or adapter do not fit the bundle.
     """
     bundle = Bundle.open(bundle.path)
     check_task_name(bundle, name, force=force)
@@ -105,8 +108,13 @@ def add_task(bundle: Bundle, name: str, head: Head, *, force: bool = False) -> B
     # Of an array in Fortran's order, safetensors would write the bytes as they lie.
     content = safetensors.numpy.save({key: np.ascontiguousarray(array, np.float32) for key, array in arrays.items()})
     path = _free_path(bundle.manifest, f"{FOLDER}/{name}/head.safetensors", content)
-    task = Task(kind=head.kind, labels=head.labels, head=path, temperature=head.temperature)
-    return _rewrite(bundle, bundle.manifest.tasks | {name: task}, {path: content}, changed=name)
+    added, lora_path = {path: content}, None
+    if adapter is not None:
+        lora = _checked_adapter(bundle, adapter)
+        lora_path = _free_path(bundle.manifest, f"{FOLDER}/{name}/adapter.gguf", lora)
+        added[lora_path] = lora
+    task = Task(kind=head.kind, labels=head.labels, head=path, temperature=head.temperature, adapter=lora_path)
+    return _rewrite(bundle, bundle.manifest.tasks | {name: task}, added, changed=name)
 
 
 def remove_task(bundle: Bundle, name: str) -> Bundle:
@@ -129,6 +137,32 @@ def _refuse_installed(bundle: Bundle) -> None:
     """An installed bundle is pip's: it has recorded its files, and would replace them."""
     if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
         raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
+
+
+def check_can_adapt(bundle: Bundle) -> None:
+    """Refuse an adapter for an LLM that can wear none.
+
+    Raises:
+        UsageError: The LLM is not in GGUF.
+    """
+    backend = bundle.manifest.llm.backend
+    if backend != "gguf":
+        raise UsageError(f"{bundle.path} has its LLM in {backend.upper()}, which wears no adapters; export it in GGUF")
+
+
+def _checked_adapter(bundle: Bundle, adapter: Path) -> bytes:
+    """An adapter's bytes, after its header was found to fit the LLM."""
+    check_can_adapt(bundle)
+    if not adapter.is_file():
+        raise UsageError(f"{adapter} is no file; name a LoRA in GGUF")
+    llm = bundle.manifest.llm
+    try:
+        faults = adapter_faults(adapter, read_header(bundle.path / llm.file), llm.architecture)
+    except DamagedFileError as error:
+        faults = [str(error)]
+    if faults:
+        raise ModelError(f"{adapter}: {'; '.join(faults)}; use an adapter of this bundle's LLM")
+    return adapter.read_bytes()
 
 
 def _free_path(manifest: Manifest, path: str, content: bytes) -> str:
@@ -167,7 +201,7 @@ def _rewrite(bundle: Bundle, tasks: Mapping[str, Task], added: Mapping[str, byte
 
 
 def _files_of(tasks: Mapping[str, Task]) -> set[str]:
-    return {task.head for task in tasks.values()}
+    return {path for task in tasks.values() for path in (task.head, task.adapter) if path is not None}
 
 
 def _write(root: Path, name: str, content: bytes) -> None:

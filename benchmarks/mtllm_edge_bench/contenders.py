@@ -192,10 +192,12 @@ class _MeteredLlm:
     def pads(self) -> bool:
         return self.inner.pads
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         self.meter.tokens["llm"] += sum(map(len, batch))
         with self.meter.stage("llm"):
-            return self.inner.pool(batch, spans)
+            return self.inner.pool(batch, spans, adapter=adapter)
 
     def close(self) -> None:
         self.inner.close()

@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mtllm_edge import manifest
-from mtllm_edge.errors import EngineError
+from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.formats.onnx import LLM_INPUTS, LLM_MASK, LLM_STATES
 from mtllm_edge.framing import Spans
 from mtllm_edge.llms.pooling import check_inputs, span_means
@@ -45,15 +45,20 @@ class OnnxLlm:
         except Exception as error:  # its own classes, all of them direct heirs of Exception
             raise EngineError(f"{path}: ONNX Runtime cannot load it ({_one_line(error)})") from None
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """Means over the final states; arguments and result as for `mtllm_edge.llms.base.Llm.pool`.
 
         Where weights are int8, the inputs of a matrix share one scale in the whole batch, so that a text's vector
         depends a little on its company.
 
         Raises:
+            UsageError: An adapter is asked for, which only an LLM in GGUF can wear.
             EngineError: The batch holds numbers that are not finite, ONNX Runtime failed, or it is closed.
         """
+        if adapter is not None:
+            raise UsageError(f"{self._path}: an LLM in ONNX wears no adapters; use the form in GGUF for {adapter!r}")
         session = self._session
         if session is None:
             raise EngineError(f"{self._path}: the LLM is closed; load the bundle again")
