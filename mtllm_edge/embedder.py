@@ -185,11 +185,7 @@ def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
     """The LLM in the engine of its form, the only one that is imported."""
     llm = bundle.manifest.llm
     path = bundle.path / llm.file
-    tasks = bundle.manifest.tasks.items()
-    adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
     if llm.backend == "onnx":
-        if adapters:
-            raise UsageError(f"the adapters of {', '.join(adapters)} need the LLM in GGUF; an LLM in ONNX wears none")
         require("onnx", "onnxruntime")
         with _importing():
             from mtllm_edge.llms.onnx import OnnxLlm
@@ -197,6 +193,8 @@ def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
     settings = engine_settings(path, llm)
     with _importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
+    tasks = bundle.manifest.tasks.items()
+    adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
     return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens, adapters=adapters)
 
 

@@ -113,7 +113,7 @@ def _write(out: Path, architecture: str, alpha: float, lora: dict[str, Array], b
 def _matrices(base: GgufHeader) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Transformers' name of every matrix of the layers -> GGUF's name and shape (out, in)."""
     names = {stored: name.removesuffix(".weight") for name, stored in GGUF_NAMES.items()}
-    found = {}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for stored, shape in base.shapes.items():
         block, _, rest = stored.partition(".")
         layer, _, rest = rest.partition(".")
@@ -148,7 +148,7 @@ def _read_config(path: Path) -> PeftConfig:
     if any(odd.values()):
         named = ", ".join(f"{key} {getattr(config, key)!r}" for key, wrong in odd.items() if wrong)
         raise ModelError(f"{path} has {named}, for which GGUF adapters have no place; train a plain LoRA")
-    if config.r < 1 or not math.isfinite(config.lora_alpha) or config.lora_alpha == 0:
+    if config.r < 1 or not math.isfinite(config.lora_alpha) or config.lora_alpha <= 0:
         raise ModelError(f"{path} has r {config.r} and lora_alpha {config.lora_alpha}, expected above 0")
     return config
 
@@ -156,7 +156,7 @@ def _read_config(path: Path) -> PeftConfig:
 def _read_tensors(path: Path) -> dict[str, Array]:
     """``layers.<i>.<module>.lora_A`` (rank, in) and ``.lora_B`` (out, rank) in float32."""
     try:
-        stored = safetensors.deserialize(path.read_bytes())
+        stored: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise UsageError(f"{path.parent} holds no {path.name}; name a folder that PEFT saved") from None
     except safetensors.SafetensorError as error:
@@ -166,13 +166,16 @@ def _read_tensors(path: Path) -> dict[str, Array]:
         match = _TENSOR.fullmatch(name)
         if match is None:
             raise ModelError(f"{path}: the tensor {name} is none of a LoRA on the layers' matrices; train a plain LoRA")
-        lora[f"{match[1]}.lora_{match[2]}"] = _float32(tensor, f"{path}: {name}")
+        plain = f"{match[1]}.lora_{match[2]}"
+        if plain in lora:
+            raise ModelError(f"{path} holds {plain} twice; save one adapter alone")
+        lora[plain] = _float32(tensor, f"{path}: {name}")
     return lora
 
 
 def _float32(tensor: dict[str, Any], place: str) -> Array:
     """A stored tensor; numpy has no bfloat16, so its bytes are widened here."""
-    data, shape = tensor["data"], tensor["shape"]
+    data = tensor["data"]
     values: Array
     match tensor["dtype"]:
         case "F32":
@@ -185,4 +188,5 @@ def _float32(tensor: dict[str, Any], place: str) -> Array:
             raise ModelError(f"{place} has type {dtype}; expected F32, F16 or BF16")
     if not np.isfinite(values).all():
         raise ModelError(f"{place} holds numbers that are not finite; train the adapter again")
-    return values.reshape(shape)
+    shaped: Array = values.reshape(tensor["shape"])
+    return shaped
