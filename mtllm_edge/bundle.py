@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mtllm_edge import checks
 from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.installed import find_bundle, installed_bundles
 from mtllm_edge.manifest import MANIFEST_NAME, File, Llm, LlmBackend, Manifest
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -43,22 +44,30 @@ class Bundle:
         the widths and counts in them are those of the manifest. Contents are not hashed: that is `verify`.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle's folder; where there is none of that path, the name of an installed bundle.
 
         Raises:
-            UsageError: `path` is no folder.
+            UsageError: `path` is no folder, and no bundle of that name is installed.
             ModelError: The folder is no bundle, or one that is incomplete, damaged or of another format version.
         """
-        folder = Path(path)
+        folder = find_bundle(path)
         _refuse_non_folder(folder)
         bundle = cls(folder, Manifest.from_json(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
         required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
         missing = [name for name in required if name not in bundle.manifest.files]
         if missing:
             raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")
-        _raise_faults(folder, bundle._presence_faults())
-        _raise_faults(folder, checks.header_faults(folder, bundle.manifest))
+        bundle.check()
         return bundle
+
+    def check(self) -> None:
+        """Compare presence, sizes and headers of the files with the manifest, as `open` does.
+
+        Raises:
+            ModelError: Some differ; the message lists all of them.
+        """
+        _raise_faults(self.path, self._presence_faults())
+        _raise_faults(self.path, checks.header_faults(self.path, self.manifest))
 
     def task_name(self, task: str | None) -> str:
         """The task of that name, or the only one where None is named.
@@ -202,7 +211,11 @@ def _refuse_non_folder(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():
-        raise UsageError(f"{path} does not exist; name the folder of a bundle")
+        installed = ", ".join(installed_bundles()) or "none"
+        raise UsageError(
+            f"{path} does not exist, nor is a bundle of that name installed ({installed} installed); "
+            "name the folder of a bundle, or install one"
+        )
     if path.suffix.lower() == ".zip":
         raise UsageError(f"{path} is a zip file; unpack it and name the folder")
     raise UsageError(f"{path} is a file; name the folder of a bundle")

@@ -15,7 +15,7 @@ from typing import TypeGuard
 
 import msgspec
 
-from mtllm_edge.formats import ctranslate2, gguf, onnx, safetensors
+from mtllm_edge.formats import ctranslate2, gguf, lora, onnx, safetensors
 from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.manifest import Architecture, Encoder, Llm, Manifest, Task
 
@@ -58,6 +58,8 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
     for form in manifest.llms:
         checks[form.file] = partial(_gguf_faults if form.backend == "gguf" else _onnx_faults, llm=form)
     checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
+    adapters = [task.adapter for task in manifest.tasks.values() if task.adapter is not None]
+    checks |= {adapter: partial(_adapter_faults, base=folder / llm.file, llm=llm) for adapter in adapters}
     faults = {name: _faults_of(check, folder / name) for name, check in checks.items()}
     return {name: "; ".join(found) for name, found in faults.items() if found}
 
@@ -98,6 +100,14 @@ def _bridge_faults(path: Path, n_embd: int, d_group: int) -> list[str]:
 
 def _head_faults(path: Path, task: Task, n_embd: int) -> list[str]:
     return _shape_faults(path, required={"weight": (task.rows, n_embd)}, optional={"bias": (task.rows,)})
+
+
+def _adapter_faults(path: Path, base: Path, llm: Llm) -> list[str]:
+    try:
+        header = gguf.read_header(base)
+    except DamagedFileError:
+        return []  # the LLM is what is damaged, and its own check says so
+    return lora.adapter_faults(path, header, llm.architecture)
 
 
 def _shape_faults(

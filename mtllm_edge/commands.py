@@ -1,4 +1,4 @@
-"""The commands of the runtime: classify, embed, info, verify, doctor.
+"""The commands of the runtime: classify, embed, info, verify, package, doctor.
 
 The engines are imported inside the commands that compute, so that the others answer at once, and where an engine is
 broken.
@@ -42,7 +42,9 @@ what each task reads."""
 
 
 _texts = click.argument("texts", metavar="[TEXTS]...", nargs=-1)
-_bundle = click.option("-b", "--bundle", type=_PATH, required=True, metavar="FOLDER", help="The model, as a bundle.")
+_bundle = click.option(
+    "-b", "--bundle", type=_PATH, required=True, metavar="BUNDLE", help="The model: a folder, or an installed bundle."
+)
 _force = click.option("--force", is_flag=True, help="Replace the --output file if it exists.")
 
 
@@ -232,6 +234,27 @@ def verify(bundle: Path) -> None:
     files = opened.manifest.files
     size = sum(file.size for file in files.values())
     click.echo(f"{render.count(len(files), 'file')}, {render.megabytes(size)}, all as recorded")
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--name", required=True, help="The name by which the installed bundle is found.")
+@click.option("-o", "--output", type=_PATH, required=True, metavar="FOLDER", help="Where the wheel goes.")
+@click.option("--version", default="1.0", show_default=True, help="The wheel's version.")
+@click.option("--force", is_flag=True, help="Replace an existing wheel.")
+def package(bundle: Path, *, name: str, output: Path, version: str, force: bool) -> None:
+    """Write a BUNDLE as a wheel that pip installs; it is used by its name then, without a folder."""
+    from mtllm_edge.packaging import write_wheel
+
+    opened = Bundle.open(bundle)
+    with render.busy("writing the wheel"):
+        wheel = write_wheel(opened, name, output, version=version, force=force)
+    click.echo(wheel)
+    for source in opened.manifest.sources:
+        if render.is_non_commercial(source.license):
+            render.note(f"note: {source.part} ({source.name}) is under {source.license}: NON-COMMERCIAL USE ONLY")
+    if not opened.manifest.sources:
+        render.note("note: the bundle names no source and no licence; say under which terms it may be used")
 
 
 @click.command()

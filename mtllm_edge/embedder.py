@@ -66,7 +66,7 @@ class Embedder:
         if the bundle has a form for ONNX Runtime, too, how much faster that is (see `mtllm_edge.forms`).
 
         Args:
-            bundle: The bundle or its folder.
+            bundle: The bundle, its folder, or the name of an installed one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
@@ -116,13 +116,7 @@ class Embedder:
         """
         encoded = self.encode(texts, language=language)
         check_kind(texts, "sequence", "the embedder")
-        cut = [index for index, text in enumerate(encoded) if text.truncated]
-        if cut:
-            limit = self.bundle.manifest.encoder.max_tokens
-            message = (
-                f"{len(cut)} of {len(encoded)} texts lost their end after {limit} tokens, the first is text {cut[0]}"
-            )
-            warnings.warn(message, TruncationWarning, stacklevel=2)
+        warn_of_cuts(encoded, self.bundle.manifest.encoder.max_tokens)
         return self.pool(encoded, progress=progress)
 
     def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
@@ -132,12 +126,20 @@ class Embedder:
         """
         return self._tokenizer.encode(texts, language=language)
 
-    def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        task: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Vectors of what `encode` returned, in its order, float32 (vectors, n_embd). Errors as for `embed`.
 
         A text or a pair gives one vector, a text with choices one for every choice. Texts that come several times are
-        read once. The encoder is a batch ahead of the LLM.
+        read once. The encoder is a batch ahead of the LLM. Where the named task of the bundle has an adapter, the LLM
+        wears it.
         """
+        adapter = None if task is None or self.bundle.manifest.tasks[task].adapter is None else task
         read, places = distinct(encoded)
         copies = Counter(places)
         lengths = [len(text.ids) for text in read]
@@ -145,7 +147,8 @@ class Embedder:
         batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
         pooled: dict[int, NDArray[np.float32]] = {}
         for batch, inputs in ahead(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
-            pooled_VE = self._llm.pool(inputs, [grouped(read[place].spans, self._bridge.stride) for place in batch])
+            spans = [grouped(read[place].spans, self._bridge.stride) for place in batch]
+            pooled_VE = self._llm.pool(inputs, spans, adapter=adapter)
             ends = np.cumsum([read[place].vectors for place in batch])
             pooled |= zip(batch, np.split(pooled_VE, ends[:-1]), strict=True)
             if progress is not None:
@@ -170,6 +173,16 @@ class Embedder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def warn_of_cuts(encoded: Sequence[Encoded], max_tokens: int) -> None:
+    """Warn the caller's caller of texts that were cut."""
+    cut = [index for index, text in enumerate(encoded) if text.truncated]
+    if cut:
+        message = (
+            f"{len(cut)} of {len(encoded)} texts lost their end after {max_tokens} tokens, the first is text {cut[0]}"
+        )
+        warnings.warn(message, TruncationWarning, stacklevel=3)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -200,8 +213,10 @@ def _load_llm(bundle: Bundle, llm: manifest.Llm, threads: int, max_tokens: int) 
     settings = engine_settings(path, llm)
     with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
+    tasks = bundle.manifest.tasks.items()
+    adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
     room = llm_room(max_tokens, bundle.manifest.bridge.stride)
-    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room)
+    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room, adapters=adapters)
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

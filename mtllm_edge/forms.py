@@ -60,6 +60,8 @@ def choose(bundle: Bundle, threads: int, *, fresh: bool = False) -> Choice:
     gguf, onnx = bundle.manifest.llm, bundle.manifest.llm_onnx
     if onnx is None:
         return Choice(gguf, f"the bundle has its LLM for {gguf.backend} only")
+    if any(task.adapter is not None for task in bundle.manifest.tasks.values()):
+        return Choice(gguf, "the bundle has adapters, which an LLM in GGUF alone can wear")
     if missing("onnxruntime"):
         return Choice(gguf, "ONNX Runtime is not installed (extra [onnx])")
     if not children.can_be_started():

@@ -137,6 +137,8 @@ class Task(_Part, frozen=True):
     """Path of the safetensors file: ``weight`` (rows, n_embd), optional ``bias`` (rows)."""
     temperature: float = 1.0
     """The logits are divided by it before the softmax."""
+    adapter: str | None = None
+    """Path of a LoRA in GGUF that the LLM wears for this task; None is the LLM as it is."""
 
     @property
     def rows(self) -> int:
@@ -256,6 +258,10 @@ class Manifest(_Part, frozen=True):
                 faults.append(f"task {name!r} has temperature {task.temperature}, expected above 0")
             if task.head not in self.files:
                 faults.append(f"task {name!r} names the head {task.head!r}, which files does not list")
+            if task.adapter is not None and task.adapter not in self.files:
+                faults.append(f"task {name!r} names the adapter {task.adapter!r}, which files does not list")
+            if task.adapter is not None and self.llm.backend != "gguf":
+                faults.append(f"task {name!r} has an adapter, which needs an LLM in GGUF, found {self.llm.backend}")
         for path in self.files:
             parts = PurePosixPath(path).parts
             if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or "." in parts:

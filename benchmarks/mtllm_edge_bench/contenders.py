@@ -191,13 +191,19 @@ class _MeteredEmbedder(Embedder):
         with self.meter.stage("tokenise"):
             return super().encode(texts, language=language)
 
-    def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        task: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
         if not self.serial:
-            return super().pool(encoded, progress=progress)
+            return super().pool(encoded, task=task, progress=progress)
         lengths = [len(text.ids) for text in encoded]
         pooled_NE = np.empty((len(encoded), self.bundle.manifest.llm.n_embd), np.float32)
         for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=self._llm.pads):
-            pooled_NE[batch] = super().pool([encoded[place] for place in batch])
+            pooled_NE[batch] = super().pool([encoded[place] for place in batch], task=task)
         return pooled_NE
 
 
@@ -237,10 +243,12 @@ class _MeteredLlm:
     def pads(self) -> bool:
         return self.inner.pads
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         self.meter.tokens["llm"] += sum(map(len, batch))
         with self.meter.stage("llm"):
-            return self.inner.pool(batch, spans)
+            return self.inner.pool(batch, spans, adapter=adapter)
 
     def close(self) -> None:
         self.inner.close()

@@ -61,7 +61,7 @@ def quantize_within_gate(
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Quantise matrices, but for those without which the gate does not hold.
 
-    If all of them in int8 do not pass, each is tried in int8 alone, and the worst go back to float32 one by one.
+    If all of them in int8 do not pass, each is tried in int8 alone, and as many of the worst stay in float32 as it takes.
 
     Args:
         full: The model in float32; the product of a matrix bears its name.
@@ -86,18 +86,24 @@ def quantize_within_gate(
         return measure(trial.part, trial.rows(exact[::every]), trial.rows(found))
 
     some = max(1, len(trial.texts) // _RANKED_ON)
-    in_int8 = list(matrices)
-    worst_first: list[str] = []
-    while not trial.holds(found := compared(in_int8)):
-        worst_first = worst_first or sorted(matrices, key=lambda name: compared([name], some).cosine_mean)
-        in_int8.remove(worst_first[len(matrices) - len(in_int8)])
-        if not in_int8:
-            raise ModelError(
-                f"no matrix of the {trial.part} can be int8: with one, the vectors have a cosine of "
-                f"{found.cosine_mean:.4f} on average, {found.cosine_min:.4f} at worst, "
-                f"expected {trial.cosine_mean} and {trial.cosine_min}; export it with {_FLOAT32[trial.part]}"
-            )
-    kept = tuple(name for name in matrices if name not in in_int8)
+    if trial.holds(compared(matrices)):
+        return _quantized(full, ()), ()
+    worst_first = sorted(matrices, key=lambda name: compared([name], some).cosine_mean)
+    # How many of the worst must stay: found by halving, as the vectors come closer with every one that does.
+    too_few, enough = 0, len(matrices) - 1
+    if not trial.holds(found := compared(worst_first[enough:])):
+        raise ModelError(
+            f"no matrix of the {trial.part} can be int8: with one, the vectors have a cosine of "
+            f"{found.cosine_mean:.4f} on average, {found.cosine_min:.4f} at worst, "
+            f"expected {trial.cosine_mean} and {trial.cosine_min}; export it with {_FLOAT32[trial.part]}"
+        )
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if trial.holds(compared(worst_first[middle:])):
+            enough = middle
+        else:
+            too_few = middle
+    kept = tuple(name for name in matrices if name in worst_first[:enough])
     return _quantized(full, kept), kept
 
 

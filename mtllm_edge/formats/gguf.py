@@ -37,6 +37,11 @@ _TENSOR_TYPES = {
 }
 """ggml_type -> (weights in a block, bytes of a block)."""
 
+FLOAT32 = 6
+"""Of fields."""
+F32, F16 = 0, 1
+"""Of tensors."""
+
 Value = int | float | bool | str | None
 
 
@@ -46,6 +51,8 @@ class GgufHeader:
 
     fields: dict[str, Value]
     """Metadata; None stands for an array, which nothing here needs."""
+    kinds: dict[str, int]
+    """gguf_metadata_value_type of every field."""
     shapes: dict[str, tuple[int, ...]]
     """Dimensions of every tensor as GGUF counts them: the contiguous one first."""
     types: dict[str, int]
@@ -76,11 +83,13 @@ def read_header(path: Path) -> GgufHeader:
             raise DamagedFileError(f"GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}")
         n_tensors, n_fields = _count(cursor, "tensors"), _count(cursor, "fields")
         fields: dict[str, Value] = {}
+        kinds: dict[str, int] = {}
         for _ in range(n_fields):
             key = cursor.text(cursor.integer("Q"), limit=_KEY_LIMIT)
             if key in fields:
                 raise DamagedFileError(f"field {key} stands twice")
-            fields[key] = _value(cursor, cursor.integer("I"))
+            kinds[key] = cursor.integer("I")
+            fields[key] = _value(cursor, kinds[key])
         tensors: dict[str, _Tensor] = {}
         for _ in range(n_tensors):
             name = cursor.text(cursor.integer("Q"), limit=_MAX_NAME)
@@ -90,6 +99,7 @@ def read_header(path: Path) -> GgufHeader:
         _check_data(cursor, fields, tensors)
     return GgufHeader(
         fields,
+        kinds,
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         types={name: tensor.kind for name, tensor in tensors.items()},
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge import manifest
+from mtllm_edge.errors import UsageError
 from mtllm_edge.formats.onnx import LLM_INPUTS
 from mtllm_edge.framing import Spans
 from mtllm_edge.llms.pooling import check_inputs, span_means
@@ -34,15 +35,20 @@ class OnnxLlm:
         self._path, self._n_embd = path, expected.n_embd
         self._session = OnnxSession(path, part="LLM", width=expected.n_embd, threads=threads)
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """Means over the final states; arguments and result as for `mtllm_edge.llms.base.Llm.pool`.
 
         Where weights are int8, the inputs of a matrix share one scale in the whole batch, so that a text's vector
         depends a little on its company.
 
         Raises:
+            UsageError: An adapter is asked for, which only an LLM in GGUF can wear.
             EngineError: The batch holds numbers that are not finite, ONNX Runtime failed, or it is closed.
         """
+        if adapter is not None:
+            raise UsageError(f"{self._path}: an LLM in ONNX wears no adapters; use the form in GGUF for {adapter!r}")
         if not batch:
             return np.empty((0, self._n_embd), np.float32)
         check_inputs(batch, n_embd=self._n_embd, path=self._path)

@@ -53,6 +53,8 @@ def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
     np.testing.assert_allclose((begin_E + 2 * end_E) / 3, expected_NE[0], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(second_E, expected_NE[1], rtol=1e-3, atol=1e-3)
     assert llm.pool([]).shape == (0, tiny.N_EMBD)
+    with pytest.raises(UsageError, match=r"llm\.onnx: an LLM in ONNX wears no adapters; .* for 'mine'"):
+        llm.pool(batch, adapter="mine")
 
 
 @pytest.mark.parametrize(
