@@ -24,7 +24,8 @@ from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.formats.gguf import GgufHeader, read_header
 from mtllm_edge.formats.lora import ALPHA, adapter_faults
 from mtllm_edge_export.lora import check_lora
-from mtllm_edge_train.llm_families import GGUF_NAMES, permute_rope_rows
+from mtllm_edge_train.llm_families import GGUF_NAMES
+from mtllm_edge_train.llm_weights import permute_rope_rows
 
 Array = NDArray[np.float32]
 

@@ -61,7 +61,7 @@ def quantize_within_gate(
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Quantise matrices, but for those without which the gate does not hold.
 
-    If all of them in int8 do not pass, each is tried in int8 alone, and as many of the worst stay in float32 as it takes.
+    If all of them in int8 do not pass, each is tried in int8 alone, and as many of the worst as it takes stay float32.
 
     Args:
         full: The model in float32; the product of a matrix bears its name.
