@@ -1,9 +1,10 @@
 """The benchmark of this project: `python benchmarks/bench.py --help`.
 
 Real weights: the reference bundle. True shapes with random weights, made here: NLLB-200-distilled-600M under
-SmolLM2-135M, Llama-3.2-1B and Llama-3-8B. Each beside translate-test with the same translator and LLM; the smallest
-also beside the same stack in PyTorch. Random models read texts with as many tokens as the demo's sentences have, and
-write translations as long as the English ones. Progress is on stderr; the last line of stdout is the report as JSON.
+SmolLM2-135M (its own weights, as GGUF and ONNX), Llama-3.2-1B and Llama-3-8B. Each beside translate-test with the same
+translator and LLM; the smallest also beside the same stack in PyTorch. Random models read texts with as many tokens as
+the demo's sentences have, and write translations as long as the English ones. Progress is on stderr; the last line of
+stdout is the report as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from mtllm_edge_bench import shapes
 from mtllm_edge_bench.corpus import Corpus, check_labels
 from mtllm_edge_bench.demo_corpus import counted_corpus, demo_rows
 from mtllm_edge_bench.files import save_files
-from mtllm_edge_bench.random_gguf import write_random_llm
 from mtllm_edge_bench.random_nllb import random_model, write_random_nllb
 from mtllm_edge_bench.reader import write_reader
 from mtllm_edge_bench.report import Report, Setup, make_report
@@ -44,12 +44,17 @@ SHAPES = {
 """Setup -> the LLM's shape and the bridge's stride. The setup's ratio over greedy translate-test has its name."""
 _RATIOS = {
     **{name: (name, "over_translate_test") for name in SHAPES},
+    "serial_pipeline_over_engines": (REFERENCE, "serial_pipeline_over_engines"),
     "pipeline_over_engines": (REFERENCE, "pipeline_over_engines"),
     "rss_over_bundle": (REFERENCE, "rss_over_bundle"),
     "over_torch_fp32": ("nllb600m_135m_linear", "over_torch_float32"),
     "over_torch_bf16": ("nllb600m_135m_linear", "over_torch_bfloat16"),
+    "over_torch_fp32_gguf": ("nllb600m_135m_linear", "over_torch_float32"),
+    "over_torch_bf16_gguf": ("nllb600m_135m_linear", "over_torch_bfloat16"),
 }
 """Ratio -> the setup that it is taken from, and its name there."""
+_OF_THE_FORM_IN_USE = ("over_torch_fp32", "over_torch_bf16")
+"""Ratios of the MT-LLM as users get it here, its LLM in GGUF or ONNX; all others are of GGUF."""
 _TEXTS = {"8b": 8}
 """LLM's shape -> texts, where not all are read: 8 billion weights take seconds for each."""
 _PATH = click.Path(path_type=Path)
@@ -109,7 +114,8 @@ def reference_setup(
             reader = Path(scratch)
             made = write_reader(teacher, reader, quantization=opened.manifest.llm.quantization)
             check_labels(made.tasks, opened, task, teacher)
-        return measure_setup(Plan(bundle, task, corpus, threads, repeats, translator, reader, note=render.note))
+        plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, serial=True, note=render.note)
+        return measure_setup(plan)
 
 
 def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int) -> Setup:
@@ -120,12 +126,12 @@ def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int)
         models / part for part in ("nllb600m", shape, f"{shape}-reader", f"{shape}-torch")
     )
     make(nllb, lambda folder: write_random_nllb(random_model(shapes.NLLB_600M), folder, max_tokens=shapes.MAX_TOKENS))
-    make(body, lambda folder: write_random_llm(folder / "llm.gguf", llm.shape, llm.quantization))
+    make(body, lambda folder: shapes.write_body(llm, folder))
     make(reader, lambda folder: shapes.write_random_reader(llm, folder))
     made = RandomStack(encoder=shapes.NLLB_600M, llm=llm.config)
     make(torch_stack, lambda folder: folder.joinpath(RANDOM_NAME).write_bytes(msgspec.json.encode(made)))
     bundle = models / name
-    make(bundle, lambda folder: shapes.write_random_bundle(nllb, body / "llm.gguf", llm, stride, folder))
+    make(bundle, lambda folder: shapes.write_random_bundle(nllb, body, llm, stride, folder))
     corpus = counted_corpus(
         demo_rows(HERE / "demo_topics.csv", min(texts, _TEXTS.get(shape, texts))),
         HERE.parent / "reference/parts/tokenizer.json",
@@ -133,8 +139,20 @@ def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int)
         llm_vocabulary=llm.config["vocab_size"],
     )
     peers = torch_stack if name == _RATIOS["over_torch_fp32"][0] else None
-    plan = Plan(bundle, shapes.TASK, corpus, threads, repeats, nllb / "translator", reader, peers, False, render.note)
-    return measure_setup(plan)
+    return measure_setup(
+        Plan(
+            bundle,
+            shapes.TASK,
+            corpus,
+            threads,
+            repeats,
+            translator=nllb / "translator",
+            reader=reader,
+            checkpoint=peers,
+            real_weights=False,
+            note=render.note,
+        )
+    )
 
 
 def make(folder: Path, write: Callable[[Path], object]) -> None:
@@ -147,9 +165,11 @@ def make(folder: Path, write: Callable[[Path], object]) -> None:
 
 def ratios(setups: dict[str, Setup]) -> dict[str, float | None]:
     """Those of the whole run; None where the setup is not in it."""
-    return {
-        name: setups[setup].ratios.get(ratio) if setup in setups else None for name, (setup, ratio) in _RATIOS.items()
-    }
+    found: dict[str, float | None] = dict.fromkeys(_RATIOS)
+    for name, (setup, ratio) in _RATIOS.items():
+        if setup in setups:
+            found[name] = setups[setup].ratio(ratio) if name in _OF_THE_FORM_IN_USE else setups[setup].ratios.get(ratio)
+    return found
 
 
 def save(report: Report, out: Path, stem: str) -> None:

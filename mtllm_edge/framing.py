@@ -62,6 +62,19 @@ class Frame:
         return len(self.prefix) + len(self.between) * (parts - 1) + len(self.suffix) + parts
 
 
+def distinct(texts: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
+    """Texts without repetition, in the order of their first coming, and for each of `texts` its place among them."""
+    found: dict[tuple[tuple[int, ...], Spans], int] = {}
+    firsts: list[Encoded] = []
+    places = []
+    for text in texts:
+        place = found.setdefault((tuple(text.ids), text.spans), len(firsts))
+        if place == len(firsts):
+            firsts.append(text)
+        places.append(place)
+    return firsts, places
+
+
 def grouped(spans: Spans, stride: int) -> Spans:
     """The same pieces where every `stride` places of the row became one; pieces that meet in a group share it."""
     return tuple((begin // stride, -(-end // stride)) for begin, end in spans)

@@ -26,8 +26,10 @@ _LISTS_LIMIT, _FILES_LIMIT, _PATH_LIMIT = 2**16, 4_096, 512
 _TEMPERATURES = (1e-4, 1e4)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
+EncoderBackend = Literal["ctranslate2", "onnx"]
 LlmBackend = Literal["gguf", "onnx"]
-GgufQuantization = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+Architecture = Literal["llama", "llama-embed", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3"]
+GgufQuantization = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "iq4_nl"]
 OnnxQuantization = Literal["f32", "int8"]
 LLM_QUANTIZATIONS: dict[LlmBackend, tuple[str, ...]] = {
     "gguf": get_args(GgufQuantization),
@@ -44,21 +46,41 @@ class Encoder(_Part, frozen=True):
 
     family: str
     """Architecture as transformers names it: ``bert``, ``m2m_100`` ..."""
-    backend: Literal["ctranslate2"]
+    backend: EncoderBackend
+    """Its form, and so its engine."""
     quantization: Literal["float32", "int8"]
     d_model: int
     """Width of the encoder states."""
     max_tokens: int
     """Longest input in tokens, the special ones included."""
     prefix_tokens: tuple[str, ...]
-    """Tokens put before the text; ``{language}`` stands for the language code's own token."""
+    """Tokens put before the text; ``{language}`` stands for the language's code: alone, or as in ``__{language}__``."""
     suffix_tokens: tuple[str, ...]
     """Tokens put after the text, ``{language}`` as above."""
+    float32_matrices: tuple[str, ...] = ()
+    """Of int8 in ONNX: the matrices, by their names in transformers, that lose too much and stay in float32."""
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the bundle: a folder of CTranslate2, or an ONNX file."""
+        return "encoder" if self.backend == "ctranslate2" else "encoder.onnx"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files without which it cannot be loaded."""
+        if self.backend == "onnx":
+            return (self.path,)
+        return tuple(f"{self.path}/{name}" for name in ("model.bin", "config.json", "vocabulary.json"))
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction, as for `Bridge`."""
+        if self.float32_matrices and (self.backend, self.quantization) != ("onnx", "int8"):
+            raise ValueError(f"float32_matrices belong to int8 in onnx, found {self.quantization} in {self.backend}")
 
     @property
     def needs_language(self) -> bool:
         """Whether every text must come with a language code."""
-        return "{language}" in self.prefix_tokens + self.suffix_tokens
+        return any("{language}" in token for token in self.prefix_tokens + self.suffix_tokens)
 
 
 class Bridge(_Part, frozen=True):
@@ -84,8 +106,8 @@ class Bridge(_Part, frozen=True):
 class Llm(_Part, frozen=True):
     """The LLM body."""
 
-    architecture: str
-    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file is bidirectional."""
+    architecture: Architecture
+    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file of it is bidirectional, ``qwen2`` ..."""
     n_embd: int
     """Width of the LLM's inputs and of the pooled vectors."""
     n_layer: int
@@ -123,6 +145,8 @@ class Task(_Part, frozen=True):
     """Path of the safetensors file: ``weight`` (rows, n_embd), optional ``bias`` (rows)."""
     temperature: float = 1.0
     """The logits are divided by it before the softmax."""
+    adapter: str | None = None
+    """Path of a LoRA in GGUF that the LLM wears for this task; None is the LLM as it is."""
 
     @property
     def rows(self) -> int:
@@ -177,6 +201,8 @@ class Manifest(_Part, frozen=True):
     parity: tuple[Parity, ...]
     files: dict[str, File]
     """Every other file of the bundle: POSIX path relative to the bundle -> size and digest."""
+    llm_onnx: Llm | None = None
+    """The same body for ONNX Runtime, in a bundle that has both forms; `llm` is GGUF then."""
 
     @classmethod
     def from_json(cls, text: bytes, *, origin: str) -> Manifest:
@@ -207,6 +233,11 @@ class Manifest(_Part, frozen=True):
             raise ModelError(f"{origin}: {'; '.join(faults)}; export the bundle again")
         return manifest
 
+    @property
+    def llms(self) -> tuple[Llm, ...]:
+        """The forms of the LLM, the default first."""
+        return (self.llm,) if self.llm_onnx is None else (self.llm, self.llm_onnx)
+
     def to_json(self) -> bytes:
         """The manifest as indented UTF-8 JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -224,6 +255,8 @@ class Manifest(_Part, frozen=True):
         ]
         if self.encoder.needs_language and not self.languages:
             faults.append("the encoder takes a language token but languages is empty")
+        if self.llm_onnx is not None and _body(self.llm_onnx, "onnx") != _body(self.llm, "gguf"):
+            faults.append("llm_onnx is not the ONNX form of the body that llm has in GGUF")
         for name, task in self.tasks.items():
             faults += self._task_faults(name, task)
         faults += [
@@ -248,6 +281,14 @@ class Manifest(_Part, frozen=True):
         if not (task.head.startswith("tasks/") and task.head.endswith(".safetensors")):
             # The name of another model file would put the check of a head in the place of its own.
             yield f"task {name!r} names the head {task.head!r}, expected tasks/....safetensors"
+        if task.adapter is None:
+            return
+        if task.adapter not in self.files:
+            yield f"task {name!r} names the adapter {task.adapter!r}, which files does not list"
+        if not (task.adapter.startswith("tasks/") and task.adapter.endswith(".gguf")):
+            yield f"task {name!r} names the adapter {task.adapter!r}, expected tasks/....gguf"
+        if self.llm.backend != "gguf":
+            yield f"task {name!r} has an adapter, which needs an LLM in GGUF, found {self.llm.backend}"
 
     def _size_faults(self) -> list[str]:
         lists = {
@@ -286,6 +327,11 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)
+
+
+def _body(llm: Llm, backend: LlmBackend) -> object:
+    """What two forms of one body have in common, if this is the form in question."""
+    return llm.backend == backend and (llm.n_embd, llm.n_layer, llm.attention, llm.pooling)
 
 
 class _Versioned(msgspec.Struct):

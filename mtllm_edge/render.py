@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mtllm_edge.kinds import Kind
-from mtllm_edge.manifest import File, Llm, Manifest, Source
+from mtllm_edge.manifest import Encoder, File, Llm, Manifest, Source
 
 if TYPE_CHECKING:
     from mtllm_edge.classifier import Prediction
+    from mtllm_edge.fitting import FitReport
 
 _FILE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
@@ -70,20 +71,20 @@ def busy(message: str) -> Iterator[None]:
 
 
 @contextmanager
-def counting(total: int) -> Iterator[Callable[[int], None]]:
+def counting(total: int, what: str = "texts") -> Iterator[Callable[[int], None]]:
     """Show a progress bar over `total` texts on stderr, on a terminal only; yields a function that advances it."""
     console = Console(stderr=True)
-    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("texts", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
 
 
 class _Rate(ProgressColumn):
-    """Texts per second."""
+    """Texts, or what else is counted, per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} texts/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} {task.description}/s" if task.speed else "")
 
 
 def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -> Table:
@@ -131,22 +132,47 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def counts(labels: Mapping[str, int]) -> str:
+    """Labels with their numbers of texts: ``ham 120, spam 80``."""
+    return ", ".join(f"{label} {number:,}" for label, number in labels.items())
+
+
+def fit_view(report: FitReport) -> RenderableType:
+    """What cross-validation says of a fitted task, for people."""
+    facts = {
+        "judged": f"{count(report.texts, 'text')} in {report.folds} folds, each by a head that had not seen it",
+        "accuracy": f"{report.accuracy:.3f} (the commonest label alone: {report.commonest:.3f})",
+        "macro F1": f"{report.macro_f1:.3f}",
+        "calibration error": f"{report.calibration_error:.3f}",
+        "chosen": f"C {report.c:g}, temperature {report.temperature:.3g}",
+    }
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("label", "texts", "precision", "recall", "F1"):
+        table.add_column(heading, justify="left" if heading == "label" else "right", overflow="fold")
+    for label, score in report.labels.items():
+        row = (f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.f1:.3f}")
+        table.add_row(one_line(label), f"{score.texts:,}", *row)
+    return Group(facts_table(facts), "", table)
+
+
 def manifest_view(manifest: Manifest) -> RenderableType:
     """A bundle's manifest for people."""
     encoder, llm = manifest.encoder, manifest.llm
     facts: dict[str, str | Text] = {
         "name": f"{manifest.name} (made with {manifest.created_with})",
-        "encoder": f"{encoder.family}, {encoder.quantization}, {encoder.d_model} wide, "
-        f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, 'encoder/')}",
+        "encoder": f"{encoder.family}, {_encoder_form(encoder)}, {encoder.d_model} wide, "
+        f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, encoder.path)}",
         "bridge": _bridge(manifest),
-        "LLM": f"{llm.architecture}, {_quantization(llm)}, {llm.n_layer} layers, {llm.n_embd} wide, "
-        f"{llm.attention} attention, {llm.pooling} pooling, {_part_size(manifest.files, llm.file)}",
+        "LLM": f"{llm.architecture}, {llm.n_layer} layers, {llm.n_embd} wide, {llm.attention} attention, "
+        f"{llm.pooling} pooling, "
+        + " or ".join(f"{_quantization(form)}, {_part_size(manifest.files, form.file)}" for form in manifest.llms),
         "languages": _languages(manifest),
         "size": f"{megabytes(sum(file.size for file in manifest.files.values()))} "
         f"in {count(len(manifest.files), 'file')}",
     }
     for name, task in manifest.tasks.items():
-        facts[f"task {name}"] = _answers(task.kind, task.labels)
+        worn = "" if task.adapter is None else f"; with an adapter, {_part_size(manifest.files, task.adapter)}"
+        facts[f"task {name}"] = f"{answers(task.kind, task.labels)}{worn}"
     if not manifest.tasks:
         facts["tasks"] = "none: it embeds, it does not classify"
     views: list[RenderableType] = [facts_table(facts)]
@@ -155,6 +181,12 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     if manifest.sources:
         views += ["", _sources_table(manifest.sources)]
     return Group(*views)
+
+
+def _encoder_form(encoder: Encoder) -> str:
+    left = len(encoder.float32_matrices)
+    form = encoder.quantization + (" ONNX" if encoder.backend == "onnx" else "")
+    return form + (f" with {left} matrices in float32" if left else "")
 
 
 def _quantization(llm: Llm) -> str:
@@ -168,7 +200,8 @@ def _bridge(manifest: Manifest) -> str:
     return f"{manifest.bridge.kind}, {width} to {manifest.llm.n_embd}"
 
 
-def _answers(kind: Kind, labels: Sequence[str]) -> str:
+def answers(kind: Kind, labels: Sequence[str]) -> str:
+    """What a task reads, unless it is a text, and what it says."""
     if kind == "multiple_choice":
         return "multiple choice: the number of one of the text's choices"
     return f"{'a pair of texts: ' if kind == 'pair' else ''}{', '.join(labels)}"

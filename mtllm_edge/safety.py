@@ -12,33 +12,25 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
-import secrets
 import signal
 import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
-from mtllm_edge import manifest
+from mtllm_edge import children, manifest
+from mtllm_edge.answers import recall, remember
 from mtllm_edge.errors import EngineError
 from mtllm_edge.formats import gguf
 from mtllm_edge.machine import read_cpu
 
-CACHE_VARIABLE = "MTLLM_EDGE_CACHE"
-PROBE_SECONDS = 180.0
-"""Longest time for one child: an 8 B model read from a slow disk fits."""
 MIN_COSINE = 0.95
 """Least agreement of two settings. Rounding leaves 0.999 and more, a wrong kernel about 0."""
 PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad options: no engine dies with them
 _PROBE_VERSION = 1
-_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -64,13 +56,6 @@ class ProbeResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str | None = None
 
 
-class _Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of the cache."""
-
-    key: dict[str, str]
-    settings: EngineSettings
-
-
 FAST = (True, True)
 NO_EXTRA_BUFFERS = (False, True)
 PLAIN = (False, False)
@@ -92,25 +77,18 @@ def engine_settings(path: Path, llm: manifest.Llm, *, fresh: bool = False) -> En
     Raises:
         EngineError: No settings work.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
-        # In a packaged application sys.executable is the application: starting it would open a second one.
+    if not children.can_be_started():
         return EngineSettings(*PLAIN, note="not tried: there is no Python to start, so the plain kernels are used")
-    key = _cache_key(path, llm)
-    file = cache_folder() / f"engine-{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]}.json"
-    known = None if fresh else _read_cache(file, key)
+    key = machine_key(path, llm) | {"probe": str(_PROBE_VERSION)}
+    known = None if fresh else recall("engine", key, EngineSettings)
     if known is not None:
         return known
     try:
         settings = _probe_all(path, llm)
     except _NoChildError as error:
         return EngineSettings(*PLAIN, note=f"not tried: {error}, so the plain kernels are used")
-    _write_cache(file, _Verdict(key, settings))
+    remember("engine", key, settings)
     return settings
-
-
-def cache_folder() -> Path:
-    """Where the answers are kept: `MTLLM_EDGE_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("mtllm-edge"))
 
 
 def _probe_all(path: Path, llm: manifest.Llm) -> EngineSettings:
@@ -155,9 +133,9 @@ class _Failure:
 def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> NDArray[np.float32] | _Failure:
     """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them."""
     try:
-        child = run_child(_child_command(path, llm, switches), PROBE_SECONDS)
+        child = children.run(_child_command(path, llm, switches))
     except subprocess.TimeoutExpired:
-        return _Failure(f"gave no answer in {PROBE_SECONDS:g} s")
+        return _Failure(f"gave no answer in {children.SECONDS:g} s")
     except OSError as error:
         raise _NoChildError(f"no child process could be started ({error.strerror})") from None
     if child.returncode in PYTHON_EXIT_CODES:
@@ -178,44 +156,8 @@ def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool])
 
 
 def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
-    described = msgspec.json.encode(llm).decode()
-    return module_command("mtllm_edge.llms.probe", str(path.resolve()), described, *map(str, map(int, switches)))
-
-
-def module_command(module: str, *arguments: str) -> list[str]:
-    """How a Python of its own runs a module of this package."""
-    return [sys.executable, "-m", module, *arguments]
-
-
-def run_child(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
-    """Run a command that finds this package as this process does.
-
-    Raises:
-        subprocess.TimeoutExpired: It was ended after that many seconds.
-        OSError: It could not be started.
-    """
-    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
-    # found this package through a path that only it has.
-    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        command,
-        cwd=_PACKAGE_PARENT,
-        # ggml's last act would be to start a debugger on itself, which takes half a minute
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=seconds,
-        check=False,
-    )
-
-
-def leave_no_core_file() -> None:
-    """For children that may die: their memory is not worth gigabytes of disk."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    arguments = (*children.llm_arguments(path, llm), *map(str, map(int, switches)))
+    return children.command("mtllm_edge.llms.probe", *arguments)
 
 
 def cause_of_death(code: int) -> str:
@@ -236,11 +178,11 @@ def min_cosine(one_NE: NDArray[np.float32], other_NE: NDArray[np.float32]) -> fl
     return float(np.min((one_NE * other_NE).sum(axis=1) / np.maximum(norms_N, 1e-30)))
 
 
-def _cache_key(path: Path, llm: manifest.Llm) -> dict[str, str]:
+def machine_key(path: Path, llm: manifest.Llm) -> dict[str, str]:
+    """What answers about a GGUF file depend on: processor, build, and kind of weights."""
     cpu = read_cpu()
     types = gguf.read_header(path).types
     return {
-        "probe": str(_PROBE_VERSION),
         "cpu": cpu.model,
         "flags": " ".join(cpu.flags),
         "llama.cpp": engine_build(),
@@ -260,22 +202,3 @@ def engine_build() -> str:
     libraries = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file())
     described = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in libraries]
     return f"{version} {hashlib.sha256(' '.join(described).encode()).hexdigest()[:16]}"
-
-
-def _read_cache(file: Path, key: dict[str, str]) -> EngineSettings | None:
-    try:
-        verdict = msgspec.json.decode(file.read_bytes(), type=_Verdict)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return verdict.settings if verdict.key == key else None
-
-
-def _write_cache(file: Path, verdict: _Verdict) -> None:
-    """Keep the answer; where nothing can be written, the next process probes again."""
-    temporary = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(verdict))
-        temporary.replace(file)
-    except OSError:
-        return

@@ -12,12 +12,13 @@ import tokenizers
 from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.framing import Encoded, Frame
 from mtllm_edge.kinds import Input, kind_of, name_of_part, parts_of
+from mtllm_edge.sentencepieces import SentencePieces
 
 LANGUAGE_PLACEHOLDER = "{language}"
 
 
 class Tokenizer:
-    """A Hugging Face fast tokenizer with the encoder's own frame of special tokens.
+    """A `tokenizer.json` with the encoder's own frame of special tokens.
 
     The frame is applied here and not by the file's post-processor, because NLLB's file fixes one language in it. What
     stands between the texts of a pair is the post-processor's (``</s></s>`` for XLM-R, ``[SEP]`` for BERT, nothing for
@@ -32,45 +33,47 @@ class Tokenizer:
         suffix_tokens: Sequence[str],
         max_tokens: int,
         languages: Sequence[str] = (),
+        lean: bool = False,
     ) -> None:
         """Load `tokenizer.json`.
 
         Args:
             path: The file.
-            prefix_tokens: Tokens before the text; ``{language}`` stands for the language's own token.
+            prefix_tokens: Tokens before the text; ``{language}`` stands for the language's code.
             suffix_tokens: Tokens after the text, likewise.
             max_tokens: Longest result, the frame included.
             languages: Codes that may stand for ``{language}``.
+            lean: Read with SentencePiece where it can (see `mtllm_edge.sentencepieces`), which `offsets` cannot.
 
         Raises:
             ModelError: The file is not a tokenizer, or lacks one of the frame's tokens.
         """
-        self._path = path
-        with _one_line(path):
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._pieces = (SentencePieces.open(path) if lean else None) or _HuggingFace(path)
         self._languages = tuple(languages)
         self._prefix, self._suffix = tuple(prefix_tokens), tuple(suffix_tokens)
         self._max_tokens = max_tokens
-        with _one_line(path):
-            self._between = self._pair_separator()
-        frame = [token for token in (*self._prefix, *self._suffix) if token != LANGUAGE_PLACEHOLDER]
-        missing = [token for token in (*frame, *languages) if self._tokenizer.token_to_id(token) is None]
+        self._between = self._pieces.between
+        frame = [
+            token.replace(LANGUAGE_PLACEHOLDER, language)
+            for token in (*self._prefix, *self._suffix)
+            for language in (self._languages if LANGUAGE_PLACEHOLDER in token else ("",))
+        ]
+        missing = [token for token in frame if self._pieces.id(token) is None]
         if missing:
             raise ModelError(f"{path} lacks the tokens {missing}; the tokenizer belongs to another model")
         if self._room <= 0:
-            raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {len(frame)} special tokens")
+            special = len(self._prefix) + len(self._suffix)
+            raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {special} special tokens")
 
     @property
     def vocabulary_size(self) -> int:
         """Number of ids, the added tokens included."""
-        return int(self._tokenizer.get_vocab_size())
+        return self._pieces.size
 
     @property
     def needs_language(self) -> bool:
         """Whether `encode` must be told the language."""
-        return LANGUAGE_PLACEHOLDER in self._prefix + self._suffix
+        return any(LANGUAGE_PLACEHOLDER in token for token in self._prefix + self._suffix)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -99,11 +102,9 @@ class Tokenizer:
             raise UsageError(f"this encoder takes no language (it was given {language!r}); leave the language out")
         frame = Frame(self._frame_ids(self._prefix, language), self._between, self._frame_ids(self._suffix, language))
         flat = [part for item in texts for part in parts_of(item)]
-        with _one_line(self._path):
-            readings = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        readings = iter(self._pieces.encode(flat))
         return [
-            self._join(item, index, [next(readings).ids for _ in parts_of(item)], frame)
-            for index, item in enumerate(texts)
+            self._join(item, index, [next(readings) for _ in parts_of(item)], frame) for index, item in enumerate(texts)
         ]
 
     def _join(self, item: Input, index: int, parts: list[list[int]], frame: Frame) -> Encoded:
@@ -119,29 +120,23 @@ class Tokenizer:
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Where each token that is read stands in a text: (place in the ids, first character, end character)."""
-        with _one_line(self._path):
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        assert isinstance(self._pieces, _HuggingFace), "a lean tokenizer knows no offsets"
         first = len(self._prefix)
-        return [(first + index, begin, end) for index, (begin, end) in enumerate(encoding.offsets[: self._room])]
+        offsets = self._pieces.offsets(text)[: self._room]
+        return [(first + index, begin, end) for index, (begin, end) in enumerate(offsets)]
 
     @property
     def _room(self) -> int:
         """Longest single text in tokens, without the frame."""
         return self._max_tokens - len(self._prefix) - len(self._suffix)
 
-    def _pair_separator(self) -> list[int]:
-        """Special tokens that the file's post-processor puts between the texts of a pair."""
-        pair = self._tokenizer.encode("a", "a")
-        owners = pair.sequence_ids  # 0 and 1 for the two texts, None for special tokens
-        if 0 not in owners or 1 not in owners:
-            return []
-        return list(pair.ids[len(owners) - owners[::-1].index(0) : owners.index(1)])
-
     def _frame_ids(self, frame: tuple[str, ...], language: str | None) -> list[int]:
-        return [self._id(self._checked(language) if token == LANGUAGE_PLACEHOLDER else token) for token in frame]
+        if any(LANGUAGE_PLACEHOLDER in token for token in frame):
+            language = self._checked(language)
+        return [self._id(token.replace(LANGUAGE_PLACEHOLDER, language or "")) for token in frame]
 
     def _id(self, token: str) -> int:
-        index = self._tokenizer.token_to_id(token)
+        index = self._pieces.id(token)
         assert index is not None, token  # checked when the file was loaded
         return index
 
@@ -169,6 +164,45 @@ def _one_line(path: Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise ModelError(f"{path} is not a readable tokenizer ({reason}); get the model again") from None
+
+
+class _HuggingFace:
+    """Any `tokenizer.json`, by the library that it was made for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _one_line(path):
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self.between = self._pair_separator()
+        """Special tokens that the file's post-processor puts between the texts of a pair."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        with _one_line(self._path):
+            return [reading.ids for reading in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def id(self, token: str) -> int | None:
+        """The id of a token, special ones included."""
+        return self._tokenizer.token_to_id(token)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """First character and end of each token."""
+        with _one_line(self._path):
+            return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def _pair_separator(self) -> list[int]:
+        pair = self._tokenizer.encode("a", "a")
+        owners = pair.sequence_ids  # 0 and 1 for the two texts, None for special tokens
+        if 0 not in owners or 1 not in owners:
+            return []
+        return list(pair.ids[len(owners) - owners[::-1].index(0) : owners.index(1)])
 
 
 def _check(item: Input, index: int) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from mtllm_edge import children
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError, MtllmError
-from mtllm_edge.safety import PYTHON_EXIT_CODES, cause_of_death, leave_no_core_file, module_command, run_child
+from mtllm_edge.extras import missing
+from mtllm_edge.manifest import Llm
+from mtllm_edge.safety import PYTHON_EXIT_CODES, cause_of_death
 
 SECONDS = 600.0
 """Longest time for the child: a large bundle on a slow disk, and the first probe of the engine, fit."""
@@ -40,10 +43,10 @@ def try_bundle(path: Path) -> Trial:
     Raises:
         EngineError: It was refused, or the child died or gave no answer; the message says which.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not children.can_be_started():
         raise EngineError(f"{path} cannot be tried: there is no Python to start a child process with")
     try:
-        child = run_child(module_command("mtllm_edge.trial", str(path.resolve())), SECONDS)
+        child = children.run(children.command("mtllm_edge.trial", str(path.resolve())), SECONDS)
     except subprocess.TimeoutExpired:
         raise EngineError(f"{path}: the child process that ran it gave no answer in {SECONDS:g} s") from None
     except OSError as error:
@@ -62,25 +65,36 @@ def try_bundle(path: Path) -> Trial:
 
 
 def run(path: Path) -> Trial:
-    """Load a bundle, embed a few texts, and apply every head to them."""
+    """Load a bundle, embed a few texts in every form of its LLM, and apply every head to them."""
+    began = time.perf_counter()
+    bundle = Bundle.open(path)
+    for llm in bundle.manifest.llms:
+        if llm is bundle.manifest.llm or not missing("onnxruntime"):
+            _run_form(bundle, llm)
+    return Trial(texts=len(_TEXTS), seconds=time.perf_counter() - began)
+
+
+def _run_form(bundle: Bundle, llm: Llm) -> None:
     from mtllm_edge.embedder import Embedder
     from mtllm_edge.heads import Head
 
-    began = time.perf_counter()
-    bundle = Bundle.open(path)
-    heads = [Head.load(bundle.path, task) for task in bundle.manifest.tasks.values()]
     language = bundle.manifest.languages[0] if bundle.manifest.encoder.needs_language else None
-    with Embedder.load(bundle) as embedder:
-        pooled_NE = embedder.embed(_TEXTS, language=language)
-    for head in heads:
-        if not np.isfinite(head.probabilities(pooled_NE)).all():
-            raise EngineError(f"{path}: a head gave probabilities that are not finite; train or export it again")
-    return Trial(texts=len(_TEXTS), seconds=time.perf_counter() - began)
+    with Embedder.load(bundle, llm_backend=llm.backend) as embedder:
+        encoded = embedder.encode(_TEXTS, language=language)
+        bare_NE = embedder.pool(encoded)
+        for name, task in bundle.manifest.tasks.items():
+            if task.adapter is not None and llm.backend != "gguf":
+                continue  # no other form wears adapters
+            pooled_NE = bare_NE if task.adapter is None else embedder.pool(encoded, task=name)
+            if not np.isfinite(Head.load(bundle.path, task).probabilities(pooled_NE)).all():
+                raise EngineError(
+                    f"{bundle.path}: a head gave probabilities that are not finite; train or export it again"
+                )
 
 
 def main(arguments: list[str]) -> None:
     """Run the trial of the one bundle that is named, and print its result."""
-    leave_no_core_file()
+    children.leave_no_core_file()
     warnings.simplefilter("ignore")
     try:
         trial = run(Path(arguments[0]))

@@ -279,5 +279,41 @@ def write_llm(
     writer.close()
 
 
+def lora_weights(rng: np.random.Generator, rank: int = 2) -> dict[str, NDArray[np.float32]]:
+    """Random halves of a LoRA on every matrix of `llm_weights`: ``.lora_a`` (rank, in) and ``.lora_b`` (out, rank)."""
+    halves = {}
+    for name, weight in llm_weights(np.random.default_rng(SEED)).items():
+        if weight.ndim == 2:
+            halves[f"{name}.lora_a"] = _normal(rng, rank, weight.shape[1]) * 0.3
+            halves[f"{name}.lora_b"] = _normal(rng, weight.shape[0], rank) * 0.3
+    return halves
+
+
+def write_lora(
+    path: Path, halves: dict[str, NDArray[Any]], *, architecture: str = "llama", fields: dict[str, Any] | None = None
+) -> Path:
+    """Write a GGUF adapter; `fields` replace the usual ones, None leaves one out."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (
+        {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0} | (fields or {})
+    ).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, np.float64):
+            writer.add_float64(key, float(value))
+        elif value is not None:
+            writer.add_float32(key, value)
+    for name, half in halves.items():
+        writer.add_tensor(name, half)
+    with contextlib.redirect_stdout(io.StringIO()):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     return rng.standard_normal(shape, dtype=np.float32)

@@ -10,6 +10,8 @@ from mtllm_edge_bench.tables import TITLES
 
 COLOURS = {
     "mt_llm": "#1f5a99",
+    "mt_llm_serial": "#7fa6cf",
+    "mt_llm_onnx": "#0b2f5c",
     "translate_test": "#3a9d76",
     "translate_test_beam4": "#9bd0b9",
     "torch_float32": "#e69f00",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,8 @@ from mtllm_edge_bench.reader import Reader
 
 BEAMS: dict[System, int] = {"translate_test": 1, "translate_test_beam4": 4}
 """Contender -> beam of its translator."""
+STACKS: tuple[System, ...] = ("mt_llm", "mt_llm_serial", "mt_llm_onnx")
+"""The product: as it is; with encoder and LLM in turns instead of side by side; and with its LLM in ONNX Runtime."""
 
 
 class Contender(Protocol):
@@ -44,7 +46,7 @@ class Contender(Protocol):
 
 
 class MtLlm:
-    """The product itself: `Classifier` as users call it."""
+    """The product itself: `Classifier` as users call it, with its LLM in the default form, or in ONNX."""
 
     bare = False
 
@@ -52,8 +54,14 @@ class MtLlm:
         """Load the bundle."""
         self._job = job
         bundle = Bundle.open(job.bundle)
-        embedder = _MeteredEmbedder.load(bundle, threads=job.threads, batch_tokens=job.batch_tokens["stack"])
+        embedder = _MeteredEmbedder.load(
+            bundle,
+            threads=job.threads,
+            llm_backend="onnx" if job.system == "mt_llm_onnx" else bundle.manifest.llm.backend,
+            batch_tokens=job.batch_tokens["stack"],
+        )
         assert isinstance(embedder, _MeteredEmbedder)
+        embedder.serial = job.system == "mt_llm_serial"
         self.meter = embedder.meter
         heads = {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
         self._classifier = Classifier(embedder, heads, job.task)
@@ -111,30 +119,51 @@ class Engines:
         self._job = job
         self.meter = Meter()
         bundle = Bundle.open(job.bundle)
-        self._embedder = Embedder.load(bundle, threads=job.threads, batch_tokens=job.batch_tokens["stack"])
+        self._embedder = Embedder.load(
+            bundle,
+            threads=job.threads,
+            llm_backend=bundle.manifest.llm.backend,
+            batch_tokens=job.batch_tokens["stack"],
+        )
 
     def answer(self, places: Sequence[int]) -> list[str]:
         """No labels: nothing is asked of a head."""
         encoded = self._embedder.encode([self._job.texts[place] for place in places], language=self._job.language)
-        encoder, llm, bridge = self._embedder._encoder, self._embedder._llm, self._embedder._bridge
+        embedder = self._embedder
+        encoder, llm = embedder._encoder, embedder._llm
         assert isinstance(encoder, CTranslate2Encoder)
         assert encoder._encoder is not None
-        assert isinstance(llm, GgufLlm)
-        for batch in plan_batches([len(text.ids) for text in encoded], max_tokens=self._embedder._tokens_per_batch):
+        lengths = [len(text.ids) for text in encoded]
+        for batch in plan_batches(lengths, max_tokens=embedder._tokens_per_batch, padded=llm.pads):
             ids = [encoded[place].ids for place in batch]
             with self.meter.stage("encode"):
                 encoder._encoder.forward_batch(ids)
-            llm._batch.fill(bridge(encoder.encode(ids)))
+            inputs = embedder._llm_inputs([encoded[place] for place in batch])
+            run = _bare(llm, inputs)
             with self.meter.stage("llm"):
-                llm._decode()
+                run()
             self.meter.tokens["encoder"] += sum(map(len, ids))
-            self.meter.tokens["llm"] += llm._batch.struct.n_tokens
+            self.meter.tokens["llm"] += sum(map(len, inputs))
         return []
+
+
+def _bare(llm: Llm, inputs: list[NDArray[np.float32]]) -> Callable[[], object]:
+    """The engine's own call, all made ready."""
+    if isinstance(llm, GgufLlm):
+        llm._batch.fill(inputs)
+        return llm._decode
+    from mtllm_edge.formats.onnx import LLM_INPUTS
+    from mtllm_edge.llms.onnx import OnnxLlm
+    from mtllm_edge.onnx_session import padded
+
+    assert isinstance(llm, OnnxLlm)
+    session, arrays = llm._session._session, padded(LLM_INPUTS, inputs)
+    return lambda: session.run(None, arrays)
 
 
 def open_contender(job: Job) -> Contender:
     """Load what a job asks for."""
-    if job.system == "mt_llm":
+    if job.system in STACKS:
         return MtLlm(job)
     if job.system == "engines":
         return Engines(job)
@@ -146,6 +175,9 @@ def open_contender(job: Job) -> Contender:
 
 
 class _MeteredEmbedder(Embedder):
+    serial = False
+    """Whether every batch is a call of its own, so that the encoder has nothing to be ahead with."""
+
     def __init__(
         self, bundle: Bundle, tokenizer: Tokenizer, encoder: Encoder, bridge: Bridge, llm: Llm, batch_tokens: int
     ) -> None:
@@ -159,11 +191,30 @@ class _MeteredEmbedder(Embedder):
         with self.meter.stage("tokenise"):
             return super().encode(texts, language=language)
 
+    def pool(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        task: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        if not self.serial:
+            return super().pool(encoded, task=task, progress=progress)
+        lengths = [len(text.ids) for text in encoded]
+        pooled_NE = np.empty((len(encoded), self.bundle.manifest.llm.n_embd), np.float32)
+        for batch in plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=self._llm.pads):
+            pooled_NE[batch] = super().pool([encoded[place] for place in batch], task=task)
+        return pooled_NE
+
 
 @dataclass(frozen=True)
 class _MeteredEncoder:
     inner: Encoder
     meter: Meter
+
+    @property
+    def pads(self) -> bool:
+        return self.inner.pads
 
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self.meter.tokens["encoder"] += sum(map(len, batch))
@@ -192,10 +243,12 @@ class _MeteredLlm:
     def pads(self) -> bool:
         return self.inner.pads
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         self.meter.tokens["llm"] += sum(map(len, batch))
         with self.meter.stage("llm"):
-            return self.inner.pool(batch, spans)
+            return self.inner.pool(batch, spans, adapter=adapter)
 
     def close(self) -> None:
         self.inner.close()

@@ -7,7 +7,14 @@ from typing import Literal, TypeAlias
 import msgspec
 
 System: TypeAlias = Literal[
-    "mt_llm", "translate_test", "translate_test_beam4", "torch_float32", "torch_bfloat16", "engines"
+    "mt_llm",
+    "mt_llm_serial",
+    "mt_llm_onnx",
+    "translate_test",
+    "translate_test_beam4",
+    "torch_float32",
+    "torch_bfloat16",
+    "engines",
 ]
 Knob: TypeAlias = Literal["stack", "translate", "llm"]
 

@@ -19,11 +19,10 @@ CANDIDATES = (512, 1024, 2048)
 """Tokens in a batch that are tried."""
 _CHILD = ("-m", "mtllm_edge_bench.child")
 _STAGES: dict[Knob, tuple[str, ...]] = {
-    "stack": ("encode", "bridge", "llm"),
     "translate": ("translate",),
     "llm": ("llm",),
 }
-"""Part that batches for itself -> the stages whose time its batch size decides."""
+"""Part that batches for itself -> the stages whose time its batch size decides; else it is all of it."""
 
 Run = Callable[[Job], Sample]
 
@@ -61,7 +60,7 @@ def tuned(job: Job, run: Run, note: Callable[[str], None]) -> Job:
         sample = run(msgspec.structs.replace(job, batch_tokens=dict.fromkeys(job.batch_tokens, tokens)))
         note(f"{job.system}: {len(job.texts) / sample.seconds:.2f} texts/s in batches of {tokens} tokens")
         for knob in job.batch_tokens:
-            seconds = sum(sample.stages[stage] for stage in _STAGES[knob])
+            seconds = sum(sample.stages[stage] for stage in _STAGES[knob]) if knob in _STAGES else sample.seconds
             best[knob] = min(best.get(knob, (seconds, tokens)), (seconds, tokens))
     return msgspec.structs.replace(job, batch_tokens={knob: tokens for knob, (_, tokens) in best.items()})
 

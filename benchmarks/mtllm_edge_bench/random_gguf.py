@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge_export.llama_shape import LlamaShape
 from mtllm_edge_export.llm_gguf import STUB_ROWS, add_fields
+from mtllm_edge_export.llm_shape import LlmShape
 
 BlockType = Literal["q8_0", "q4_0"]
 
@@ -25,7 +25,7 @@ _KINDS: dict[BlockType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType, int
 
 
 def write_random_llm(
-    path: Path, shape: LlamaShape, quantization: BlockType, *, vocabulary: int | None = None, seed: int = 0
+    path: Path, shape: LlmShape, quantization: BlockType, *, vocabulary: int | None = None, seed: int = 0
 ) -> None:
     """Write a causal body without head.
 

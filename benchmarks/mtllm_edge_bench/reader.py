@@ -122,6 +122,7 @@ def write_reader(checkpoint: Path, folder: Path, *, quantization: LlmQuantizatio
         config.llm.attention,
         read_lora(checkpoint),
         config.lora.scale if config.lora is not None else 0.0,
+        longest=MAX_TOKENS,
         vocabulary=True,
     )
     summary = write_llm(folder / LLM_NAME, body, quantization)

@@ -13,6 +13,7 @@ import msgspec
 
 from mtllm_edge.doctor import ENGINES, ask_engine
 from mtllm_edge.machine import available_cores, read_cpu
+from mtllm_edge.manifest import LlmBackend
 from mtllm_edge_bench.jobs import Job, Knob, Sample
 
 DISTRIBUTIONS = ("mtllm-edge", "ctranslate2", "llama-cpp-python", "torch", "transformers", "onnxruntime", "numpy")
@@ -65,6 +66,12 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     repeats: int
     measured: dict[str, Measured]
     ratios: dict[str, float]
+    form: LlmBackend = "gguf"
+    """That of the LLM which users get here unless they say otherwise."""
+
+    def ratio(self, name: str) -> float | None:
+        """A ratio of the form that users get, where it was measured."""
+        return self.ratios.get(f"onnx_{name}" if self.form == "onnx" and f"onnx_{name}" in self.ratios else name)
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,7 +125,9 @@ METHOD = (
     "tokens, for each contender the best of those tried.",
     "Weights and programs may lie in the system's file cache when a process starts; what is safe on the machine has "
     "been probed before.",
-    "Ratios are of texts per second, MT-LLM over the other; translate-test is greedy unless its name has a beam.",
+    "Encoder and LLM of an MT-LLM work side by side, unless they take turns: its stages add up to more than its time.",
+    "Ratios are of texts per second, MT-LLM over the other. Translate-test is greedy unless its name has a beam. Both "
+    "have their LLM in GGUF unless the name says ONNX; over_torch is of the form that users get on this machine.",
 )
 
 
@@ -168,13 +177,15 @@ def summarise(job: Job, samples: Sequence[Sample], labels: Sequence[str] | None)
 def setup_ratios(measured: Mapping[str, Measured], bundle_mb: float) -> dict[str, float]:
     """MT-LLM over each other contender, and its memory over its size on disk."""
     stack = measured["mt_llm"]
-    ratios = {
-        f"over_{name}": _rounded(stack.texts_per_s.median / other.texts_per_s.median)
-        for name, other in measured.items()
-        if name not in ("mt_llm", "engines")
-    }
-    if "engines" in measured:
-        ratios["pipeline_over_engines"] = _rounded(stack.texts_per_s.median / measured["engines"].texts_per_s.median)
+    rates = {name: figures.texts_per_s.median for name, figures in measured.items()}
+    others = [name for name in rates if name.startswith(("translate_test", "torch_"))]
+    ratios = {f"over_{name}": _rounded(rates["mt_llm"] / rates[name]) for name in others}
+    if "mt_llm_onnx" in rates:
+        ratios |= {f"onnx_over_{name}": _rounded(rates["mt_llm_onnx"] / rates[name]) for name in ["mt_llm", *others]}
+    if "engines" in rates:
+        ratios["pipeline_over_engines"] = _rounded(rates["mt_llm"] / rates["engines"])
+        if "mt_llm_serial" in rates:
+            ratios["serial_pipeline_over_engines"] = _rounded(rates["mt_llm_serial"] / rates["engines"])
     ratios["rss_over_bundle"] = _rounded(stack.peak_rss_mb.median / bundle_mb)
     return ratios
 

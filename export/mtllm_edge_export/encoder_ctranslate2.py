@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import tokenizers
@@ -68,18 +69,25 @@ def _specification(encoder: LoadedEncoder) -> Any:
     if loader is None:
         raise ModelError(
             f"CTranslate2 cannot convert {config_class} (family {encoder.family!r}); "
-            "train the stack on a BERT, M2M100, NLLB, BART or Marian encoder"
+            "train the stack on a BERT, XLM-R, M2M100, NLLB, BART, mBART or Marian encoder"
         )
     model = copy.deepcopy(encoder.full_model)  # loaders write into the configuration of the model that they read
     _mend(model)
     try:
-        described = loader.get_model_spec(model)
+        described = loader.get_model_spec(_as_expected(model, loader))
     except (AssertionError, AttributeError, KeyError) as error:
         raise ModelError(
             f"CTranslate2's loader for {config_class} refuses the encoder "
             f"({type(error).__name__}: {error}); try another release of ctranslate2 or another encoder"
         ) from None
     return transformer_spec.TransformerEncoderModelSpec(described.encoder, pooling_layer=False)
+
+
+def _as_expected(model: Any, loader: Any) -> Any:
+    """What a loader looks into: of XLM-R it wants the classifier that holds the encoder."""
+    if loader.architecture_name == "XLMRobertaForSequenceClassification":
+        return SimpleNamespace(config=model.config, roberta=model)
+    return model
 
 
 def _mend(model: Any) -> None:
@@ -89,6 +97,9 @@ def _mend(model: Any) -> None:
     if not hasattr(model.config, "position_embedding_type"):
         # transformers 5 removed the choice together with every scheme but this one.
         model.config.position_embedding_type = "absolute"
+    if model.config.is_encoder_decoder and not hasattr(model.config, "normalize_before"):
+        # transformers 5 no longer says it of BART and mBART; where layers begin with a norm, a last one ends them.
+        model.config.normalize_before = hasattr(model.get_encoder(), "layer_norm")
     if getattr(model, "pooler", ...) is None:
         # The BERT loader reads the pooler unconditionally; its part of the description is dropped afterwards.
         model.pooler = torch.nn.Module()
@@ -97,8 +108,8 @@ def _mend(model: Any) -> None:
 
 def _set_special_tokens(config: Any, encoder: LoadedEncoder) -> None:
     config.unk_token = _unknown_token(encoder.tokenizer_json) or config.unk_token
-    before = [token for token in encoder.prefix_tokens if token != LANGUAGE_PLACEHOLDER]
-    after = [token for token in encoder.suffix_tokens if token != LANGUAGE_PLACEHOLDER]
+    before = [token for token in encoder.prefix_tokens if LANGUAGE_PLACEHOLDER not in token]
+    after = [token for token in encoder.suffix_tokens if LANGUAGE_PLACEHOLDER not in token]
     config.bos_token = before[0] if before else config.bos_token
     config.eos_token = after[-1] if after else config.eos_token
 

@@ -1,4 +1,4 @@
-"""Shipped parts and an LLM from elsewhere become a bundle. Needs numpy and gguf, neither torch nor transformers."""
+"""Shipped parts and an LLM from elsewhere become a bundle. Needs numpy and gguf; torch only for the LLM's ONNX form."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from mtllm_edge.bundle import Bundle, list_files, write_bundle
+from mtllm_edge.embedder import Embedder
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import MANIFEST_NAME, Manifest
 from mtllm_edge_export.embeddings import EMBEDDINGS_NAME, put_embeddings_back
@@ -19,12 +21,20 @@ from mtllm_edge_train.checkpoint import read_lora
 from mtllm_edge_train.config import LORA_NAME
 
 
-def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], None] | None = None) -> Manifest:
+def join(
+    parts: Path,
+    out: Path,
+    *,
+    both_forms: bool = False,
+    force: bool = False,
+    log: Callable[[str], None] | None = None,
+) -> Manifest:
     """Build a bundle from parts made by `export --without-llm` and the LLM that they name.
 
     Args:
         parts: The parts folder; every file's SHA-256 is checked first.
         out: Folder to write; it appears when everything is done, or not at all.
+        both_forms: Write the LLM for ONNX Runtime, too, which needs torch.
         force: Replace an existing bundle.
         log: Told each step as it begins.
 
@@ -47,7 +57,8 @@ def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], No
             "install the release of it that the parts were made with"
         )
     lora = read_lora(parts) if LORA_NAME in manifest.files else {}
-    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale)
+    longest = -(-manifest.encoder.max_tokens // manifest.bridge.stride)
+    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale, longest)
     with write_bundle(out, force=force) as folder:
         for name in manifest.files.keys() - {RECIPE_NAME, LORA_NAME}:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +71,33 @@ def join(parts: Path, out: Path, *, force: bool = False, log: Callable[[str], No
         manifest = msgspec.structs.replace(manifest, files=list_files(folder))
         (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
         Bundle.open(folder)  # widths and counts of the new llm.gguf are those of the manifest
+        if both_forms:
+            manifest = _add_onnx(folder, body, log)
+    return manifest
+
+
+def _add_onnx(folder: Path, body: LlmBody, log: Callable[[str], None]) -> Manifest:
+    """Give a whole bundle the second form of its LLM, measured on what its own encoder makes of real sentences."""
+    from mtllm_edge_export.llm_onnx import add_onnx
+    from mtllm_edge_export.parity import known_code, load_sentences, measure
+
+    sentences = load_sentences()
+    with Embedder.load(folder) as embedder:
+        codes = embedder.bundle.manifest.languages
+        encoded = [
+            embedder.encode([sentence.text], language=known_code(sentence.language, codes))[0] for sentence in sentences
+        ]
+        inputs = [embedder._llm_inputs([text])[0] for text in encoded]
+        gguf_ND = np.concatenate([embedder.pool([text]) for text in encoded])
+    manifest = embedder.bundle.manifest
+    manifest = msgspec.structs.replace(manifest, llm_onnx=add_onnx(folder, body, manifest.llm, inputs, log))
+    manifest = msgspec.structs.replace(manifest, files=list_files(folder))
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
+    with Embedder.load(folder, llm_backend="onnx") as embedder:
+        onnx_ND = np.concatenate([embedder.pool([text]) for text in encoded])
+    parity = (*manifest.parity, measure("stack, onnx against gguf", gguf_ND, onnx_ND))
+    manifest = msgspec.structs.replace(manifest, parity=parity)
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
     return manifest
 
 

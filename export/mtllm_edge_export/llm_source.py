@@ -1,4 +1,4 @@
-"""Find the LLM that a checkpoint or shipped parts stand on, on disk or on the hub. Needs no torch."""
+"""Find what is exported, and the LLM that it stands on, on disk or on the hub. Needs no torch."""
 
 from __future__ import annotations
 
@@ -29,13 +29,25 @@ def open_llm(source: str, folder: Path) -> LlmWeights:
     return open_llm_weights(path)
 
 
-def _download(name: str) -> str:
+def fetched(checkpoint: Path) -> Path:
+    """A checkpoint's folder: the one named, or where the hub's own cache has the published stack of that id.
+
+    Raises:
+        ModelError: It looks like a hub id, and cannot be fetched.
+    """
+    name = checkpoint.as_posix()
+    if checkpoint.exists() or checkpoint.parent.exists() or not _HUB_ID.fullmatch(name):
+        return checkpoint
+    return Path(_download(name, more=("tokenizer*", "special_tokens_map.json", "sentencepiece.bpe.model")))
+
+
+def _download(name: str, more: tuple[str, ...] = ()) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ModelError(f"{name} must be fetched from the hub; run: pip install huggingface_hub") from None
     try:
-        return str(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
+        return str(snapshot_download(name, allow_patterns=["config.json", "*.safetensors", *more]))
     except (OSError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ModelError(f"{name} cannot be fetched from the hub ({reason}); name a local folder") from None

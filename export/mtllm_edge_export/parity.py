@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.kinds import Input, Kind
-from mtllm_edge.manifest import Parity
+from mtllm_edge.manifest import LlmBackend, Parity
 
 if TYPE_CHECKING:
     from mtllm_edge_train.model import Stack
@@ -27,6 +27,7 @@ QUANTIZED_COSINE_MEAN = 0.9
 
 
 _STACK = "stack"
+_ENGLISH = "eng_Latn"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,14 @@ class Reference:
 
 def load_sentences() -> list[Sentence]:
     """The packaged sentences: dozens of languages, two dozen scripts."""
-    text = resources.files(__package__).joinpath("parity_sentences.txt").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
-    return [Sentence(language, sentence) for language, sentence in rows]
+    return parse_sentences(resources.files(__package__).joinpath("parity_sentences.txt").read_text(encoding="utf-8"))
+
+
+def parse_sentences(text: str) -> list[Sentence]:
+    """One sentence a line, after its language code and a tab, or alone, which is English; # begins a remark."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    rows = [line.partition("\t") for line in lines]
+    return [Sentence(language, sentence) if tab else Sentence(_ENGLISH, language) for language, tab, sentence in rows]
 
 
 def as_read(texts: Sequence[str], kind: Kind) -> list[Input]:
@@ -88,7 +94,7 @@ def torch_reference(
     """
     import torch
 
-    codes = [_known_code(sentence.language, languages) for sentence in sentences]
+    codes = [known_code(sentence.language, languages) for sentence in sentences]
     ids, states, inputs, pooled = [], [], [], []
     with torch.inference_mode():
         for sentence, code in zip(sentences, codes, strict=True):
@@ -119,18 +125,20 @@ def torch_reference(
     )
 
 
-def _known_code(language: str, languages: Sequence[str]) -> str | None:
+def known_code(language: str, languages: Sequence[str]) -> str | None:
+    """The code that an encoder is given with a sentence: its own, or the first of those known; None of none."""
     if not languages:
         return None
     return language if language in languages else languages[0]
 
 
-def compare(bundle: Path, reference: Reference) -> tuple[Parity, ...]:
+def compare(bundle: Path, reference: Reference, *, llm_backend: LlmBackend) -> tuple[Parity, ...]:
     """Run the runtime's own pipeline on the same sentences, part by part and end to end.
 
     Args:
         bundle: A bundle folder, complete but for the comparison.
         reference: What torch made of the sentences.
+        llm_backend: Form of the LLM.
 
     Returns:
         ``encoder`` (every token's state), ``llm`` (pooled, from torch's inputs), ``stack`` (text to pooled), the same
@@ -144,7 +152,7 @@ def compare(bundle: Path, reference: Reference) -> tuple[Parity, ...]:
     from mtllm_edge.heads import Head
 
     opened = Bundle.open(bundle)
-    with Embedder.load(opened) as embedder:
+    with Embedder.load(opened, llm_backend=llm_backend) as embedder:
         encoded = [
             embedder.encode([text], language=code)[0]
             for text, code in zip(reference.texts, reference.languages, strict=True)

@@ -1,4 +1,4 @@
-"""An ONNX LLM in int8, with as many matrices left in float32 as its vectors need.
+"""An ONNX LLM or encoder in int8, with as many matrices left in float32 as its vectors need.
 
 ONNX Runtime's dynamic quantisation rounds what a matrix reads with one scale for the whole batch. LLMs have a few huge
 activations (Sun et al. 2024, arXiv 2402.17762), and a matrix that reads one of them loses the rest. So int8 is measured
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -22,34 +24,49 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.errors import ModelError
-from mtllm_edge.formats.onnx import LLM_STATES
-from mtllm_edge.llms.onnx import padded, session_options
-from mtllm_edge.llms.pooling import span_means
+from mtllm_edge.formats.onnx import STATES
 from mtllm_edge.machine import default_threads
 from mtllm_edge.manifest import Parity
+from mtllm_edge.onnx_session import padded, session_options
 from mtllm_edge_export.parity import measure
 
 Array = NDArray[np.float32]
 
-GATE_COSINE_MEAN = 0.999
-"""What the pooled vectors in int8 must reach on average against those in float32."""
-GATE_COSINE_MIN = 0.995
-"""What the worst of them must reach."""
+_FLOAT32 = {"LLM": "--llm-quantization f32", "encoder": "--encoder-quantization float32"}
 _RANKED_ON = 16
 """Inputs on which single matrices are compared; the gate sees all."""
 
 
-def quantize_within_gate(
-    full: onnx.ModelProto, matrices: Sequence[str], calibration: Sequence[Array]
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Quantise an LLM's matrices, but for those without which the gate does not hold.
+@dataclass(frozen=True)
+class Trial:
+    """On what int8 is compared with float32, and what it must reach."""
 
-    If all of them in int8 do not pass, each is tried in int8 alone, and the worst go back to float32 one by one.
+    part: Literal["LLM", "encoder"]
+    inputs: str
+    """Name of the graph's input beside the mask."""
+    texts: Sequence[NDArray[Any]]
+    """What it reads of real texts, (length, ...) each."""
+    rows: Callable[[list[Array]], Array]
+    """What is compared of the states of some texts, (length, D) each: rows (V, D)."""
+    cosine_mean: float
+    cosine_min: float
+
+    def holds(self, parity: Parity) -> bool:
+        """Whether int8 is good enough."""
+        return parity.cosine_mean >= self.cosine_mean and parity.cosine_min >= self.cosine_min
+
+
+def quantize_within_gate(
+    full: onnx.ModelProto, matrices: Sequence[str], trial: Trial
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Quantise matrices, but for those without which the gate does not hold.
+
+    If all of them in int8 do not pass, each is tried in int8 alone, and as many of the worst as it takes stay float32.
 
     Args:
         full: The model in float32; the product of a matrix bears its name.
         matrices: Their names.
-        calibration: LLM inputs of real texts, each (length, n_embd).
+        trial: The gate.
 
     Returns:
         The int8 model, and the matrices that stay in float32 in it, in the order of `matrices`.
@@ -62,30 +79,32 @@ def quantize_within_gate(
         session_options(default_threads()),
         providers=["CPUExecutionProvider"],
     )
-
-    exact_ND = _pooled(session, calibration, matrices, ())
+    exact = _states(session, trial.inputs, trial.texts, matrices, ())
 
     def compared(in_int8: Collection[str], every: int = 1) -> Parity:
-        return measure("llm", exact_ND[::every], _pooled(session, calibration[::every], matrices, in_int8))
+        found = _states(session, trial.inputs, trial.texts[::every], matrices, in_int8)
+        return measure(trial.part, trial.rows(exact[::every]), trial.rows(found))
 
-    some = max(1, len(calibration) // _RANKED_ON)
-    in_int8 = list(matrices)
-    worst_first: list[str] = []
-    while not _holds(found := compared(in_int8)):
-        worst_first = worst_first or sorted(matrices, key=lambda name: compared([name], some).cosine_mean)
-        in_int8.remove(worst_first[len(matrices) - len(in_int8)])
-        if not in_int8:
-            raise ModelError(
-                f"no matrix of the LLM can be int8: with one, the vectors have a cosine of {found.cosine_mean:.4f} on "
-                f"average, {found.cosine_min:.4f} at worst, expected {GATE_COSINE_MEAN} and {GATE_COSINE_MIN}; "
-                "export it with --llm-quantization f32"
-            )
-    kept = tuple(name for name in matrices if name not in in_int8)
+    some = max(1, len(trial.texts) // _RANKED_ON)
+    if trial.holds(compared(matrices)):
+        return _quantized(full, ()), ()
+    worst_first = sorted(matrices, key=lambda name: compared([name], some).cosine_mean)
+    # How many of the worst must stay: found by halving, as the vectors come closer with every one that does.
+    too_few, enough = 0, len(matrices) - 1
+    if not trial.holds(found := compared(worst_first[enough:])):
+        raise ModelError(
+            f"no matrix of the {trial.part} can be int8: with one, the vectors have a cosine of "
+            f"{found.cosine_mean:.4f} on average, {found.cosine_min:.4f} at worst, "
+            f"expected {trial.cosine_mean} and {trial.cosine_min}; export it with {_FLOAT32[trial.part]}"
+        )
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if trial.holds(compared(worst_first[middle:])):
+            enough = middle
+        else:
+            too_few = middle
+    kept = tuple(name for name in matrices if name in worst_first[:enough])
     return _quantized(full, kept), kept
-
-
-def _holds(parity: Parity) -> bool:
-    return parity.cosine_mean >= GATE_COSINE_MEAN and parity.cosine_min >= GATE_COSINE_MIN
 
 
 def _quantized(full: onnx.ModelProto, kept: Sequence[str]) -> onnx.ModelProto:
@@ -129,17 +148,21 @@ def _switchable(full: onnx.ModelProto, quantized: onnx.ModelProto, matrices: Seq
     return both
 
 
-def _pooled(
-    session: InferenceSession, inputs: Sequence[Array], matrices: Sequence[str], in_int8: Collection[str]
-) -> Array:
-    """Mean states (texts, n_embd) of a switchable graph, in batches as the runtime makes them."""
+def _states(
+    session: InferenceSession,
+    inputs: str,
+    texts: Sequence[NDArray[Any]],
+    matrices: Sequence[str],
+    in_int8: Collection[str],
+) -> list[Array]:
+    """States of each text (length, D) from a switchable graph, in batches as the runtime makes them."""
     switches = {name: np.array([name in in_int8]) for name in matrices}
-    lengths = [len(inputs_LD) for inputs_LD in inputs]
-    pooled_ND = np.empty((len(inputs), inputs[0].shape[1]), np.float32)
+    lengths = [len(text) for text in texts]
+    states: dict[int, Array] = {}
     for places in plan_batches(lengths, max_tokens=max(TOKENS_PER_BATCH, *lengths), padded=True):
-        (states_NLD,) = session.run([LLM_STATES], padded([inputs[place] for place in places]) | switches)
-        pooled_ND[places] = span_means([states_NLD[row, : lengths[place]] for row, place in enumerate(places)], None)
-    return pooled_ND
+        (states_NLD,) = session.run([STATES], padded(inputs, [texts[place] for place in places]) | switches)
+        states |= {place: states_NLD[row, : lengths[place]] for row, place in enumerate(places)}
+    return [states[place] for place in range(len(texts))]
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge import manifest
-from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.encoders.ids import check_ids
+from mtllm_edge.errors import EngineError
 from mtllm_edge.formats.ctranslate2 import read_shapes
 from mtllm_edge.machine import calm_openmp
 
@@ -19,6 +20,9 @@ import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is lo
 
 class CTranslate2Encoder:
     """A `ctranslate2.Encoder`; safe to use from several threads."""
+
+    pads = False
+    """It leaves padding out of all but attention."""
 
     def __init__(self, folder: Path, expected: manifest.Encoder, *, threads: int) -> None:
         """Load the model folder.
@@ -58,7 +62,7 @@ class CTranslate2Encoder:
             raise EngineError(f"{self._folder}: the encoder is closed; load the bundle again")
         if not batch:
             return []
-        self._check_ids(batch)
+        check_ids(batch, vocabulary_size=self._vocabulary_size, path=self._folder)
         try:
             output = self._encoder.forward_batch([list(ids) for ids in batch])
             hidden_NLD = np.array(output.last_hidden_state, dtype=np.float32)
@@ -77,17 +81,6 @@ class CTranslate2Encoder:
     def close(self) -> None:
         """Give the memory back; harmless when repeated."""
         self._encoder = None
-
-    def _check_ids(self, batch: Sequence[Sequence[int]]) -> None:
-        """CTranslate2 reads beyond its table for ids that are not in it."""
-        if not all(batch):
-            raise EngineError(f"{self._folder}: a text without tokens reached the encoder; report this as a bug")
-        lowest, highest = min(map(min, batch)), max(map(max, batch))
-        if lowest < 0 or highest >= self._vocabulary_size:
-            raise ModelError(
-                f"{self._folder}: token id {lowest if lowest < 0 else highest}, but the encoder knows "
-                f"{self._vocabulary_size} tokens; tokenizer.json belongs to another model"
-            )
 
 
 def _one_line(error: Exception) -> str:

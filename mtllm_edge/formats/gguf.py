@@ -12,7 +12,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
 _NUMBER_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+_STRING, _ARRAY = 8, 9
 _TEXT_LIMIT = 65_535
 """Most bytes of a key or a string: a body without vocabulary has no long ones."""
 _FIELD_LIMIT, _TENSOR_LIMIT, _ARRAY_LIMIT = 4_096, 2**16, 2**20
@@ -39,6 +39,11 @@ _TENSOR_TYPES = {
 }
 """ggml_type -> (weights in a block, bytes of a block)."""
 
+FLOAT32, BOOL = 6, 7
+"""Of fields."""
+F32, F16 = 0, 1
+"""Of tensors."""
+
 Value = int | float | bool | str | None
 
 
@@ -47,7 +52,11 @@ class GgufHeader:
     """What a GGUF file says about itself."""
 
     fields: dict[str, Value]
-    """Metadata; None stands for an array, which nothing here needs."""
+    """Metadata; None stands for an array."""
+    kinds: dict[str, int]
+    """gguf_metadata_value_type of every field."""
+    arrays: dict[str, tuple[int, int]]
+    """gguf_metadata_value_type of an array's items, and how many there are."""
     shapes: dict[str, tuple[int, ...]]
     """Dimensions of every tensor as GGUF counts them: the contiguous one first."""
     types: dict[str, int]
@@ -78,11 +87,17 @@ def read_header(path: Path) -> GgufHeader:
             raise DamagedFileError(f"GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}")
         n_tensors, n_fields = _count(cursor, "tensors", _TENSOR_LIMIT), _count(cursor, "fields", _FIELD_LIMIT)
         fields: dict[str, Value] = {}
+        kinds: dict[str, int] = {}
+        arrays: dict[str, tuple[int, int]] = {}
         for _ in range(n_fields):
             key = cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
             if key in fields:
                 raise DamagedFileError(f"field {key} stands twice")
-            fields[key] = _value(cursor, cursor.integer("I"))
+            kinds[key] = cursor.integer("I")
+            if kinds[key] == _ARRAY:
+                fields[key], arrays[key] = None, _array(cursor)
+            else:
+                fields[key] = _value(cursor, kinds[key])
         tensors: dict[str, _Tensor] = {}
         for _ in range(n_tensors):
             name = cursor.text(cursor.integer("Q"), limit=_MAX_NAME)
@@ -92,6 +107,8 @@ def read_header(path: Path) -> GgufHeader:
         _check_data(cursor, fields, tensors)
     return GgufHeader(
         fields,
+        kinds,
+        arrays,
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         types={name: tensor.kind for name, tensor in tensors.items()},
     )
@@ -107,21 +124,27 @@ def _count(cursor: Cursor, what: str, limit: int) -> int:
 def _value(cursor: Cursor, kind: int) -> Value:
     if kind == _STRING:
         return cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
-    if kind == _BOOL:
+    if kind == BOOL:
         return _flag(cursor)
     if kind in _NUMBER_CODES:
         return cursor.number(_NUMBER_CODES[kind])
-    if kind != _ARRAY:
-        raise DamagedFileError(f"a field of unknown type {kind} at offset {cursor.position}")
+    raise DamagedFileError(f"a field of unknown type {kind} at offset {cursor.position}")
+
+
+def _array(cursor: Cursor) -> tuple[int, int]:
+    """Type and number of the items."""
     item, length = cursor.integer("I"), _count(cursor, "items of an array", _ARRAY_LIMIT)
     if item == _STRING:
         for _ in range(length):
             cursor.skip(cursor.integer("Q"))
+    elif item == BOOL:
+        for _ in range(length):
+            _flag(cursor)
     elif item in _NUMBER_CODES:
         cursor.skip(length * _width(_NUMBER_CODES[item]))
     else:
         raise DamagedFileError(f"an array of unknown type {item} at offset {cursor.position}")
-    return None
+    return item, length
 
 
 def _flag(cursor: Cursor) -> bool:

@@ -13,11 +13,15 @@ from pathlib import Path
 
 from mtllm_edge.formats.cursor import Cursor, DamagedFileError, open_cursor
 
-LLM_INPUTS, LLM_MASK, LLM_STATES = "inputs_embeds", "attention_mask", "states"
-"""An LLM's inputs, float32 (texts, length, n_embd) and int64 (texts, length), and its output, shaped as the first."""
+LLM_INPUTS, ENCODER_IDS = "inputs_embeds", "input_ids"
+"""What an LLM reads, float32 (texts, length, n_embd), and what an encoder does, int64 (texts, length)."""
+MASK, STATES = "attention_mask", "states"
+"""The other input of both, int64 (texts, length), and their output, float32 (texts, length, width)."""
+WORD_EMBEDDINGS = "word_embeddings"
+"""An encoder's table (vocabulary, d_model), float32 or int8."""
 
-FLOAT, INT64 = 1, 7
-_ITEM_SIZES = {FLOAT: 4, 2: 1, 3: 1, 6: 4, INT64: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+FLOAT, INT8, INT64 = 1, 3, 7
+_ITEM_SIZES = {FLOAT: 4, 2: 1, INT8: 1, 6: 4, INT64: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 """Number of a tensor's type (`TensorProto.DataType`) -> bytes of an item."""
 _NAME_LIMIT = 2**12
 _NODE_LIMIT, _TENSOR_LIMIT, _MAX_DIMENSIONS = 2**17, 2**16, 8

@@ -18,13 +18,16 @@ class Llm(Protocol):
     def pads(self) -> bool:
         """Whether every text of a batch costs as much as the longest."""
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """Means over the final states of a batch of input embeddings, each (length, n_embd).
 
         Args:
             batch: The inputs of each text.
             spans: Pieces of each text that get a vector of their own; a text without any gets one for the whole of it,
                 as all texts do where this is None.
+            adapter: Name of the adapter that the LLM wears for this batch; None is the LLM as it is.
 
         Returns:
             (vectors, n_embd), text after text.

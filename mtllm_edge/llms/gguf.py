@@ -6,12 +6,14 @@ llama.cpp ends the process where an assertion fails, so everything that could re
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ calm_openmp()
 import llama_cpp  # noqa: E402
 
 _MAX_TEXTS, _MAX_TOKENS = 256, 2**16  # LLAMA_MAX_SEQ; beyond, working memory is terabytes
+_NO_ADAPTERS: Mapping[str, Path] = MappingProxyType({})
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR as ggml.h counts; the binding's own table of levels is out of date
 _last_errors: deque[str] = deque(maxlen=8)
 
@@ -60,6 +63,7 @@ class GgufLlm:
         threads: int,
         max_tokens: int = TOKENS_PER_BATCH,
         max_texts: int = TEXTS_PER_BATCH,
+        adapters: Mapping[str, Path] = _NO_ADAPTERS,
     ) -> None:
         """Load a headless GGUF.
 
@@ -70,10 +74,11 @@ class GgufLlm:
             threads: CPU threads.
             max_tokens: Most tokens in a batch.
             max_texts: Most texts in a batch.
+            adapters: LoRA files by the names that `pool` knows them by; their headers have been checked.
 
         Raises:
             UsageError: A number of threads, tokens or texts that llama.cpp cannot have.
-            ModelError: The loaded model is not the one that the manifest describes.
+            ModelError: The loaded model is not the one that the manifest describes, or an adapter changes nothing.
             EngineError: llama.cpp refuses the file or lacks the memory.
         """
         check_threads(threads)
@@ -98,25 +103,40 @@ class GgufLlm:
                 f"{path}: width and layers are {loaded}, the manifest says {(expected.n_embd, expected.n_layer)}; "
                 "export the bundle again"
             )
+        self._adapters: dict[str, Any] = {}
+        for name, adapter in adapters.items():  # before the context, whose graph makes room for them
+            self._adapters[name] = llama_cpp.llama_adapter_lora_init(handles["model"], os.fsencode(adapter))
+            if not self._adapters[name]:
+                self.close()
+                raise EngineError(f"{adapter}: llama.cpp cannot load it{_quoted()}; export the adapter again")
         parameters = _context_parameters(expected, settings, threads, max_tokens, max_texts)
         handles["context"] = llama_cpp.llama_init_from_model(handles["model"], parameters)
         if not handles["context"]:
             self.close()
             raise EngineError(f"{path}: llama.cpp cannot make a context{_quoted()}; see `mtllm-edge doctor`")
-        self._batch = _Batch(max_tokens, expected.n_embd)
+        # llama.cpp's graph of Gemma 2 scales whatever it is given; torch scales the LLM's own tokens only.
+        graph_scale = math.sqrt(expected.n_embd) if expected.architecture == "gemma2" else 1.0
+        self._batch = _Batch(max_tokens, expected.n_embd, divisor=graph_scale)
+        self._try_adapters(adapters)
 
-    def pool(self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None) -> NDArray[np.float32]:
+    def pool(
+        self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
+    ) -> NDArray[np.float32]:
         """Means over the final states; arguments and result as for `mtllm_edge.llms.base.Llm.pool`.
 
         Raises:
+            UsageError: No such adapter was loaded.
             EngineError: The batch does not fit, holds numbers that are not finite, llama.cpp failed, or it is closed.
         """
+        if adapter is not None and adapter not in self._adapters:
+            raise UsageError(f"{self._path}: no adapter {adapter!r} was loaded; load the bundle again")
         if not batch:
             return np.empty((0, self._n_embd), np.float32)
         with self._lock:
             self._check_open()
             self._check(batch)
             check_spans(spans, [len(inputs_LE) for inputs_LE in batch], path=self._path)
+            self._wear(adapter)
             self._batch.fill(batch)
             states_TE = self._decode()
         return self._means(states_TE, [len(inputs_LE) for inputs_LE in batch], spans or [()] * len(batch))
@@ -148,6 +168,7 @@ class GgufLlm:
                 raise ModelError(
                     f"{self._path}: token id {lowest if lowest < 0 else highest}, but the file knows {rows} tokens"
                 )
+            self._wear(None)
             self._batch.fill_tokens(batch)
             states_TE = self._decode()
         return self._means(states_TE, lengths, [()] * len(batch))
@@ -156,6 +177,28 @@ class GgufLlm:
         """Give the memory back; harmless when repeated."""
         with self._lock:
             self._free()
+
+    def _wear(self, adapter: str | None) -> None:
+        """Set the adapter of the calls that follow; llama.cpp does nothing where it is the same."""
+        worn = [] if adapter is None else [self._adapters[adapter]]
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * len(worn))(
+            *(ctypes.cast(handle, llama_cpp.llama_adapter_lora_p_ctypes) for handle in worn)
+        )
+        scales = (ctypes.c_float * len(worn))(*[1.0] * len(worn))
+        status = llama_cpp.llama_set_adapters_lora(self._handles["context"], handles, len(worn), scales)
+        if status != 0:
+            raise EngineError(f"{self._path}: llama.cpp failed to set the adapter {adapter!r} (status {status})")
+
+    def _try_adapters(self, adapters: Mapping[str, Path]) -> None:
+        """Refuse an adapter that leaves the vectors as they are: it was not applied, or is empty."""
+        if not adapters:
+            return
+        inputs_LE = np.random.default_rng(0).normal(0, 0.05, (4, self._n_embd)).astype(np.float32)
+        bare_1E = self.pool([inputs_LE])
+        for name, path in adapters.items():
+            if np.array_equal(self.pool([inputs_LE], adapter=name), bare_1E):
+                self.close()
+                raise ModelError(f"{path}: the adapter does not change the LLM's vectors; export it again")
 
     def _check_open(self) -> None:
         if not self._free.alive:
@@ -208,8 +251,9 @@ class GgufLlm:
 class _Batch:
     """A `llama_batch` over numpy arrays, filled again for every call without a loop over tokens."""
 
-    def __init__(self, capacity: int, n_embd: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, n_embd: int, *, divisor: float) -> None:
+        """Make room; embeddings are divided by `divisor` on their way in."""
+        self.capacity, self._divisor = capacity, divisor
         self._embeddings_TE = np.zeros((capacity, n_embd), np.float32)
         self._tokens_T = np.zeros(capacity, np.int32)
         self._positions_T = np.zeros(capacity, np.int32)
@@ -224,7 +268,10 @@ class _Batch:
 
     def fill(self, batch: Sequence[NDArray[np.float32]]) -> None:
         self._place([len(inputs_LE) for inputs_LE in batch])
-        np.concatenate(list(batch), out=self._embeddings_TE[: self.struct.n_tokens])
+        embeddings_TE = self._embeddings_TE[: self.struct.n_tokens]
+        np.concatenate(list(batch), out=embeddings_TE)
+        if self._divisor != 1.0:
+            embeddings_TE /= self._divisor
         self._point_to(embd=self._embeddings_TE, token=None)
 
     def fill_tokens(self, batch: Sequence[Sequence[int]]) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mtllm_edge import manifest
+from mtllm_edge import children, manifest
 from mtllm_edge.errors import MtllmError
 from mtllm_edge.machine import default_threads
-from mtllm_edge.safety import MIN_COSINE, EngineSettings, ProbeResult, leave_no_core_file, min_cosine
+from mtllm_edge.safety import MIN_COSINE, EngineSettings, ProbeResult, min_cosine
 
 _LENGTHS = (1, 7, 40)  # one row, less than a tile, and several tiles take different kernels
 _SCALE = 0.05  # about that of an LLM's own input embeddings
@@ -39,7 +39,7 @@ def probe(path: Path, llm: manifest.Llm, settings: EngineSettings) -> ProbeResul
 
 def main(arguments: list[str]) -> None:
     """Run the probe as the command line says and print its result."""
-    leave_no_core_file()
+    children.leave_no_core_file()
     path, described, extra_buffers, flash_attention = arguments
     llm = msgspec.json.decode(described, type=manifest.Llm)
     settings = EngineSettings(extra_buffers == "1", flash_attention == "1", note="under probe")

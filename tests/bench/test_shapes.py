@@ -58,11 +58,11 @@ LENGTHS = [5, 1, 8, 3]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bundle with stride 2, its translator, reader and torch stack: read only."""
     folder = tmp_path_factory.mktemp("shapes")
-    for name in ("nllb", "bundle", "reader", "torch"):
+    for name in ("nllb", "body", "bundle", "reader", "torch"):
         (folder / name).mkdir()
     write_random_nllb(random_model(NLLB), folder / "nllb", max_tokens=shapes.MAX_TOKENS)
-    write_random_llm(folder / "llm.gguf", LLM.shape, LLM.quantization)
-    shapes.write_random_bundle(folder / "nllb", folder / "llm.gguf", LLM, 2, folder / "bundle")
+    shapes.write_body(LLM, folder / "body")
+    shapes.write_random_bundle(folder / "nllb", folder / "body", LLM, 2, folder / "bundle")
     shapes.write_random_reader(LLM, folder / "reader")
     made = RandomStack(encoder=NLLB, llm=LLM.config)
     (folder / "torch" / RANDOM_NAME).write_bytes(msgspec.json.encode(made))
@@ -113,6 +113,9 @@ def test_all_contenders_read_the_same_texts(job: Job) -> None:
     grouped = sum(-(-(length + 2) // 2) for length in LENGTHS)
     stack, engines = MtLlm(job), Engines(msgspec.structs.replace(job, system="engines"))
     labels = stack.answer(range(len(LENGTHS)))
+    serial = MtLlm(msgspec.structs.replace(job, system="mt_llm_serial"))
+    assert serial.answer(range(len(LENGTHS))) == labels
+    assert serial.meter.tokens == stack.meter.tokens
     assert len(labels) == len(LENGTHS)
     assert set(labels) <= set(shapes.LABELS)
     assert engines.answer(range(len(LENGTHS))) == []
@@ -193,6 +196,18 @@ def setup(llm_parameters: int, **rates: float) -> Setup:
     )
 
 
+def test_the_form_that_users_get_is_what_torch_is_compared_with() -> None:
+    rates = {"mt_llm": 6.0, "mt_llm_onnx": 9.0, "mt_llm_serial": 5.0, "translate_test": 2.0, "torch_float32": 3.0}
+    both = setup(10**8, **rates, engines=8.0)
+    assert both.ratios["onnx_over_mt_llm"] == 1.5
+    assert both.ratios["serial_pipeline_over_engines"] == 0.625
+    for form, ratio in (("gguf", 2.0), ("onnx", 3.0)):
+        setups = {"nllb600m_135m_linear": msgspec.structs.replace(both, form=form)}
+        found = bench_script().ratios(setups)
+        assert (found["over_torch_fp32"], found["over_torch_fp32_gguf"]) == (ratio, 2.0)
+        assert found["nllb600m_135m_linear"] == 3.0
+
+
 def bench_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_script", ROOT / "benchmarks" / "bench.py")
     assert spec is not None
@@ -218,6 +233,9 @@ def test_the_ratios_of_a_run_and_its_files(tmp_path: Path) -> None:
         "rss_over_bundle": None,
         "over_torch_fp32": 2.0,
         "over_torch_bf16": None,
+        "over_torch_fp32_gguf": 2.0,
+        "over_torch_bf16_gguf": None,
+        "serial_pipeline_over_engines": None,
     }
     assert setups["nllb600m_135m_linear"].ratios["pipeline_over_engines"] == 0.75
     assert setups["nllb600m_135m_linear"].ratios["rss_over_bundle"] == 2.0

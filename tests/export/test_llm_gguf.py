@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,11 @@ def test_the_adapter_and_the_attention_matter(tmp_path: Path) -> None:
     ("quantization", "lowest", "types"),
     [
         ("f16", 0.9999, {"f16"}),
+        ("bf16", 0.9995, {"bf16"}),
         ("q8_0", 0.998, {"q8_0"}),
         ("q4_0", 0.85, {"q4_0"}),
         ("q4_k_m", 0.85, {"q4_k", "q6_k"}),
+        ("iq4_nl", 0.85, {"iq4_nl"}),
     ],
 )
 def test_every_quantisation(
@@ -152,3 +155,18 @@ def test_older_configurations_keep_the_rotary_base_elsewhere(tmp_path: Path) -> 
     weights.config = {**older, "rope_theta": LLAMA3["rope_theta"], "rope_scaling": scaling}
     write_llm(tmp_path / "old.gguf", LlmBody(weights, 2, "causal"), "f32")
     assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("quantization", ["f16", "bf16", "q8_0"])
+def test_memory_is_that_of_the_largest_matrix(quantization: LlmQuantization, tmp_path: Path) -> None:
+    save_llm(tmp_path / "llm", width=512, layers=8)
+    body = LlmBody(open_llm_weights(tmp_path / "llm"), None, "causal")
+    largest, whole = 4 * 512 * 1024, sum(path.stat().st_size for path in (tmp_path / "llm").glob("*.safetensors"))
+    assert whole > 30 * largest
+    tracemalloc.start()
+    try:
+        write_llm(tmp_path / "llm.gguf", body, quantization)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * largest

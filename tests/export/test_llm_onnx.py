@@ -18,7 +18,7 @@ from mtllm_edge.formats.onnx import read_graph
 from mtllm_edge.kinds import Input
 from mtllm_edge.llms.onnx import OnnxLlm
 from mtllm_edge.manifest import Llm, OnnxQuantization
-from mtllm_edge_export import cli, quantize_onnx
+from mtllm_edge_export import cli, llm_onnx
 from mtllm_edge_export.assemble import export_bundle
 from mtllm_edge_export.llm_gguf import Attention, LlmBody, LlmSummary
 from mtllm_edge_export.llm_onnx import write_onnx
@@ -83,7 +83,7 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
     expected_ND = torch_pooled(tmp_path, "causal", adapted=False)
     summary = write_onnx(tmp_path / "llm.onnx", body, "int8", sequences())
-    kept = summary.float32_matrices
+    kept, gate = summary.float32_matrices, llm_onnx.GATE_COSINE_MIN
     assert OUTLIER in kept
     assert 1 <= len(kept) <= 3  # so narrow an LLM may need one or two more
     assert summary.matrix_types == {"int8": 14 - len(kept), "f32": len(kept)}
@@ -91,13 +91,14 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     assert {name.removesuffix(".weight") for name in stored if name.endswith("_proj.weight")} == set(kept)
     for singly in (False, True):
         found = cosines(expected_ND, pool(tmp_path / "llm.onnx", summary, "int8", singly=singly))
-        assert found.min() >= quantize_onnx.GATE_COSINE_MIN
+        assert found.min() >= gate
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["llm.onnx"]
-    monkeypatch.setattr(quantize_onnx, "_holds", lambda _: True)
+    monkeypatch.setattr(llm_onnx, "GATE_COSINE_MEAN", -1.0)
+    monkeypatch.setattr(llm_onnx, "GATE_COSINE_MIN", -1.0)
     ruined = write_onnx(tmp_path / "ruined.onnx", body, "int8", sequences())
     assert ruined.float32_matrices == ()
     found = cosines(expected_ND, pool(tmp_path / "ruined.onnx", ruined, "int8", singly=False))
-    assert found.min() < quantize_onnx.GATE_COSINE_MIN  # what the gate is there for
+    assert found.min() < gate  # what the gate is there for
     assert (tmp_path / "ruined.onnx").stat().st_size < (tmp_path / "llm.onnx").stat().st_size
 
 
@@ -153,13 +154,40 @@ def test_a_damaged_file_is_refused(pieces: tuple[Path, Path], tmp_path: Path) ->
         Bundle.open(folder)
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_both_forms_in_one_bundle(joined: bool, checkpoint: Path, tmp_path: Path) -> None:
+    export = [cli.export, str(checkpoint), "--encoder-quantization", "float32", "--out"]
+    join = [cli.join, str(tmp_path / "parts"), "--out"]
+    steps: list[list[Any]] = [[*export, str(tmp_path / "bundle"), "--llm-backend", "both"]]
+    if joined:
+        steps = [
+            [*export, str(tmp_path / "parts"), "--without-llm"],
+            [*join, str(tmp_path / "bundle"), "--llm-backend", "both"],
+        ]
+    for command, *arguments in steps:
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+    bundle = Bundle.open(tmp_path / "bundle")
+    bundle.verify()
+    gguf, onnx = bundle.manifest.llms
+    assert (gguf.backend, gguf.quantization, onnx.backend, onnx.quantization) == ("gguf", "q8_0", "onnx", "int8")
+    compared = {row.component: row.cosine_mean for row in bundle.manifest.parity}
+    assert compared["stack, onnx against gguf" if joined else "stack, onnx"] >= 0.99
+    texts = ["Good morning.", "один два три", "x " * 40]
+    vectors = []
+    for backend in ("gguf", "onnx"):
+        with Embedder.load(bundle, threads=1, llm_backend=backend) as embedder:
+            vectors.append(np.concatenate([embedder.embed([text]) for text in texts]))
+    assert cosines(*vectors).min() >= 0.98
+    assert cosines(*vectors).max() < 1  # they are two models
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--llm-backend", "onnx", "--llm-quantization", "q8_0"], "an LLM in onnx cannot be q8_0; choose one of f32"),
         (["--llm-quantization", "int8"], "an LLM in gguf cannot be int8"),
         (["--llm-quantization", "int8", "--without-llm"], "an LLM in gguf cannot be int8"),
-        (["--llm-backend", "onnx", "--without-llm"], "join has no torch, so it can write GGUF only"),
+        (["--llm-backend", "onnx", "--without-llm"], "parts come without an LLM in any form"),
     ],
 )
 def test_forms_that_there_are_not(options: list[str], message: str, checkpoint: Path, tmp_path: Path) -> None:

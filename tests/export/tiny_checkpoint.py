@@ -7,10 +7,10 @@ that attention and gates matter. Run as a script it writes one checkpoint: ``pyt
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,46 +29,61 @@ from mtllm_edge_train.config import (
     TaskConfig,
 )
 
-Family = Literal["bert", "m2m_100"]
+Family = Literal["bert", "xlm-roberta", "bart", "m2m_100", "m2m", "mbart", "marian"]
 LANGUAGES = ("deu_Latn", "eng_Latn", "tam_Taml")
 MAX_TOKENS = 160
 _WIDTH_ENCODER = 32
 
 
 def save_encoder(folder: Path, family: Family) -> None:
-    """A two-layer BERT, or an M2M100 with NLLB's frame of language tokens, and its tokenizer."""
+    """A two-layer encoder, with a decoder where its family has one, and its tokenizer; ``m2m_100`` has NLLB's."""
     folder.mkdir(parents=True)
-    tokenizer = _bert_tokenizer() if family == "bert" else _nllb_tokenizer()
+    tokenizer = _TOKENIZERS[family]()
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(1)
     rows = tokenizer.get_vocab_size() + 3  # like real models, some rows of the table have no token
-    if family == "bert":
-        config = transformers.BertConfig(
-            vocab_size=rows,
-            hidden_size=_WIDTH_ENCODER,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=192,
-            layer_norm_eps=1e-3,  # far from CTranslate2's default, so that a lost setting shows
-            initializer_range=0.2,
+    _model(family, rows).save_pretrained(folder)
+
+
+def _model(family: Family, rows: int) -> Any:
+    if family in ("bert", "xlm-roberta"):
+        settings = {
+            "vocab_size": rows,
+            "hidden_size": _WIDTH_ENCODER,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 192,
+            "layer_norm_eps": 1e-3,  # far from CTranslate2's default, so that a lost setting shows
+            "initializer_range": 0.2,
+        }
+        if family == "bert":
+            return transformers.BertModel(transformers.BertConfig(**settings), add_pooling_layer=False)
+        return transformers.XLMRobertaModel(
+            transformers.XLMRobertaConfig(**settings, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
         )
-        transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    else:
-        config = transformers.M2M100Config(
-            vocab_size=rows,
-            d_model=_WIDTH_ENCODER,
-            encoder_layers=2,
-            decoder_layers=1,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=192,
-            scale_embedding=True,
-            init_std=0.2,
-        )
-        transformers.M2M100ForConditionalGeneration(config).save_pretrained(folder)
+    settings = {
+        "vocab_size": rows,
+        "d_model": _WIDTH_ENCODER,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": 192,
+        "scale_embedding": family != "bart",
+        "init_std": 0.2,
+    }
+    match family:
+        case "bart":
+            return transformers.BartForConditionalGeneration(transformers.BartConfig(**settings))
+        case "mbart":
+            return transformers.MBartForConditionalGeneration(transformers.MBartConfig(**settings))
+        case "marian":
+            more = {"pad_token_id": rows - 1, "decoder_start_token_id": rows - 1, "activation_function": "swish"}
+            return transformers.MarianMTModel(transformers.MarianConfig(**settings, **more))
+    return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**settings))
 
 
 def save_llm(folder: Path, *, width: int = 64, layers: int = 3, rope: dict[str, object] | None = None) -> None:
@@ -171,13 +186,25 @@ def _bert_tokenizer() -> Tokenizer:
     return _byte_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], unknown="[UNK]", frame=("[CLS]", "[SEP]"))
 
 
-def _nllb_tokenizer() -> Tokenizer:
+def _sentence_tokenizer(first: str | None, languages: tuple[str, ...] = ()) -> Tokenizer:
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    return _byte_tokenizer(specials, unknown="<unk>", frame=("eng_Latn", "</s>"), after=LANGUAGES)
+    frame = (first, "</s>") if first else ("</s>",)
+    return _byte_tokenizer(specials, unknown="<unk>", frame=frame, after=languages)
+
+
+_TOKENIZERS: dict[Family, Callable[[], Tokenizer]] = {
+    "bert": _bert_tokenizer,
+    "xlm-roberta": lambda: _sentence_tokenizer("<s>"),
+    "bart": lambda: _sentence_tokenizer("<s>"),
+    "m2m_100": lambda: _sentence_tokenizer("eng_Latn", LANGUAGES),
+    "m2m": lambda: _sentence_tokenizer("__en__", ("__de__", "__en__", "__ta__")),
+    "mbart": lambda: _sentence_tokenizer("en_XX", ("de_DE", "en_XX", "ta_IN")),
+    "marian": lambda: _sentence_tokenizer(None),
+}
 
 
 def _byte_tokenizer(
-    specials: list[str], *, unknown: str, frame: tuple[str, str], after: tuple[str, ...] = ()
+    specials: list[str], *, unknown: str, frame: tuple[str, ...], after: tuple[str, ...] = ()
 ) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
@@ -187,7 +214,9 @@ def _byte_tokenizer(
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in [*specials, *after]])
     ids = [(token, tokenizer.token_to_id(token)) for token in frame]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{frame[0]} $A {frame[1]}", pair=f"{frame[0]} $A {frame[1]} $B {frame[1]}", special_tokens=ids
+        single=" ".join([*frame[:-1], "$A", frame[-1]]),
+        pair=" ".join([*frame[:-1], "$A", frame[-1], "$B", frame[-1]]),
+        special_tokens=ids,
     )
     return tokenizer
 

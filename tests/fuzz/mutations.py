@@ -274,7 +274,7 @@ class _Subject:
         name = self.target.name
         try:
             if name != MANIFEST_NAME:
-                check = checks.header_checks(self.parts).get(name)
+                check = checks.header_checks(self.folder, self.parts).get(name)
                 if check is not None and checks.faults_of(check, self.path):
                     return True
                 self._make_manifest_again()

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,6 +36,9 @@ TEXTS = [
     "z" * 500,
     "가나다",
 ]
+
+MANY = [f"{'a' * number}{text}" for number in range(20) for text in TEXTS]
+"""Several batches, by tokens and by texts; no text twice."""
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +74,20 @@ def test_strided_stack_matches_numpy_in_any_batch(tiny_variant: Callable[..., Pa
     llm = read_gguf(bundle / "llm.gguf")
     with Embedder.load(bundle, threads=2) as embedder:
         encoded = embedder.encode([*TEXTS, *("z" * length for length in range(1, 5))])
-        pooled_NE = embedder.pool(encoded * 20)  # several batches, by tokens and by texts
+        pooled_NE = embedder.pool(encoded + embedder.encode(MANY[len(TEXTS) :]))
     assert {len(text.ids) % stride for text in encoded} == set(range(stride))
     for index, text in enumerate(encoded):
         states_LD = bert_states(encoder, text.ids)
         groups = [states_LD[first : first + stride].ravel() for first in range(0, len(states_LD), stride)]
         inputs = [bridge["weight"][:, : len(group_K)] @ group_K + bridge["bias"] for group_K in groups]
         expected_E = llama_pooled(llm, np.array(inputs, np.float32), causal=True)
-        for pooled_E in pooled_NE[index :: len(encoded)]:
-            assert cosine(pooled_E, expected_E) >= 0.9999
+        assert cosine(pooled_NE[index], expected_E) >= 0.9999
 
 
 def test_batched_equals_single_in_any_order(embedder: Embedder) -> None:
-    texts = TEXTS * 20  # several batches, by tokens and by texts
+    texts = MANY
     together_NE = embedder.pool(embedder.encode(texts))
-    singly_NE = np.concatenate([embedder.pool(embedder.encode([text])) for text in TEXTS] * 20)
+    singly_NE = np.concatenate([embedder.pool(embedder.encode([text])) for text in texts])
     assert together_NE.dtype == np.float32
     difference_N = np.linalg.norm(together_NE - singly_NE, axis=1) / np.linalg.norm(singly_NE, axis=1)
     assert difference_N.max() <= 1e-3
@@ -154,9 +158,57 @@ def test_no_texts(classifier: Classifier, embedder: Embedder) -> None:
 
 def test_progress_counts_every_text(classifier: Classifier) -> None:
     done: list[int] = []
-    classifier.classify(TEXTS * 10, progress=done.append)
-    assert sum(done) == 100
+    classifier.classify(MANY + TEXTS, progress=done.append)
+    assert sum(done) == len(MANY + TEXTS)
     assert len(done) > 2
+
+
+def test_a_text_that_comes_twice_is_read_once(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+) -> None:
+    once_NE = embedder.embed(TEXTS[:3])
+    with Embedder.load(tiny_bundle, threads=2) as other:
+        seen: list[int] = []
+        encode = other._encoder.encode
+
+        def counted(batch: Sequence[Sequence[int]]) -> list[Any]:
+            seen.extend(map(len, batch))
+            return encode(batch)
+
+        monkeypatch.setattr(other._encoder, "encode", counted)
+        done: list[int] = []
+        found_NE = other.embed([TEXTS[1], TEXTS[0], TEXTS[1], TEXTS[2], TEXTS[1]], progress=done.append)
+    assert len(seen) == 3
+    assert done == [5]
+    np.testing.assert_array_equal(found_NE, once_NE[[1, 0, 1, 2, 1]])
+
+
+def test_choices_that_come_twice_are_those_of_their_own_text(embedder: Embedder) -> None:
+    """The same ids with other pieces to score are another reading."""
+    (text,) = embedder.encode(["the good team"])
+    whole, parts = text, replace(text, spans=((1, 3), (3, 5)))
+    found_VE = embedder.pool([whole, parts, whole, parts])
+    assert found_VE.shape == (6, tiny.N_EMBD)
+    np.testing.assert_array_equal(found_VE[:3], found_VE[3:])
+    assert np.abs(found_VE[0] - found_VE[1]).max() > 1e-3
+
+
+def test_an_encoder_that_fails_in_its_thread_is_heard(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Embedder.load(tiny_bundle, threads=2) as embedder:
+        encode, calls = embedder._encoder.encode, [0]
+
+        def failing(batch: Sequence[Sequence[int]]) -> list[Any]:
+            calls[0] += 1
+            if calls[0] == 3:
+                raise EngineError("no memory")
+            return encode(batch)
+
+        monkeypatch.setattr(embedder._encoder, "encode", failing)
+        done: list[int] = []
+        with pytest.raises(EngineError, match="no memory"):
+            embedder.embed(MANY, progress=done.append)
+        assert len(done) == 2  # the batches before it
+        assert embedder.embed(MANY).shape == (len(MANY), tiny.N_EMBD)  # and goes on working
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\ud800"])

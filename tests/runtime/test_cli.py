@@ -4,42 +4,17 @@ import csv
 import io
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mtllm_edge import Classifier, Embedder
-from mtllm_edge.cli import main
+from tests.runtime.commandline import Result, Run
 from tests.tiny import MAX_TOKENS, N_EMBD
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里"]
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        code = main([str(argument) for argument in arguments])
-        return Result(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -174,7 +149,7 @@ def test_info_for_people_and_for_programs(run: Run, fresh_bundle: Path) -> None:
     manifest.write_text(manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1))
     result = run("info", fresh_bundle)
     assert result.code == 0
-    for expected in ("tiny", "bert, float32", "llama, f32", "linear, 16 to 32", "science, sports, travel", "1.000000"):
+    for expected in ("tiny", "bert, float32", "f32 GGUF", "linear, 16 to 32", "science, sports, travel", "1.000000"):
         assert expected in result.out
     assert result.out.count("NON-COMMERCIAL USE ONLY") == 1
     assert run("info", fresh_bundle, "--json").out == manifest.read_text()

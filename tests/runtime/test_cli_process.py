@@ -196,7 +196,7 @@ def test_every_help_page_opens_without_the_extras(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     code = (
         "import sys\n"
-        "for name in 'torch transformers gguf peft pyarrow sentencepiece llama_cpp ctranslate2'.split():\n"
+        "for name in 'torch transformers gguf peft pyarrow llama_cpp ctranslate2'.split():\n"
         "    sys.modules[name] = None\n"
         "import click\n"
         "from mtllm_edge.cli import cli, main\n"

@@ -78,7 +78,7 @@ def test_the_probe_with_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixtur
     assert report["bundle"]["bundle"] == str(tiny_bundle)
     assert report["bundle"]["repacked weights"] in ("on", "off")
     assert report["cores"] >= 1
-    assert set(report["missing_for_extras"]) == {"reference", "onnx", "export", "train", "cuda", "bench"}
+    assert set(report["missing_for_extras"]) == {"reference", "onnx", "fit", "export", "train", "cuda", "bench"}
 
 
 def test_advice_where_amx_had_to_be_avoided(

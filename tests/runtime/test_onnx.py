@@ -53,6 +53,8 @@ def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
     np.testing.assert_allclose((begin_E + 2 * end_E) / 3, expected_NE[0], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(second_E, expected_NE[1], rtol=1e-3, atol=1e-3)
     assert llm.pool([]).shape == (0, tiny.N_EMBD)
+    with pytest.raises(UsageError, match=r"llm\.onnx: an LLM in ONNX wears no adapters; .* for 'mine'"):
+        llm.pool(batch, adapter="mine")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_the_pipeline_and_the_commands(bundle: Path, capsys: pytest.CaptureFixtu
         singly_NE = np.concatenate([embedder.embed([text]) for text in texts])
     np.testing.assert_allclose(together_NE, singly_NE, rtol=1e-3, atol=1e-2)
     assert main(["info", str(bundle)]) == 0
-    assert "llama, f32 ONNX, 1 layers" in capsys.readouterr().out
+    assert "llama, 1 layers, 32 wide, causal attention, mean pooling, f32 ONNX" in capsys.readouterr().out
     assert main(["doctor", str(bundle), "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
     assert report["engines"]["onnxruntime"]["version"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge import Bundle, Classifier, safety
+from mtllm_edge import children as child_processes
+from mtllm_edge.answers import CACHE_VARIABLE
 from mtllm_edge.errors import EngineError
 from mtllm_edge.safety import FAST, NO_EXTRA_BUFFERS, PLAIN, EngineSettings, engine_settings
 
@@ -30,7 +32,7 @@ HANGS = "import time; time.sleep(60)"
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(safety.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -142,7 +144,7 @@ def test_hanging_child_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     children({FAST: HANGS, NO_EXTRA_BUFFERS: GOOD, PLAIN: GOOD})
-    monkeypatch.setattr(safety, "PROBE_SECONDS", 3.0)
+    monkeypatch.setattr(child_processes, "SECONDS", 3.0)
     settings = ask(tiny_bundle)
     assert settings.switches == NO_EXTRA_BUFFERS
     assert "the fast settings gave no answer in 3 s" in settings.note
@@ -188,7 +190,7 @@ def test_cache_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(safety.CACHE_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     children({PLAIN: GOOD, FAST: GOOD})
     assert ask(tiny_bundle).switches == FAST
 

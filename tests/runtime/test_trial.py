@@ -25,7 +25,7 @@ def test_a_bundle_that_runs(tiny_bundle: Path, capsys: pytest.CaptureFixture[str
 def test_changed_files_are_not_run(
     fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trial, "run_child", lambda *_: pytest.fail("must not be run"))
+    monkeypatch.setattr(trial.children, "run", lambda *_: pytest.fail("must not be run"))
     path = fresh_bundle / "llm.gguf"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert main(["verify", "--deep", str(fresh_bundle)]) == 1
@@ -58,7 +58,7 @@ def test_a_child_that_dies(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, c
     def run(_: list[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=seconds, check=False)
 
-    monkeypatch.setattr(trial, "run_child", run)
+    monkeypatch.setattr(trial.children, "run", run)
     monkeypatch.setattr(trial, "SECONDS", 0.5 if "sleep" in code else 60.0)
     with pytest.raises(EngineError, match=message) as caught:
         trial.try_bundle(tiny_bundle)

@@ -28,6 +28,7 @@ def test_the_shipped_stack_becomes_a_checkpoint(tmp_path: Path) -> None:
         checkpoint_version=CHECKPOINT_VERSION,
         name="shipped",
         encoder=EncoderConfig(source="encoder", max_tokens=512),
+        bridge=manifest.bridge,
         llm=LLM,
         lora=LORA,
         tasks={name: TaskConfig(kind="sequence", labels=task.labels) for name, task in manifest.tasks.items()},
@@ -35,7 +36,7 @@ def test_the_shipped_stack_becomes_a_checkpoint(tmp_path: Path) -> None:
     )
     restore_stack(PARTS, config, tmp_path)
     assert StackConfig.load(tmp_path) == config
-    assert read_bridge(tmp_path)[0].shape == (manifest.llm.n_embd, manifest.encoder.d_model)
+    assert read_bridge(tmp_path)[0].shape == (manifest.llm.n_embd, manifest.bridge.stride * manifest.encoder.d_model)
     shipped, found = load_file(PARTS / "lora.safetensors"), read_lora(tmp_path)
     assert found.keys() == shipped.keys()
     assert all((found[name] == tensor).all() for name, tensor in shipped.items())

@@ -33,7 +33,8 @@ def align_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridg
     Raises:
         UsageError: No text has tokens in both tokenizers.
     """
-    table_VD = stack.llm.model.get_input_embeddings().weight.detach().float()
+    embeddings = stack.llm.model.get_input_embeddings()
+    table_VD = embeddings.weight.detach().float() * getattr(embeddings, "embed_scale", 1.0)  # Gemma scales its tokens
     d_llm, d_group = stack.bridge.weight.shape
     n, x_sum, y_sum = 0, torch.zeros(d_group).double(), torch.zeros(d_llm).double()
     xx, xy = torch.zeros(d_group, d_group).double(), torch.zeros(d_group, d_llm).double()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.columns import Columns, inputs_of
-from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
+from mtllm_edge.errors import DataError
 from mtllm_edge.kinds import Input, Kind, check_kind
 from mtllm_edge_train.data_sets import is_data_set
 from mtllm_edge_train.rows import Rows, read_rows
@@ -87,7 +86,7 @@ def read_inputs(source: str | Path, *, text_column: str | None = None, columns: 
 
 
 def read_labelled(
-    source: str | Path, *, text_column: str | None = None, label_column: str = "label", columns: Columns = _USUAL
+    source: str | Path, *, text_column: str | None = None, label_column: str = LABEL_COLUMN, columns: Columns = _USUAL
 ) -> LabelledTexts:
     """Read a .csv, .jsonl or .parquet file, or a data set, of labelled texts, pairs, or texts with choices.
 
@@ -110,7 +109,7 @@ def read_labelled(
 def labelled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabelledTexts:
     """What a task of some kind reads of rows, with its labels; errors as for `read_labelled`."""
     inputs = inputs_of(rows, kind, columns)
-    labels = [_label_of(record, label_column, place) for record, place in zip(rows.records, rows.places, strict=True)]
+    labels = [label_of(record, label_column, place) for record, place in zip(rows.records, rows.places, strict=True)]
     if kind == "multiple_choice":
         numbers = {name: str(number) for number, name in enumerate(rows.classes.get(label_column, ()))}
         labels = [numbers.get(label, label) for label in labels]
@@ -128,15 +127,6 @@ def _check_choices(choices: Sequence[Sequence[str]], labels: Sequence[str], plac
             raise DataError(
                 f"{place} has the label {label!r}, expected the number of the right choice, from 0 to {len(own) - 1}"
             )
-
-
-def _label_of(record: Mapping[str, Any], column: str, place: str) -> str:
-    if column not in record:
-        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
-    label = record[column]
-    if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
-        raise DataError(f"{place} has the label {label!r}, expected a word or a whole number")
-    return str(label).strip()
 
 
 class BatchOrder:

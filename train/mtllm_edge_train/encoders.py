@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from mtllm_edge.errors import ModelError
 from mtllm_edge.tokenizer import LANGUAGE_PLACEHOLDER
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
+from mtllm_edge_train.sentencepiece_json import has_pieces, tokenizer_json
 
-_LANGUAGE_TOKEN = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+_LANGUAGE_TOKENS = {
+    LANGUAGE_PLACEHOLDER: re.compile(r"([a-z]{3}_[A-Z][a-z]{3}|[a-z]{2}_[A-Z]{2})"),
+    f"__{LANGUAGE_PLACEHOLDER}__": re.compile(r"__([a-z]{2,3})__"),
+}
+"""Frame token -> the tokens that it stands for, the code in them as a group: NLLB's and mBART's, M2M100's."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class LoadedEncoder:
     prefix_tokens: tuple[str, ...]
     suffix_tokens: tuple[str, ...]
     languages: tuple[str, ...]
-    """Language tokens of the vocabulary, sorted; empty where the frame holds none."""
+    """Codes of the vocabulary's language tokens, sorted; empty where the frame holds none."""
 
     @property
     def word_embeddings(self) -> NDArray[np.float32]:
@@ -64,7 +69,7 @@ def load_encoder(source: str) -> LoadedEncoder:
         raise ModelError(f"{source} is a file; name the encoder's folder or hub id")
     with one_line(f"{source} cannot be loaded as an encoder", "name a model folder or hub id, or get the model again"):
         config = transformers.AutoConfig.from_pretrained(source)
-        d_model, max_positions = config.hidden_size, config.max_position_embeddings
+        d_model, position_rows = config.hidden_size, config.max_position_embeddings
         if config.is_encoder_decoder:
             full_model = pretrained_model(transformers.AutoModelForSeq2SeqLM, source, dtype=torch.float32)
             module = full_model.get_encoder()
@@ -74,15 +79,15 @@ def load_encoder(source: str) -> LoadedEncoder:
             )
     full_model.eval().requires_grad_(False)
     with one_line(f"{source} has no readable tokenizer", "get the model again, with its tokenizer.json"):
-        tokenizer_json = _tokenizer_json(source)
-        prefix, suffix, languages = special_token_frame(tokenizer_json)
+        file = _tokenizer_json(source)
+        prefix, suffix, languages = special_token_frame(file)
     return LoadedEncoder(
         family=config.model_type,
         module=module,
         full_model=full_model,
         d_model=d_model,
-        max_positions=max_positions,
-        tokenizer_json=tokenizer_json,
+        max_positions=position_rows - _rows_of_padding(module),
+        tokenizer_json=file,
         prefix_tokens=prefix,
         suffix_tokens=suffix,
         languages=languages,
@@ -92,7 +97,8 @@ def load_encoder(source: str) -> LoadedEncoder:
 def special_token_frame(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Read off which special tokens the tokenizer puts around a text.
 
-    A language code among them (NLLB) becomes ``{language}``, and all language codes of the vocabulary are listed.
+    A language code among them becomes ``{language}`` (``eng_Latn`` of NLLB, ``en_XX`` of mBART) or ``__{language}__``
+    (``__en__`` of M2M100), and all language codes of the vocabulary are listed.
 
     Returns:
         Tokens before the text, tokens after it, language codes.
@@ -103,16 +109,31 @@ def special_token_frame(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str
     specials = encoding.special_tokens_mask
     start = specials.index(0) if 0 in specials else len(specials)
     end = len(specials) - specials[::-1].index(0) if 0 in specials else len(specials)
-    frame = [LANGUAGE_PLACEHOLDER if _LANGUAGE_TOKEN.fullmatch(token) else token for token in encoding.tokens]
+    frame = [_frame_token(token) for token in encoding.tokens]
     prefix, suffix = tuple(frame[:start]), tuple(frame[end:])
-    if LANGUAGE_PLACEHOLDER not in prefix + suffix:
+    pattern = next((_LANGUAGE_TOKENS[token] for token in prefix + suffix if token in _LANGUAGE_TOKENS), None)
+    if pattern is None:
         return prefix, suffix, ()
-    languages = sorted(token for token in tokenizer.get_vocab() if _LANGUAGE_TOKEN.fullmatch(token))
-    return prefix, suffix, tuple(languages)
+    found = (pattern.fullmatch(token) for token in tokenizer.get_vocab())
+    return prefix, suffix, tuple(sorted(match[1] for match in found if match))
+
+
+def _frame_token(token: str) -> str:
+    return next((named for named, pattern in _LANGUAGE_TOKENS.items() if pattern.fullmatch(token)), token)
+
+
+def _rows_of_padding(module: Any) -> int:
+    """How many rows of the table of positions no token takes: XLM-R's begin behind the one of padding."""
+    table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def _tokenizer_json(source: str) -> str:
     local = Path(source) / "tokenizer.json"
     if local.is_file():
         return local.read_text(encoding="utf-8")
-    return str(pretrained_tokenizer(source).backend_tokenizer.to_str())
+    tokenizer = pretrained_tokenizer(source)
+    if has_pieces(tokenizer):
+        return tokenizer_json(tokenizer)
+    return str(tokenizer.backend_tokenizer.to_str())

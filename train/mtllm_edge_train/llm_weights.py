@@ -1,7 +1,7 @@
-"""The weights of a Llama-family LLM, one tensor at a time, without torch.
+"""The weights of an LLM, one tensor at a time, without torch.
 
 Both roads into the stack read through here: the torch body is filled from it when the source is a GGUF file, and
-the headless GGUF is written from it whatever the source is. Names and layouts are those of transformers' `LlamaModel`
+the headless GGUF is written from it whatever the source is. Names and layouts are those of transformers' bodies
 (``layers.0.self_attn.q_proj.weight``, ``norm.weight``); a GGUF file keeps the rows of q and k in another order, which
 is undone here and redone by the writer.
 """
@@ -17,36 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge_train.llm_families import FAMILIES, GGUF_NAMES, family_of
 
-GGUF_NAMES = {
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-}
-"""Tensor of a layer: transformers' name -> GGUF's name (gguf-py, `MODEL_ARCH.LLAMA`)."""
+STACKED = "nllb-llm2vec"
+"""Model type of published stacks, whose files hold encoder, up-projection and LLM; see `mtllm_edge_train.published`."""
+_PREFIXES = ("", "model.", "llm2vec.", "llm2vec.model.")
+"""What may stand before the names of an LLM's tensors."""
 
 
 class LlmWeights(Protocol):
     """Source of an LLM's weights."""
 
     config: dict[str, Any]
-    """Keys of transformers' `LlamaConfig`; ``num_hidden_layers`` counts the source's layers."""
+    """Keys of transformers' `LlamaConfig`, `Qwen2Config` ...; ``num_hidden_layers`` counts the source's layers."""
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The weight called `name` in transformers' `LlamaModel`, de-quantised, rows in transformers' order."""
+        """The weight called `name` in transformers' body, de-quantised, rows in transformers' order."""
 
 
 def open_llm_weights(path: str | Path) -> LlmWeights:
     """Open a GGUF file or a folder of safetensors.
 
     Raises:
-        ModelError: Nothing readable there, or an architecture other than Llama.
+        ModelError: Nothing readable there, a GGUF file of another family than Llama, or a folder of one in no
+            `mtllm_edge_train.llm_families.FAMILIES`.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,6 +96,7 @@ class _GgufWeights:
         n_head = int(field("attention.head_count"))
         n_embd = int(field("embedding_length"))
         self.config: dict[str, Any] = {
+            "model_type": "llama",
             "hidden_size": n_embd,
             "intermediate_size": int(field("feed_forward_length")),
             "num_hidden_layers": int(field("block_count")),
@@ -136,46 +131,79 @@ class _GgufWeights:
         return weight
 
 
-class _SafetensorsWeights:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-        except (FileNotFoundError, ValueError) as error:
-            raise ModelError(f"{folder} has no readable config.json ({error}); name a model folder") from None
-        if self.config.get("model_type") != "llama":
-            raise ModelError(
-                f"{folder} holds a {self.config.get('model_type')!r} model; this release exports 'llama' models"
-            )
-        self._files = self._index()
+class Shards:
+    """The tensors of a folder's safetensors files, each read from its file when it is asked for."""
 
-    def _index(self) -> dict[str, Path]:
+    def __init__(self, folder: Path) -> None:
+        """Read which file holds what."""
         from safetensors import SafetensorError, safe_open
 
-        files: dict[str, Path] = {}
-        for path in sorted(self._folder.glob("*.safetensors")):
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(str(path), framework="numpy") as shard:
-                    for key in shard.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                        files[key.removeprefix("model.")] = path
+                    self._files |= dict.fromkeys(shard.keys(), path)
             except SafetensorError as error:
                 raise ModelError(f"{path} is not readable ({error}); download the model again") from None
-        if not files:
-            raise ModelError(f"{self._folder} holds no safetensors file; convert the model to safetensors first")
-        return files
+        if not self._files:
+            raise ModelError(f"{folder} holds no safetensors file; convert the model to safetensors first")
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, as they are stored."""
+        return list(self._files)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
+        """One of them.
+
+        Raises:
+            ModelError: It is not there, or no float.
+        """
         if name not in self._files:
             raise ModelError(f"{self._folder} lacks the tensor {name}; download the model again")
         return _read_float32(self._files[name], name)
+
+
+class _SafetensorsWeights:
+    def __init__(self, folder: Path) -> None:
+        self.config = llm_config(read_config(folder))
+        family_of({"model_type": None, **self.config})
+        self._shards = Shards(folder)
+        names = set(self._shards.names)
+        self._prefix = next((prefix for prefix in _PREFIXES if f"{prefix}norm.weight" in names), "")
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return self._shards.tensor(self._prefix + name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder.
+
+    Raises:
+        ModelError: Missing, or no such file.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no readable config.json ({error}); name a model folder") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} is no configuration; name a model folder")
+    return config
+
+
+def llm_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The LLM's part of a configuration: all of it, or what a published stack nests."""
+    if config.get("model_type") != STACKED:
+        return config
+    return next((part for part in config.values() if isinstance(part, dict) and part.get("model_type") in FAMILIES), {})
 
 
 def _read_float32(path: Path, name: str) -> NDArray[np.float32]:
     """One tensor of a safetensors file as float32; numpy has no bfloat16, so the bytes are widened here."""
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
-        entry = header.get(name) or header["model." + name]
+        entry = json.loads(file.read(header_size))[name]
         begin, end = entry["data_offsets"]
         file.seek(8 + header_size + begin)
         data = file.read(end - begin)

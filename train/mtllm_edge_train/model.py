@@ -25,9 +25,11 @@ from mtllm_edge_train.config import LoraConfig
 from mtllm_edge_train.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.nf4 import pack_nf4
 from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
+from mtllm_edge_train.published import is_published
 from mtllm_edge_train.reading import tokenize
 
-ENGLISH = "eng_Latn"
+ENGLISH = ("eng_Latn", "en_XX", "en")
+"""Its codes in NLLB, mBART and M2M100."""
 _BATCH = 32
 
 
@@ -210,9 +212,10 @@ def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoded
     Raises:
         ModelError: The encoder must know the language, and has no token for English.
     """
-    if tokenizer.needs_language and ENGLISH not in tokenizer.languages:
-        raise ModelError(f"the encoder has no token {ENGLISH}, but training text is English; choose another encoder")
-    return tokenizer.encode(texts, language=ENGLISH if tokenizer.needs_language else None)
+    code = next((code for code in ENGLISH if code in tokenizer.languages), None)
+    if tokenizer.needs_language and code is None:
+        raise ModelError(f"the encoder has no token {ENGLISH[0]}, but training text is English; choose another encoder")
+    return tokenizer.encode(texts, language=code if tokenizer.needs_language else None)
 
 
 def pad_right(encoded: Sequence[Encoded] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -240,13 +243,15 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
         ModelError: Nothing loadable there, or fewer layers than asked for.
     """
     with one_line(f"{source} cannot be loaded as an LLM", "name a folder, GGUF file or hub id, or get the model again"):
-        if Path(source).is_file():
+        if Path(source).is_file() or is_published(Path(source)):
             model = _from_weights(open_llm_weights(source), source, layers)
         else:
             model = pretrained_model(transformers.AutoModel, source, dtype=dtype)
             check_layers(layers, len(model.layers), source)
             model.layers = model.layers[:layers]
             model.config.num_hidden_layers = len(model.layers)
+            if getattr(model.config, "attn_logit_softcapping", None):  # Gemma 2's, which torch's own attention lacks
+                model.set_attn_implementation("eager")
     model.to(dtype).eval()
     if nf4:
         pack_nf4(model)
@@ -262,10 +267,15 @@ def check_layers(layers: int | None, available: int, source: str) -> int:
 
 def _from_weights(weights: LlmWeights, source: str, layers: int | None) -> Any:
     keep = check_layers(layers, weights.config["num_hidden_layers"], source)
-    config = transformers.LlamaConfig(**{**weights.config, "num_hidden_layers": keep})
-    model = transformers.LlamaModel(config)
-    state = {name: torch.from_numpy(weights.tensor(name).copy()) for name in model.state_dict()}
-    model.load_state_dict(state)
+    settings = {**weights.config, "num_hidden_layers": keep}
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = transformers.AutoModel.from_config(config, dtype=torch.float32)
+    for name, parameter in model.state_dict().items():
+        weight = weights.tensor(name)
+        if weight.shape != parameter.shape:
+            found, expected = weight.shape, tuple(parameter.shape)
+            raise ModelError(f"{source}: {name} has shape {found}, expected {expected}; get the model again")
+        parameter.copy_(torch.from_numpy(weight.copy()))
     return model
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtllm_edge.bundle import ENCODER_NAME, Bundle
+from mtllm_edge.bundle import Bundle
 from mtllm_edge.embedder import load_tokenizer
+from mtllm_edge.encoders.loading import load_encoder
 from mtllm_edge.kinds import Input
 from mtllm_edge.machine import default_threads
 from mtllm_edge_train.data import LabelledTexts
@@ -59,9 +60,7 @@ class EncoderAlone:
 
 
 def _compiled(bundle: Bundle, threads: int) -> MeanStates:
-    from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
-
-    encoder = CTranslate2Encoder(bundle.path / ENCODER_NAME, bundle.manifest.encoder, threads=threads)
+    encoder = load_encoder(bundle, threads=threads)
     return MeanStates(
         load_tokenizer(bundle), lambda batch: np.stack([states.mean(axis=0) for states in encoder.encode(batch)])
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 
 from mtllm_edge.bundle import write_bundle
-from mtllm_edge.manifest import Source
+from mtllm_edge.manifest import MANIFEST_NAME, Manifest, Source
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.config import (
@@ -88,7 +88,8 @@ def run(
         data: Folder with `mt/*.parquet`, `eval/sib200.parquet` and `eval/nusax_sentiment.parquet`.
         out: Folder for `base`, `translator`, `encoder`, `teacher`, `adapted`, `distilled`; in the end, `checkpoint`.
         size: Steps and batch sizes; its device is not looked at.
-        stride: Of the bridge of a second, faster checkpoint `strided`; 1 makes none.
+        stride: Of the bridge of a second, faster checkpoint `strided`; none is made where the first has that stride
+            already: 1, or that of the shipped stack.
         device: ``cpu`` or ``cuda``.
         dtype: Of the matrix products: ``bfloat16``, which some CPUs have too, or ``float32``.
         shipped: A `reference` folder of this repository, whose translator and stack are gone on from: no translation,
@@ -112,12 +113,16 @@ def run(
             epochs=3,
         )
     own = [text for labelled in tasks.values() for text in labelled.texts]
+    begun = 1
     if shipped is None:
         learn_english(data, out, own, **asdict(size.adaptation), device=device, dtype=dtype)
     else:
         encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
-        make(out / "distilled", lambda folder: restore_stack(shipped / "parts", stack_config(out, encoder), folder))
-    learn_languages(data, out, tasks, **asdict(size.languages), stride=stride, device=device, dtype=dtype)
+        parts = shipped / "parts"
+        config = stack_config(out, encoder, parts)
+        begun = config.bridge.stride
+        make(out / "distilled", lambda folder: restore_stack(parts, config, folder))
+    learn_languages(data, out, tasks, **asdict(size.languages), begun=begun, stride=stride, device=device, dtype=dtype)
 
 
 def learn_english(
@@ -161,27 +166,31 @@ def learn_languages(
     *,
     steps: int,
     batch_size: int,
+    begun: int,
     stride: int,
     device: str,
     dtype: str,
 ) -> None:
-    """Distillation from translations: `checkpoint`, the encoder learning too, and `strided` on its encoder."""
+    """Distillation from translations: `checkpoint`, the encoder learning too, and `strided` on its encoder.
+
+    The first has the stride of `distilled`, which is `begun`.
+    """
     own = [text for labelled in tasks.values() for text in labelled.texts]
     languages = load_split(data, "topic", "train").keys()
     pairs = translation_pairs(data / "mt", languages, known=CC100, without=INTERFACES)
     pairs = prefer_charged(pairs, CHARGED_SHARE)
     weight = OWN_SHARE * sum(pair.weight for pair in pairs) / len(own)
     pairs += [Pair(ENGLISH, text, text, weight) for text in own]
-    stages = (("checkpoint", "distilled", 1, 4e-4, 7e-5), ("strided", "checkpoint", stride, 5e-4, None))
+    stages = (("checkpoint", "distilled", begun, 4e-4, 7e-5), ("strided", "checkpoint", stride, 5e-4, None))
     for name, start, own_stride, learning_rate, encoder_learning_rate in stages:
-        if loop.is_finished(out / name) or (name == "strided" and stride == 1):
+        if loop.is_finished(out / name) or (name == "strided" and stride <= begun):
             continue
         distill_translations(
             pairs,
             out / start,
             out / "teacher",
             out / name,
-            name="reference-v1" if name == "checkpoint" else f"reference-v1-stride{stride}",
+            name="reference-v1-linear" if own_stride == 1 else f"reference-v1-stride{own_stride}",
             max_tokens=80,
             steps=steps,
             settings=loop.LoopSettings(
@@ -207,12 +216,14 @@ def make(folder: Path, write: Callable[[Path], None]) -> None:
             write(scratch)
 
 
-def stack_config(out: Path, encoder: EncoderConfig) -> StackConfig:
+def stack_config(out: Path, encoder: EncoderConfig, parts: Path) -> StackConfig:
     """Of the shipped stack as a checkpoint on an encoder, with the teacher's tasks."""
+    shipped = Manifest.from_json((parts / MANIFEST_NAME).read_bytes(), origin=str(parts / MANIFEST_NAME))
     return StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
         name="reference-shipped",
         encoder=encoder,
+        bridge=shipped.bridge,
         llm=LLM,
         lora=LORA,
         tasks=StackConfig.load(out / "teacher").tasks,

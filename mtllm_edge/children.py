@@ -1,0 +1,67 @@
+"""Modules of this package in a Python of their own, for what could end a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mtllm_edge import manifest
+
+SECONDS = 180.0
+"""Longest time for one child: an 8 B model read from a slow disk fits."""
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+
+
+def can_be_started() -> bool:
+    """Whether there is a Python to start: in a packaged application `sys.executable` is the application itself."""
+    return not getattr(sys, "frozen", False) and bool(sys.executable)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module of this package."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def run(command: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a child that sees the same packages, and keep what it writes.
+
+    Args:
+        command: Its command line.
+        seconds: Longest time for it; None is `SECONDS`.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer.
+        OSError: It could not be started.
+    """
+    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
+    # found this package through a path that only it has.
+    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        command,
+        cwd=_PACKAGE_PARENT,
+        # ggml's last act would be to start a debugger on itself, which takes half a minute
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=SECONDS if seconds is None else seconds,
+        check=False,
+    )
+
+
+def leave_no_core_file() -> None:
+    """For children that may die: their memory is not worth gigabytes of disk."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def llm_arguments(path: Path, llm: manifest.Llm) -> tuple[str, str]:
+    """An LLM on a child's command line: its file, and the manifest's word on it as JSON."""
+    return str(path.resolve()), msgspec.json.encode(llm).decode()

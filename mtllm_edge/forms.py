@@ -1,0 +1,95 @@
+"""Which form of its LLM a bundle runs in here, where it has two.
+
+On small LLMs ONNX Runtime may be several times as fast as llama.cpp, or slower, as the processor is made. So a child
+process reads the same random inputs in both forms for a few seconds, once, and ONNX is taken where it wins clearly. How
+close it keeps to GGUF's vectors was measured when the bundle was made.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from dataclasses import dataclass
+
+import msgspec
+
+from mtllm_edge import children
+from mtllm_edge.answers import recall, remember
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.extras import missing
+from mtllm_edge.manifest import Llm
+from mtllm_edge.safety import engine_settings, machine_key
+
+MIN_SPEED_UP = 1.5
+"""What ONNX Runtime must win by: GGUF is the form that is known best, and takes less memory."""
+_RACE_VERSION = 1
+
+
+class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """LLM inputs per second, by form."""
+
+    gguf: float
+    onnx: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form of the LLM."""
+
+    llm: Llm
+    note: str
+    """Why this one: one sentence for people."""
+
+
+def best_form(bundle: Bundle, threads: int) -> Llm:
+    """The form in which a bundle's LLM runs here; see `choose`."""
+    return choose(bundle, threads).llm
+
+
+def choose(bundle: Bundle, threads: int, *, fresh: bool = False) -> Choice:
+    """The bundle's only form, or ONNX where it is at least `MIN_SPEED_UP` as fast as GGUF.
+
+    Args:
+        bundle: What is to be run.
+        threads: CPU threads that it will have.
+        fresh: Measure again even where the cache has an answer.
+
+    Raises:
+        EngineError: llama.cpp, which is measured, too, cannot run the LLM.
+    """
+    gguf, onnx = bundle.manifest.llm, bundle.manifest.llm_onnx
+    if onnx is None:
+        return Choice(gguf, f"the bundle has its LLM for {gguf.backend} only")
+    if any(task.adapter is not None for task in bundle.manifest.tasks.values()):
+        return Choice(gguf, "the bundle has adapters, which an LLM in GGUF alone can wear")
+    if missing("onnxruntime"):
+        return Choice(gguf, "ONNX Runtime is not installed (extra [onnx])")
+    if not children.can_be_started():
+        return Choice(gguf, "not measured: there is no Python to start")
+    settings = engine_settings(bundle.path / gguf.file, gguf)
+    key = machine_key(bundle.path / gguf.file, gguf) | {
+        "race": f"{_RACE_VERSION} {threads} {settings.switches}",
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
+        "onnx": f"{onnx.quantization} {len(onnx.float32_matrices)} {onnx.n_layer}",
+    }
+    speeds = None if fresh else recall("form", key, Speeds)
+    if speeds is None:
+        speeds = _race(bundle, gguf, onnx, threads, settings.switches)
+        if speeds is None:
+            return Choice(gguf, "ONNX Runtime did not get through its trial")
+        remember("form", key, speeds)
+    measured = f"{speeds.onnx:.0f} LLM inputs/s in ONNX Runtime, {speeds.gguf:.0f} in llama.cpp"
+    return Choice(onnx if speeds.onnx >= MIN_SPEED_UP * speeds.gguf else gguf, f"tried here: {measured}")
+
+
+def _race(bundle: Bundle, gguf: Llm, onnx: Llm, threads: int, switches: tuple[bool, bool]) -> Speeds | None:
+    arguments = [
+        *children.llm_arguments(bundle.path / gguf.file, gguf),
+        *children.llm_arguments(bundle.path / onnx.file, onnx),
+        *map(str, (threads, *map(int, switches))),
+    ]
+    try:
+        child = children.run(children.command("mtllm_edge.llms.race", *arguments))
+        return msgspec.json.decode(child.stdout.splitlines()[-1], type=Speeds) if child.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired, IndexError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
