@@ -56,6 +56,20 @@ class _Model(msgspec.Struct):
     byte_fallback: bool = False
 
 
+class _Name(msgspec.Struct):
+    id: str
+
+
+class _Part(msgspec.Struct, rename="pascal"):
+    sequence: _Name | None = None
+    special_token: _Name | None = None
+
+
+class _Template(msgspec.Struct):
+    type: Literal["TemplateProcessing"]
+    pair: list[_Part] = []
+
+
 class _File(msgspec.Struct):
     model: _Model
     added_tokens: list[_Added] = []
@@ -78,7 +92,7 @@ class SentencePieces:
         """Read a `tokenizer.json`; None where it is damaged, or does something that SentencePiece would not."""
         try:
             file = msgspec.json.decode(path.read_bytes(), type=_File)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None  # of another model, mostly; `tokenizers` says what is wrong with a damaged one
         character_map = _character_map(file)
         if character_map is None or not _marks_spaces(file.pre_tokenizer) or not _is_plain(file):
@@ -87,7 +101,10 @@ class SentencePieces:
         if between is None:
             return None
         processor = sentencepiece.SentencePieceProcessor()
-        processor.LoadFromSerializedProto(_model(file, character_map))
+        try:
+            processor.LoadFromSerializedProto(_model(file, character_map))
+        except RuntimeError:  # nothing but special tokens, for one
+            return None
         return cls(processor, [processor.piece_to_id(token) for token in between])
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -154,16 +171,18 @@ def _between(post_processor: Any) -> list[str] | None:
     """Special tokens between the texts of a pair; None where the file says it in another way."""
     if post_processor is None:
         return []
-    if not isinstance(post_processor, dict) or post_processor.get("type") != "TemplateProcessing":
+    try:
+        template = msgspec.convert(post_processor, _Template)
+    except msgspec.ValidationError:
         return None
     between: list[str] = []
     inside = False
-    for part in post_processor.get("pair", []):
-        text = part.get("Sequence", {}).get("id")
+    for part in template.pair:
+        text = part.sequence.id if part.sequence else None
         if text == "B":
             return between
-        if inside and "SpecialToken" in part:
-            between.append(part["SpecialToken"]["id"])
+        if inside and part.special_token:
+            between.append(part.special_token.id)
         inside = inside or text == "A"
     return []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ WORDS = ("▁the", "▁a", "▁is", "▁good", "▁bad", "▁team", "▁match", 
 
 Quantization = Literal["f32", "q8_0", "q4_0"]
 Attention = Literal["causal", "bidirectional"]
-Architecture = Literal["llama", "llama-embed"]
+Architecture = manifest.Architecture
 
 
 def make_tiny_bundle(
@@ -249,8 +250,12 @@ def write_llm(
     quantization: Quantization = "f32",
     architecture: Architecture = "llama",
     embeddings: NDArray[np.float32] | None = None,
+    add_fields: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> None:
-    """Write the GGUF of `llm_weights`, matrices in `quantization`; headless, or with (STUB_ROWS, N_EMBD) embeddings."""
+    """Write the GGUF of `llm_weights`, matrices in `quantization`; headless, or with (STUB_ROWS, N_EMBD) embeddings.
+
+    `add_fields` puts those of another family in.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(N_LAYER)
     writer.add_context_length(2048)
@@ -263,6 +268,7 @@ def write_llm(
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_vocab_size(STUB_ROWS)
     writer.add_tokenizer_model("none")
+    add_fields(writer)
     writer.add_tensor(
         "token_embd.weight", np.zeros((STUB_ROWS, N_EMBD), np.float32) if embeddings is None else embeddings
     )
@@ -277,6 +283,24 @@ def write_llm(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     writer.close()
+
+
+def make_gemma2(folder: Path) -> Path:
+    """Give a bundle of this module an LLM of the family Gemma 2 instead of its own."""
+    weights = llm_weights(np.random.default_rng(SEED))
+    for layer in range(N_LAYER):
+        for name in ("post_attention_norm", "post_ffw_norm"):
+            weights[f"blk.{layer}.{name}.weight"] = np.full(N_EMBD, 0.9, np.float32)
+
+    def add_fields(writer: gguf.GGUFWriter) -> None:
+        writer.add_sliding_window(8)
+        writer.add_sliding_window_pattern([True, False])
+        writer.add_rope_freq_base_swa(100.0)
+        writer.add_attn_logit_softcapping(2.0)
+
+    write_llm(folder / "llm.gguf", weights, architecture="gemma2", add_fields=add_fields)
+    write_manifest(folder, architecture="gemma2")
+    return folder
 
 
 def lora_weights(rng: np.random.Generator, rank: int = 2) -> dict[str, NDArray[np.float32]]:

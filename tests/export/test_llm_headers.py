@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from mtllm_edge import checks
+from mtllm_edge.formats import llm_body
+from mtllm_edge.formats.gguf import BOOL, read_header
 from mtllm_edge.manifest import Architecture, Llm
 from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary, write_llm
 from mtllm_edge_train.llm_weights import open_llm_weights
@@ -76,12 +79,35 @@ def test_every_family_passes(family: str, tmp_path: Path) -> None:
         ("qwen3", "qwen3.attention.value_length", 16, "value_length is 16, expected 24"),
         ("qwen3", "qwen3.rope.dimension_count", 16, "dimension_count is 16, expected 24"),
         ("qwen3", "qwen3.attention.key_length", 0, "key_length is 0"),
+        ("qwen2", "qwen2.attention.head_count", 2, "2 heads of 16 do not make a width of 64"),
+        ("llama", "llama.rope.scaling.type", "yarn", "scaling.type is 'yarn', expected 'linear'"),
+        ("llama", "llama.rope.scaling.factor", None, "scaling.type and llama.rope.scaling.factor come together only"),
+        ("gemma2", "gemma2.attention.sliding_window", 2**26, "sliding_window is 67108864, expected 1 to 8388608"),
+        ("gemma3_text", "gemma3.rope.freq_base_swa", 0.0, "freq_base_swa is 0.0, expected above 0"),
     ],
 )
 def test_numbers_that_would_end_the_process(family: str, key: str, value: Any, fault: str, tmp_path: Path) -> None:
     path, llm = written(tmp_path, family)
     changed = rewritten(path, lambda name, own: value if name == key else own)
     assert fault in "; ".join(checks._gguf_faults(changed, llm))
+
+
+def test_a_window_pattern_of_another_depth(tmp_path: Path) -> None:
+    path, llm = written(tmp_path, "gemma2")
+    header = read_header(path)
+    key = "gemma2.attention.sliding_window_pattern"
+    assert header.arrays == {key: (BOOL, llm.n_layer)}
+    shorter = dataclasses.replace(header, arrays={key: (BOOL, llm.n_layer - 1)})
+    faults = llm_body.faults(shorter, architecture="gemma2", n_embd=llm.n_embd, n_layer=llm.n_layer)
+    assert faults == [f"{key} is no list of 4 truth values"]
+
+
+def test_biases_belong_to_qwen2(tmp_path: Path) -> None:
+    path, llm = written(tmp_path, "qwen2")
+    assert (
+        "lacks the tensors blk.0.attn_k.bias"
+        in checks._gguf_faults(rewritten(path, lambda _, own: own, without="attn_k.bias"), llm)[0]
+    )
 
 
 def test_the_manifest_knows_the_architectures() -> None:

@@ -29,15 +29,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from mtllm_edge import Bundle, checks
+from mtllm_edge.bundle import list_files
 from mtllm_edge.errors import ModelError, MtllmError
 from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest
 from mtllm_edge.safety import cause_of_death, engine_settings
+from mtllm_edge.sentencepieces import SentencePieces
 from tests.fuzz import mutators
 from tests.fuzz.mutators import Mutator
-from tests.tiny import make_tiny_bundle
-from tests.tiny_onnx import make_onnx_bundle
+from tests.tiny import lora_weights, make_gemma2, make_tiny_bundle, write_lora, write_manifest
+from tests.tiny_onnx import make_onnx_bundle, make_onnx_encoder_bundle
 
 SEED = 20261125
 SECONDS = 2.0
@@ -45,6 +48,7 @@ SECONDS = 2.0
 _PATIENCE = 30.0
 """Longest wait for an answer by the clock, on a busy machine."""
 _KEPT = 12
+_REFERENCE = Path(__file__).parents[2] / "reference/parts/tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,23 @@ class Target:
 
 
 FORMATS: dict[str, tuple[Target, ...]] = {
-    "gguf": tuple(Target(bundle, "llm.gguf", mutators.mutate_gguf) for bundle in ("f32", "q8_0", "embed")),
+    "gguf": tuple(Target(bundle, "llm.gguf", mutators.mutate_gguf) for bundle in ("f32", "q8_0", "embed", "gemma2")),
+    "adapter": (Target("adapted", "tasks/topic/adapter.gguf", mutators.mutate_gguf),),
     "ctranslate2": (
         Target("f32", "encoder/model.bin", mutators.mutate_ctranslate2),
         Target("q8_0", "encoder/model.bin", mutators.mutate_ctranslate2),
         Target("f32", "encoder/config.json", mutators.mutate_json),
         Target("f32", "encoder/vocabulary.json", mutators.mutate_json),
     ),
-    "onnx": (Target("onnx", "llm.onnx", mutators.mutate_onnx),),
+    "onnx": (
+        Target("onnx", "llm.onnx", mutators.mutate_onnx),
+        Target("onnx_encoder", "encoder.onnx", mutators.mutate_onnx),
+    ),
     "safetensors": (
         Target("f32", "bridge.safetensors", mutators.mutate_safetensors),
         Target("f32", "tasks/topic/head.safetensors", mutators.mutate_safetensors),
     ),
-    "tokenizer": (Target("f32", "tokenizer.json", mutators.mutate_tokenizer),),
+    "tokenizer": tuple(Target(bundle, "tokenizer.json", mutators.mutate_tokenizer) for bundle in ("f32", "pieces")),
     "manifest": (
         Target("f32", MANIFEST_NAME, mutators.mutate_json),
         Target("onnx", MANIFEST_NAME, mutators.mutate_json),
@@ -183,11 +191,40 @@ def bundles() -> Iterator[dict[str, Path]]:
             "f32": make_tiny_bundle(folder / "f32"),
             "q8_0": make_tiny_bundle(folder / "q8_0", quantization="q8_0", encoder_quantization="int8"),
             "embed": make_tiny_bundle(folder / "embed", architecture="llama-embed", attention="bidirectional"),
-            "onnx": make_onnx_bundle(Path(shutil.copytree(folder / "f32", folder / "onnx"))),
         }
+        makers = {
+            "gemma2": make_gemma2,
+            "onnx": make_onnx_bundle,
+            "onnx_encoder": make_onnx_encoder_bundle,
+            "adapted": _give_adapter,
+            "pieces": _give_pieces,
+        }
+        for name, make in makers.items():
+            made[name] = make(Path(shutil.copytree(folder / "f32", folder / name)))
         for path in made.values():
             Bundle.open(path).verify()
         yield made
+
+
+def _give_adapter(folder: Path) -> Path:
+    """Let a task of a tiny bundle have an adapter."""
+    name = "tasks/topic/adapter.gguf"
+    write_lora(folder / name, lora_weights(np.random.default_rng(SEED)))
+    parts = Bundle.open(folder).manifest
+    task = msgspec.structs.replace(parts.tasks["topic"], adapter=name)
+    parts = msgspec.structs.replace(parts, tasks=parts.tasks | {"topic": task}, files=list_files(folder))
+    (folder / MANIFEST_NAME).write_bytes(parts.to_json())
+    return folder
+
+
+def _give_pieces(folder: Path) -> Path:
+    """Make the tokenizer of a tiny bundle one that SentencePiece reads."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_bytes()) | {"normalizer": json.loads(_REFERENCE.read_bytes())["normalizer"]}
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert SentencePieces.open(path) is not None
+    write_manifest(folder)
+    return folder
 
 
 def try_format(

@@ -207,6 +207,9 @@ _KEYS = (
     *("general.alignment", "tokenizer.ggml.tokens", "tokenizer.chat_template", "split.count", "llama.pooling_type"),
     *("llama.attention.head_count", "llama.rope.dimension_count", "llama.nextn_predict_layers", "general.name"),
     *("llama.embedding_length_out", "tokenizer.ggml.model", "llama.vocab_size", "llama.logit_scale"),
+    *("gemma2.attention.sliding_window", "gemma2.attn_logit_softcapping", "gemma2.final_logit_softcapping"),
+    *("gemma2.attention.sliding_window_pattern", "gemma2.rope.freq_base_swa", "gemma2.rope.scaling.factor"),
+    *("adapter.lora.alpha", "adapter.type", "general.type", "adapter.alora.invocation_tokens"),
 )
 
 

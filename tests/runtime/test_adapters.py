@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -224,6 +226,22 @@ def test_no_gguf_at_all(adapted: Path, tmp_path: Path) -> None:
         Bundle.open(adapted)
     assert "llm.gguf: no GGUF" in str(opened.value)
     assert "adapter.gguf" not in str(opened.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("llm.gguf", "names the adapter 'llm.gguf', expected tasks/....gguf"),  # whose own check would not be made then
+        ("tasks/one/head.safetensors", "expected tasks/....gguf"),
+        ("tasks/three/adapter.gguf", "names the adapter 'tasks/three/adapter.gguf', which files does not list"),
+    ],
+)
+def test_paths_that_are_no_adapters(adapted: Path, path: str, message: str) -> None:
+    content = msgspec.json.decode((adapted / MANIFEST_NAME).read_bytes())
+    content["tasks"]["one"]["adapter"] = path
+    (adapted / MANIFEST_NAME).write_bytes(msgspec.json.encode(content))
+    with pytest.raises(ModelError, match=re.escape(message)):
+        Bundle.open(adapted)
 
 
 def test_an_llm_in_onnx_wears_none(run: Run, adapted: Path, tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ def test_gguf_arrays_are_walked(tmp_path: Path) -> None:
     assert header.shapes == {"t": (32, 2)}
 
 
+def test_gguf_truth_values_in_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "gemma2")
+    writer.add_sliding_window_pattern([True, False, True])
+    writer.add_tensor("t", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert gguf_format.read_header(path).arrays == {"gemma2.attention.sliding_window_pattern": (gguf_format.BOOL, 3)}
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<IQ3B", 7, 3, 1, 0, 1), struct.pack("<IQ3B", 7, 3, 1, 2, 1)))
+    with pytest.raises(DamagedFileError, match="a truth value of 2 before offset"):
+        gguf_format.read_header(path)
+
+
 def test_block_sizes_are_those_of_gguf_py() -> None:
     for kind, (block, width) in gguf_format._TENSOR_TYPES.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)] == (block, width)

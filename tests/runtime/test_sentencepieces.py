@@ -118,9 +118,19 @@ def _other_frame(file: dict[str, Any]) -> None:
     file["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
+def _no_frame(file: dict[str, Any]) -> None:
+    file["post_processor"] = {"type": "TemplateProcessing", "pair": [{"Sequence": "A"}, 3]}
+
+
+def _special_alone(file: dict[str, Any]) -> None:
+    for index, (piece, _) in enumerate(file["model"]["vocab"]):
+        file["added_tokens"].append(dict(file["added_tokens"][0], id=index, content=piece))
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        *(_no_frame, _special_alone),
         *(_bytes, _other_model, _no_normalizer, _other_characters, _lower_case, _other_words),
         *(_twice, _unlikely, _no_unknown, _added_word, _added_beyond, _other_frame),
     ],

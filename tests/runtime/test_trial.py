@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from mtllm_edge import trial
+from mtllm_edge import Bundle, Embedder, trial
 from mtllm_edge.cli import main
 from mtllm_edge.errors import EngineError
+from mtllm_edge.heads import Head
+from mtllm_edge.tasks import add_task
 from tests import tiny
+from tests.tiny_onnx import add_onnx_form, make_model
 
 
 def test_a_bundle_that_runs(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +67,27 @@ def test_a_child_that_dies(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, c
     with pytest.raises(EngineError, match=message) as caught:
         trial.try_bundle(tiny_bundle)
     assert "\n" not in str(caught.value)
+
+
+def test_both_forms_are_run(fresh_bundle: Path) -> None:
+    bundle = add_onnx_form(fresh_bundle)
+    assert trial.run(bundle).texts == 3
+    model = make_model(layers=tiny.N_LAYER)
+    stored = next(tensor for tensor in model.graph.initializer if tensor.name == "matrix")
+    stored.raw_data = np.full((tiny.N_EMBD, tiny.N_EMBD), np.nan, np.float32).tobytes()
+    onnx.save(model, bundle / "llm.onnx")
+    with pytest.raises(EngineError, match=r"llm\.onnx: ONNX Runtime returned numbers that are not finite"):
+        trial.run(bundle)
+
+
+def test_adapters_are_worn(fresh_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = tiny.write_lora(tmp_path / "lora.gguf", tiny.lora_weights(np.random.default_rng(1)))
+    weight_CE = np.random.default_rng(9).standard_normal((2, tiny.N_EMBD), dtype=np.float32)
+    add_task(Bundle.open(fresh_bundle), "mine", Head("sequence", ("a", "b"), weight_CE, None, 1.0), adapter=adapter)
+    worn, pool = [], Embedder.pool
+    monkeypatch.setattr(Embedder, "pool", lambda *a, **more: worn.append(more.get("task")) or pool(*a, **more))
+    assert trial.run(fresh_bundle).texts == 3
+    assert worn == [None, "mine"]
 
 
 def test_a_quantised_bundle(tiny_variant: Callable[..., Path]) -> None:
