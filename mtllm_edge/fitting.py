@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.heads import Head, softmax
 from mtllm_edge.kinds import Input, Kind, parts_of
+from mtllm_edge.manifest import has_control_characters
 
 MAX_FOLDS = 5
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -72,6 +73,8 @@ def check_labels(labels: Sequence[str]) -> dict[str, int]:
     for index, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():
             raise DataError(f"the label of text {index} is {label!r}, expected a word")
+        if has_control_characters(label):
+            raise DataError(f"the label of text {index} is {label!r}, which has control characters; write it in a line")
     counts = dict(sorted(Counter(map(str, labels)).items()))
     if not counts:
         raise DataError("there are no labelled texts; give two or more of every label")

@@ -23,7 +23,7 @@ MAX_STRIDE = 4
 _WIDTH_LIMIT, _LAYERS_LIMIT, _TOKENS_LIMIT = 2**16, 512, 2**14
 """Far above every model that fits, and below what would exhaust memory before a file is read."""
 _LISTS_LIMIT, _FILES_LIMIT, _PATH_LIMIT = 2**16, 4_096, 512
-_TEMPERATURES = (1e-4, 1e4)
+_TEMPERATURES = (1e-5, 1e5)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 EncoderBackend = Literal["ctranslate2", "onnx"]
@@ -299,10 +299,15 @@ class Manifest(_Part, frozen=True):
             "special tokens": (len(self.encoder.prefix_tokens + self.encoder.suffix_tokens), 64),
         }
         faults = [f"{size} {name}, expected {limit} at most" for name, (size, limit) in lists.items() if size > limit]
-        spoilt = next((text for text in _texts(msgspec.to_builtins(self)) if _CONTROL.search(text)), None)
+        spoilt = next((text for text in _texts(msgspec.to_builtins(self)) if has_control_characters(text)), None)
         if spoilt is not None:
             faults.append(f"{spoilt!r} has control characters")
         return faults
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text would move a terminal's cursor, or take several lines; none in a manifest does."""
+    return _CONTROL.search(text) is not None
 
 
 def _stays_inside(path: str) -> bool:

@@ -124,6 +124,7 @@ def test_counts_of_labels_and_of_regressions() -> None:
         (list("abcdee"), "'a', 'b', 'c' and 1 more labels of 5 labels: one text only"),
         (["a", 1], "the label of text 1 is 1, expected a word"),
         (["a", " "], "the label of text 1 is ' ', expected a word"),
+        (["a", "b\nc"], r"the label of text 1 is 'b\\nc', which has control characters"),
     ],
 )
 def test_labels_that_nothing_can_be_learned_from(labels: list[str], message: str) -> None:
