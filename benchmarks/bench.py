@@ -55,8 +55,10 @@ _RATIOS = {
 """Ratio -> the setup that it is taken from, and its name there."""
 _OF_THE_FORM_IN_USE = ("over_torch_fp32", "over_torch_bf16")
 """Ratios of the MT-LLM as users get it here, its LLM in GGUF or ONNX; all others are of GGUF."""
-_TEXTS = {"8b": 8}
+_TEXTS = {"1b": 32, "8b": 8}
 """LLM's shape -> texts, where not all are read: 8 billion weights take seconds for each."""
+_REFERENCE_TEXTS = 4
+"""How many times as many texts the reference bundle reads, so that its batches are many."""
 _PATH = click.Path(path_type=Path)
 
 
@@ -66,7 +68,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--teacher", type=_PATH, metavar="CHECKPOINT", help="Likewise.")
 @click.option("--setup", "chosen", multiple=True, type=click.Choice([REFERENCE, *SHAPES]), help="By default all.")
 @click.option("--models", type=_PATH, default=HERE.parent / "build/bench", help="Folder of the random models, kept.")
-@click.option("--texts", type=click.IntRange(1, 940), default=64, show_default=True, metavar="N", help="Of the demo's.")
+@click.option("--texts", type=click.IntRange(1, 235), default=48, show_default=True, metavar="N", help="Of the demo's.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Of everything.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
 @click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
@@ -91,7 +93,7 @@ def main(
     for name in chosen or (REFERENCE, *SHAPES):
         render.note(f"== {name}")
         if name == REFERENCE:
-            setups[name] = reference_setup(bundle, translator, teacher, texts, threads, repeats)
+            setups[name] = reference_setup(bundle, translator, teacher, _REFERENCE_TEXTS * texts, threads, repeats)
         else:
             setups[name] = shape_setup(name, models, texts, threads, repeats)
         report = make_report(setups, ratios(setups), threads=threads)
