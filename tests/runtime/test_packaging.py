@@ -11,6 +11,7 @@ import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mtllm_edge import Bundle, Classifier, Embedder
@@ -119,7 +120,7 @@ def test_record_lists_every_file(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_licences_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     manifest = fresh_bundle / "bundle.json"
     text = manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1).replace("CC0-1.0", "MIT OR Apache-2.0", 1)
-    manifest.write_text(text.replace('"name": "tiny"', '"name": "tiny\\nLicense: mine"'))
+    manifest.write_text(text)
     result = run("package", fresh_bundle, "--name", "my-model", "-o", "dist")
     assert (result.code, result.out.strip()) == (0, f"dist/{WHEEL}")
     assert result.err == "note: encoder (random numbers) is under CC-BY-NC-4.0: NON-COMMERCIAL USE ONLY\n"
@@ -130,6 +131,16 @@ def test_licences_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     assert metadata.get_all("License-File") == ["LICENSES/tiny.txt"]
     assert metadata["Requires-Dist"] == "mtllm-edge"
     assert "encoder: random numbers, CC-BY-NC-4.0. **Non-commercial use only.**" in metadata.get_payload()
+
+
+def test_a_name_adds_no_licence(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Not even one that no bundle on disk could have."""
+    bundle = Bundle.open(tiny_bundle)
+    renamed = msgspec.structs.replace(bundle.manifest, name="tiny\nLicense: mine")
+    wheel = write_wheel(Bundle(tiny_bundle, renamed), "my-model", tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = HeaderParser().parsestr(archive.read(f"{INFO}/METADATA").decode())
+    assert metadata.get_all("License") == ["CC0-1.0"]
 
 
 WRONG = {
