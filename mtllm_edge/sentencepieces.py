@@ -25,6 +25,8 @@ _NORMALIZER = "0942789e0111452f1cc446f70036e26d24458c3c7858c53cc12ca4d87531279b"
 """SHA-256 of the character map of XLM-R (SentencePiece's ``nmt_nfkc``); another one may be broken, or worse."""
 _LARGEST_SCORE = 1e30
 """Scores are log-probabilities, which float32 must hold with those of a whole text added up."""
+_SHORT = 120
+"""Bytes of a piece up to which lengths are a byte, its own and that of all that is said of it."""
 
 
 class _Added(msgspec.Struct):
@@ -191,12 +193,16 @@ def _model(file: _File, character_map: bytes) -> bytes:
     """A serialised `sentencepiece.ModelProto` (sentencepiece_model.proto, fields by number)."""
     kinds = dict.fromkeys((token.id for token in file.added_tokens), b"\x18\x03")  # CONTROL
     kinds[file.model.unk_id] = b"\x18\x02"  # UNKNOWN
-    scores = struct.pack(f"<{len(file.model.vocab)}f", *(score for _, score in file.model.vocab))
+    # Nearly all pieces are short and plain: what stands before such a piece depends on its length alone.
+    heads = [_bytes(1, bytes(length + 7))[:2] + _bytes(1, bytes(length))[:2] for length in range(_SHORT)]
+    scores = struct.pack(f"<{len(file.model.vocab)}f", *[score for _, score in file.model.vocab])
     parts = []
     for index, (piece, _) in enumerate(file.model.vocab):
-        name = piece.encode()
-        body = b"%b\x15%b%b" % (_bytes(1, name), scores[4 * index : 4 * index + 4], kinds.get(index, b""))
-        parts.append(_bytes(1, body))
+        name, score = piece.encode(), scores[4 * index : 4 * index + 4]
+        if len(name) < _SHORT and index not in kinds:
+            parts += heads[len(name)], name, b"\x15", score
+        else:
+            parts.append(_bytes(1, b"%b\x15%b%b" % (_bytes(1, name), score, kinds.get(index, b""))))
     # 3: Unigram; 40: the unknown's id; no beginning, end or padding of its own, as frames are made elsewhere
     trainer = b"\x18\x01" + _number(40, file.model.unk_id)
     trainer += b"".join(_number(field, -1) for field in (41, 42, 43))

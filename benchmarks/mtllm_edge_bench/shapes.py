@@ -127,7 +127,7 @@ def write_body(llm: RandomLlm, folder: Path) -> None:
     """Write an LLM's headless files and `FORMS_NAME`: real weights as GGUF and ONNX, random ones as GGUF.
 
     What int8 costs in ONNX depends on the weights: matrices that lose too much stay in float32. It is measured on the
-    embeddings of some packaged sentences' tokens.
+    embeddings of tokens of the packaged sentences in plain Latin letters: others this LLM spells in bytes.
     """
     described = _llm_part(llm)
     if llm.source is None:
@@ -138,7 +138,7 @@ def write_body(llm: RandomLlm, folder: Path) -> None:
         body = LlmBody(weights, llm.shape.n_layer, described.attention, {}, 0.0)
         write_llm(folder / LLM_NAME, body, llm.quantization)
         tokenizer, table_VE = load_llm_tokenizer(resolve_source(llm.source)), weights.tensor("embed_tokens.weight")
-        texts = [sentence.text for sentence in load_sentences()][::6]
+        texts = [sentence.text for sentence in load_sentences() if sentence.text.isascii()]
         inputs = [table_VE[ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         forms = [described, add_onnx(folder, body, described, inputs, lambda _: None)]
     (folder / FORMS_NAME).write_bytes(msgspec.json.encode(forms))

@@ -15,6 +15,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_train.encoders import LoadedEncoder, load_encoder
 from tests.export.tiny_checkpoint import Family, save_encoder
+from tests.tiny import INT8_COSINE
 
 TEXTS = ("Good morning.", "おはようございます", "காலை வணக்கம்", "x")
 
@@ -38,7 +39,7 @@ def lowest_cosine(encoder: LoadedEncoder, folder: Path, quantization: str) -> fl
 
 
 @pytest.mark.parametrize("family", ["bert", "m2m_100"])
-@pytest.mark.parametrize(("quantization", "cosine"), [("float32", 0.9999), ("int8", 0.995)])
+@pytest.mark.parametrize(("quantization", "cosine"), [("float32", 0.9999), ("int8", INT8_COSINE)])
 def test_states_are_those_of_transformers(
     family: Family, quantization: EncoderQuantization, cosine: float, tmp_path: Path
 ) -> None:
