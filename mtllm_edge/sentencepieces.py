@@ -196,7 +196,7 @@ def _model(file: _File, character_map: bytes) -> bytes:
     # Nearly all pieces are short and plain: what stands before such a piece depends on its length alone.
     heads = [_bytes(1, bytes(length + 7))[:2] + _bytes(1, bytes(length))[:2] for length in range(_SHORT)]
     scores = struct.pack(f"<{len(file.model.vocab)}f", *[score for _, score in file.model.vocab])
-    parts = []
+    parts: list[bytes] = []
     for index, (piece, _) in enumerate(file.model.vocab):
         name, score = piece.encode(), scores[4 * index : 4 * index + 4]
         if len(name) < _SHORT and index not in kinds:
