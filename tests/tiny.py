@@ -42,8 +42,8 @@ STUB_ROWS = 32
 
 _HAS_VNNI = "(x86_64)" not in read_cpu().model or any("vnni" in flag for flag in read_cpu().flags)
 INT8_COSINE = 0.995 if _HAS_VNNI else 0.7
-"""What CTranslate2's int8 keeps of float32 states. Where x86 has no VNNI, sums of two int8 products saturate at 16
-bits; random weights suffer most of all (0.79 was seen; the reference encoder keeps 0.997)."""
+"""What CTranslate2's int8 keeps of float32 states. Where x86 has no VNNI, sums of two products saturate at 16 bits;
+random weights suffer most of all (0.79 was seen; the reference encoder keeps 0.997)."""
 
 TASKS = {
     "topic": ("science", "sports", "travel"),
