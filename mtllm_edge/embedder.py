@@ -20,7 +20,7 @@ from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.encoders.loading import load_encoder
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.extras import importing, require
-from mtllm_edge.forms import best_form
+from mtllm_edge.forms import choose
 from mtllm_edge.framing import Encoded, distinct, grouped
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
@@ -91,7 +91,7 @@ class Embedder:
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
         encoder = load_encoder(bundle, threads=threads)
-        form = best_form(bundle, threads) if llm_backend is None else bundle.llm(llm_backend)
+        form = choose(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
         llm = _load_llm(bundle, form, threads, _tokens_per_batch(bundle, batch_tokens))
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 

@@ -58,8 +58,6 @@ def importing() -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
-        if isinstance(
-            error.__cause__, KeyboardInterrupt
-        ):  # Ctrl-C, which a native module has made a failure of its own
+        if isinstance(error.__cause__, KeyboardInterrupt):  # which a native module has made a failure of its own
             raise error.__cause__ from None
         raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None

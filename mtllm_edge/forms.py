@@ -26,7 +26,7 @@ _RACE_VERSION = 1
 
 
 class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """LLM inputs per second, by form."""
+    """LLM inputs per second, by form; none where the trial failed."""
 
     gguf: float
     onnx: float
@@ -39,11 +39,6 @@ class Choice:
     llm: Llm
     note: str
     """Why this one: one sentence for people."""
-
-
-def best_form(bundle: Bundle, threads: int) -> Llm:
-    """The form in which a bundle's LLM runs here; see `choose`."""
-    return choose(bundle, threads).llm
 
 
 def choose(bundle: Bundle, threads: int, *, fresh: bool = False) -> Choice:
@@ -74,10 +69,11 @@ def choose(bundle: Bundle, threads: int, *, fresh: bool = False) -> Choice:
     }
     speeds = None if fresh else recall("form", key, Speeds)
     if speeds is None:
-        speeds = _race(bundle, gguf, onnx, threads, settings.switches)
-        if speeds is None:
-            return Choice(gguf, "ONNX Runtime did not get through its trial")
+        # A failure is remembered, too: another release of ONNX Runtime asks again, and every load would otherwise.
+        speeds = _race(bundle, gguf, onnx, threads, settings.switches) or Speeds(0.0, 0.0)
         remember("form", key, speeds)
+    if not speeds.onnx:
+        return Choice(gguf, "ONNX Runtime did not get through its trial")
     measured = f"{speeds.onnx:.0f} LLM inputs/s in ONNX Runtime, {speeds.gguf:.0f} in llama.cpp"
     return Choice(onnx if speeds.onnx >= MIN_SPEED_UP * speeds.gguf else gguf, f"tried here: {measured}")
 

@@ -80,8 +80,10 @@ def test_the_real_race_is_run_here(bundle: Path) -> None:
 
 @pytest.mark.parametrize("program", ["raise SystemExit(1)", "print('fast')", "pass", "import os; os.abort()"])
 def test_a_child_that_fails_leaves_gguf(bundle: Path, race: Callable[[str], list[str]], program: str) -> None:
-    race("import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); " + program)
+    asked = race("import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); " + program)
     choice = choose(Bundle.open(bundle), 2)
+    assert choose(Bundle.open(bundle), 2) == choice
+    assert asked.count("mtllm_edge.llms.race") == 1  # not at every load
     assert (choice.llm.backend, choice.note) == ("gguf", "ONNX Runtime did not get through its trial")
 
 
