@@ -14,7 +14,7 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.embedder import Embedder, warn_of_cuts
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.fitting import FitReport, check_labels, distinct, fit_head
+from mtllm_edge.fitting import FitReport, check_labels, fit_head, without_repeats
 from mtllm_edge.framing import Encoded
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
@@ -188,7 +188,7 @@ class Classifier:
         if len(texts) != len(labels):
             raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
         check_labels(labels)
-        kept = distinct(texts, labels)
+        kept = without_repeats(texts, labels)
         texts, labels = [texts[index] for index in kept], [labels[index] for index in kept]
         check_labels(labels)
         kind = kind_of(texts[0]) or "sequence"

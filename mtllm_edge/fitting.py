@@ -102,7 +102,7 @@ def check_fit_kind(kind: Kind) -> None:
         )
 
 
-def distinct(inputs: Sequence[Input], labels: Sequence[str]) -> list[int]:
+def without_repeats(inputs: Sequence[Input], labels: Sequence[str]) -> list[int]:
     """Index of the first of all equal texts with equal labels.
 
     A text that is in two folds would flatter the report: it would be judged by a head that has seen it.

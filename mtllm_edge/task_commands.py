@@ -16,7 +16,7 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.fitting import check_fit_kind, check_labels, distinct, fit_head, regressions
+from mtllm_edge.fitting import check_fit_kind, check_labels, fit_head, regressions, without_repeats
 from mtllm_edge.kinds import Kind
 from mtllm_edge.sheets import read_sheet
 from mtllm_edge.tasks import add_task, check_can_adapt, check_task_name, read_head, remove_task
@@ -69,7 +69,7 @@ def fit(
     check_fit_kind(kind)
     inputs = inputs_of(sheet, kind, columns)
     labels = [label_of(record, label_column, place) for record, place in zip(sheet.records, sheet.places, strict=True)]
-    kept = distinct(inputs, labels)
+    kept = without_repeats(inputs, labels)
     if len(kept) < len(inputs):
         render.note(
             f"note: {render.count(len(inputs) - len(kept), 'row')} left out that repeat text and label of another"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.fitting import calibration_error, check_labels, distinct, fit_head, fit_temperature, regressions
+from mtllm_edge.fitting import calibration_error, check_labels, fit_head, fit_temperature, regressions, without_repeats
 from mtllm_edge.heads import softmax
 from tests import tiny
 from tests.runtime.commandline import Run
@@ -134,8 +134,8 @@ def test_labels_that_nothing_can_be_learned_from(labels: list[str], message: str
 
 def test_distinct_texts() -> None:
     texts = ["x", "y", "x", "x"]
-    assert distinct(texts, ["a", "a", "b", "a"]) == [0, 1, 2]
-    assert distinct([("x", "y"), ("x", "z"), ("x", "y")], ["a", "a", "a"]) == [0, 1]
+    assert without_repeats(texts, ["a", "a", "b", "a"]) == [0, 1, 2]
+    assert without_repeats([("x", "y"), ("x", "z"), ("x", "y")], ["a", "a", "a"]) == [0, 1]
 
 
 def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle: Path) -> None:
