@@ -35,8 +35,8 @@ from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_enc
 from mtllm_edge_export.encoder_onnx import write_encoder_onnx
 from mtllm_edge_export.importance import QUANTIZATIONS, importance, load_texts
 from mtllm_edge_export.licences import write_licenses
-from mtllm_edge_export.llm_gguf import LlmBody, write_llm
-from mtllm_edge_export.llm_onnx import add_onnx, check_size, tell_matrices, write_onnx
+from mtllm_edge_export.llm_gguf import LlmBody, tell_matrices, write_llm
+from mtllm_edge_export.llm_onnx import add_onnx, check_size, write_onnx
 from mtllm_edge_export.llm_source import fetched, open_llm
 from mtllm_edge_export.parity import Reference, Sentence, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -72,6 +72,13 @@ class LlmSummary:
     """Type found in the file -> number of matrices: llama.cpp replaces k-quants where a width is no multiple of 256."""
     float32_matrices: tuple[str, ...] = ()
     """As in `mtllm_edge.manifest.Llm`."""
+
+
+def tell_matrices(written: LlmSummary, log: Callable[[str], None]) -> None:
+    """Say in which types an LLM was written."""
+    log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
+    if written.float32_matrices:
+        log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
 
 
 def write_llm(

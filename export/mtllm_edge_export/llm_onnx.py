@@ -22,7 +22,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge.formats.onnx import LLM_INPUTS
 from mtllm_edge.llms.pooling import span_means
 from mtllm_edge.manifest import Llm, OnnxQuantization
-from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary
+from mtllm_edge_export.llm_gguf import LlmBody, LlmSummary, tell_matrices
 from mtllm_edge_export.llm_shape import LlmShape
 from mtllm_edge_export.lora import check_lora, merge_lora
 from mtllm_edge_export.onnx_graph import Wrapper, save, trace, unseen
@@ -105,13 +105,6 @@ def add_onnx(folder: Path, body: LlmBody, gguf: Llm, calibration: Sequence[Array
     return msgspec.structs.replace(
         onnx_form, architecture=written.architecture, float32_matrices=written.float32_matrices
     )
-
-
-def tell_matrices(written: LlmSummary, log: Callable[[str], None]) -> None:
-    """Say in which types an LLM was written."""
-    log("matrices of the LLM: " + ", ".join(f"{count} {kind}" for kind, count in written.matrix_types.items()))
-    if written.float32_matrices:
-        log(f"in float32, for the vectors' sake: {', '.join(written.float32_matrices)}")
 
 
 def _decoder(body: LlmBody, shape: LlmShape) -> nn.Module:
