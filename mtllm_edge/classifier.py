@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.bundle import Bundle
+from mtllm_edge.calibration import abstention, temperatures_of
 from mtllm_edge.embedder import Embedder, warn_of_cuts
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
@@ -20,6 +21,7 @@ from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.tasks import add_task
+from mtllm_edge.windows import Long, check_long
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,23 @@ class Prediction:
     """What a classifier says about one text, pair, or text with choices."""
 
     label: str
-    """The most probable label; of choices, its number, the first of them being ``"0"``."""
+    """The most probable label; of choices, its number, the first of them being ``"0"``. The task's word for unsure
+    where it abstained."""
     probabilities: dict[str, float]
     """Probability of every label, in the order of the head, or of every choice by its number; they sum to 1."""
     tokens: int
-    """Tokens that the encoder read, the special ones included."""
+    """Tokens that the encoder read, the special ones included, and of windows those that they share as often."""
     truncated: bool
     """Whether the text was longer than the encoder takes and lost its end; of several texts, the longest did."""
+    windows: int = 1
+    """In how many windows the text was read; where it was not cut, several for one longer than the encoder takes."""
+    abstained: bool = False
+    """Whether the confidence was below the threshold; the probabilities are those of the real labels even so."""
 
     @property
     def confidence(self) -> float:
-        """Probability of `label`."""
-        return self.probabilities[self.label]
+        """Probability of the most probable label, which is `label` unless the task abstained."""
+        return max(self.probabilities.values())
 
 
 class Classifier:
@@ -129,6 +136,9 @@ class Classifier:
         *,
         task: str | None = None,
         language: str | None = None,
+        long: Long = "cut",
+        threshold: float | None = None,
+        abstain: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Prediction]:
         """Classify texts.
@@ -137,7 +147,13 @@ class Classifier:
             texts: The texts, in any languages that the encoder knows: strings, or what else the task reads, tuples
                 ``(text, text_pair)`` or ``(text, [choice, choice, ...])``.
             task: Another task of the bundle than the one chosen in `load`.
-            language: Code of the language of all texts, for encoders that must be told.
+            language: Code of the language of all texts, for encoders that must be told, and for tasks that have
+                temperatures of languages.
+            long: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
+                training; ``pool`` and ``vote`` read them in windows and average vectors or probabilities by their
+                tokens. Windows are for single texts alone.
+            threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's own, 0 is never.
+            abstain: The label that is given then; None takes the task's own, or ``unsure``.
             progress: Called after every batch with the number of texts in it.
 
         Returns:
@@ -145,21 +161,30 @@ class Classifier:
 
         Raises:
             DataError: A text is empty or not a string, or not of the task's kind.
-            UsageError: The task is unknown, or the language missing, unknown, or not wanted.
+            UsageError: The task is unknown, or the language missing, unknown, or not wanted; windows are not for this
+                kind; or the task cannot abstain like that.
             EngineError: An engine failed.
         """
         head = self._head(task)
-        encoded = self._embedder.encode(texts, language=language)
-        check_kind(texts, head.kind, f"task {task or self._task!r}")
-        pooled_VE = self._embedder.pool(encoded, task=task or self._task, progress=progress)
-        if head.kind != "multiple_choice":
-            rows = head.probabilities(pooled_VE)
-            return [_prediction(text, head.labels, row_C) for text, row_C in zip(encoded, rows, strict=True)]
-        choices = np.split(pooled_VE, np.cumsum([text.vectors for text in encoded])[:-1])
-        return [
-            _prediction(text, [*map(str, range(text.vectors))], head.choice_probabilities(pooled_CE))
-            for text, pooled_CE in zip(encoded, choices, strict=False)  # of no texts, numpy makes one piece
-        ]
+        reader = f"task {task or self._task!r}"
+        check_long(long, head.kind, reader)
+        limit, unsure = abstention(head, threshold, abstain)
+        windows = self._embedder.windows(texts, language=self._told(language, head), long=long)
+        check_kind(texts, head.kind, reader)
+        pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
+        temperatures_N = temperatures_of(head, [language] * len(windows.counts))
+        if head.kind == "multiple_choice":
+            rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
+        elif long == "vote":
+            rows = [*windows.mean(head.probabilities(pooled_VE, np.repeat(temperatures_N, windows.counts)))]
+        else:
+            rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
+        return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
+
+    def _told(self, language: str | None, head: Head) -> str | None:
+        """What the encoder is told: a language that it does not take may be there for the temperature alone."""
+        takes = self._embedder.bundle.manifest.encoder.needs_language
+        return language if takes or not head.temperatures else None
 
     def fit(self, texts: Sequence[Input], labels: Sequence[str], *, language: str | None = None) -> Classifier:
         """Learn a task from labelled texts: a calibrated logistic regression on the bundle's vectors.
@@ -201,8 +226,9 @@ class Classifier:
         return self
 
     def predict(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.str_]:
-        """The most probable label of each text, (texts,); arguments and errors as for `classify`."""
-        return np.array([prediction.label for prediction in self.classify(texts, language=language)], dtype=np.str_)
+        """The most probable label of each text, (texts,), never that it abstains; otherwise as `classify`."""
+        predictions = self.classify(texts, language=language, threshold=0)
+        return np.array([prediction.label for prediction in predictions], dtype=np.str_)
 
     def predict_proba(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.float64]:
         """Probability of every label, (texts, labels) in the order of `classes_`; arguments as for `classify`.
@@ -265,10 +291,30 @@ def load_heads(bundle: Bundle) -> dict[str, Head]:
     return {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
 
 
-def _prediction(text: Encoded, labels: Sequence[str], probabilities_C: NDArray[np.float64]) -> Prediction:
+def _choice_rows(
+    head: Head, texts: Sequence[Encoded], pooled_VE: NDArray[np.float32], temperatures_N: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Probabilities of the choices of each text."""
+    if not texts:  # of which numpy would make one piece
+        return []
+    pieces = np.split(pooled_VE, np.cumsum([text.vectors for text in texts])[:-1])
+    return [
+        head.choice_probabilities(pooled_CE, temperature)
+        for pooled_CE, temperature in zip(pieces, temperatures_N.tolist(), strict=True)
+    ]
+
+
+def _prediction(
+    windows: Sequence[Encoded], head: Head, probabilities_C: NDArray[np.float64], limit: float, unsure: str
+) -> Prediction:
+    labels = head.labels or [*map(str, range(len(probabilities_C)))]
+    best = int(probabilities_C.argmax())
+    abstained = bool(probabilities_C[best] < limit)
     return Prediction(
-        label=labels[int(probabilities_C.argmax())],
+        label=unsure if abstained else labels[best],
         probabilities=dict(zip(labels, probabilities_C.tolist(), strict=True)),
-        tokens=len(text.ids),
-        truncated=text.truncated,
+        tokens=sum(len(window.ids) for window in windows),
+        truncated=windows[0].truncated,
+        windows=len(windows),
+        abstained=abstained,
     )

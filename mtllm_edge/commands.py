@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
@@ -18,13 +18,16 @@ import msgspec
 
 from mtllm_edge import doctor as checkup
 from mtllm_edge import outputs, render
+from mtllm_edge.answer_options import abstaining_options, long_option
 from mtllm_edge.bundle import Bundle
+from mtllm_edge.calibration import abstention
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.kinds import Input, parts_of
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 from mtllm_edge.trial import try_bundle
+from mtllm_edge.windows import Long, check_long
 
 if TYPE_CHECKING:
     from mtllm_edge.classifier import Prediction
@@ -74,6 +77,8 @@ def _reading_options(command: _Command) -> _Command:
 @_bundle
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
 @_reading_options
+@long_option("cut", "pool", "vote")
+@abstaining_options
 @click.option("--pair-column", metavar="NAME", help="Column of a pair's second text; by default 'text_pair'.")
 @click.option(
     "--choices-column",
@@ -101,6 +106,9 @@ def classify(
     choices_columns: tuple[str, ...],
     threads: int | None,
     llm_backend: LlmBackend | None,
+    long: Long,
+    threshold: float | None,
+    abstain: str | None,
     output: Path | None,
     form: str | None,
     force: bool,
@@ -109,12 +117,17 @@ def classify(
 
     csv and jsonl results keep the input's columns and add label, confidence, and truncated: whether the text was longer
     than the model takes and lost its end. jsonl also has the probability of every label. Where the input has a column
-    of that name already, the new one is called predicted_label and so on.
+    of that name already, the new one is called predicted_label and so on. With --long pool or vote there is a column
+    windows; where the task may abstain, its label then is 'unsure', and a column abstained says so.
     """
     form = form or _form_of(output, {".csv": "csv", ".jsonl": "jsonl"}, ("table", "csv"))
     sheet = _read(texts, text_column)
     opened = Bundle.open(bundle)
     inputs = _inputs(sheet, opened, task, Columns(pair_column, choices_columns))
+    name = opened.task_name(task)
+    part = opened.manifest.tasks[name]
+    check_long(long, part.kind, f"task {name!r}")
+    more = ["windows"] * (long != "cut") + ["abstained"] * (abstention(part, threshold, abstain)[0] > 0)
     with _destination(output, force=force) as file:
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
@@ -122,15 +135,21 @@ def classify(
             classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
         with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
-            predictions = classifier.classify(inputs, language=language, progress=progress)
+            predictions = classifier.classify(
+                inputs, language=language, long=long, threshold=threshold, abstain=abstain, progress=progress
+            )
             seconds = time.perf_counter() - started
         if form == "table":
             table = render.predictions_table([" | ".join(parts_of(item)) for item in inputs], predictions)
             render.show(table) if output is None else file.write(render.to_bytes(table))
         else:
-            _write_predictions(file, sheet, predictions, form)
+            _write_predictions(file, sheet, predictions, form, more)
     truncated = sum(prediction.truncated for prediction in predictions)
-    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens)
+    split = sum(prediction.windows > 1 for prediction in predictions)
+    unsure = sum(prediction.abstained for prediction in predictions)
+    if unsure:
+        render.note(f"note: unsure of {render.count(unsure, 'text')}")
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, split=split)
 
 
 def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) -> list[Input]:
@@ -139,8 +158,10 @@ def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) ->
     return inputs_of(sheet, kind, columns)
 
 
-def _write_predictions(file: BinaryIO, sheet: Sheet, predictions: list[Prediction], form: str) -> None:
-    wanted = ["label", "confidence", "truncated"] + (["probabilities"] if form == "jsonl" else [])
+def _write_predictions(
+    file: BinaryIO, sheet: Sheet, predictions: list[Prediction], form: str, more: Sequence[str]
+) -> None:
+    wanted = ["label", "confidence", "truncated", *more] + (["probabilities"] if form == "jsonl" else [])
     names = _free_names(sheet, wanted)
     records = (
         record
@@ -149,6 +170,7 @@ def _write_predictions(file: BinaryIO, sheet: Sheet, predictions: list[Predictio
             names["confidence"]: round(prediction.confidence, 6),
             names["truncated"]: prediction.truncated,
         }
+        | {names[field]: getattr(prediction, field) for field in more}
         | ({names["probabilities"]: _rounded(prediction.probabilities)} if form == "jsonl" else {})
         for record, prediction in zip(sheet.records, predictions, strict=True)
     )
@@ -166,6 +188,7 @@ def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
 @_texts
 @_bundle
 @_reading_options
+@long_option("cut", "pool")
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .npy or .jsonl.")
 @_force
 def embed(
@@ -176,6 +199,7 @@ def embed(
     text_column: str | None,
     threads: int | None,
     llm_backend: LlmBackend | None,
+    long: Long,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -194,23 +218,26 @@ def embed(
             embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
         with embedder, render.counting(len(sheet.texts)) as progress:
             started = time.perf_counter()
-            encoded = embedder.encode(sheet.texts, language=language)
-            pooled_ND = embedder.pool(encoded, progress=progress)
+            windows = embedder.windows(sheet.texts, language=language, long=long)
+            pooled_ND = windows.mean(embedder.pool(windows.encoded, progress=windows.in_texts(progress)))
             seconds = time.perf_counter() - started
         if form == "npy":
             outputs.write_npy(file, pooled_ND)
         else:
-            names = _free_names(sheet, ["embedding", "truncated"])
+            more = ["windows"] * (long != "cut")
+            names = _free_names(sheet, ["embedding", "truncated", *more])
             outputs.write_jsonl(
                 file,
                 # 9 significant digits give every float32 back exactly
                 (
                     record
-                    | {names["embedding"]: [float(f"{x:.9g}") for x in pooled_D], names["truncated"]: text.truncated}
-                    for record, pooled_D, text in zip(sheet.records, pooled_ND, encoded, strict=True)
+                    | {names["embedding"]: [float(f"{x:.9g}") for x in pooled_D], names["truncated"]: text[0].truncated}
+                    | {names[field]: len(text) for field in more}
+                    for record, pooled_D, text in zip(sheet.records, pooled_ND, windows.texts, strict=True)
                 ),
             )
-    _summarise(sheet, seconds, sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens)
+    truncated, split = sum(text.truncated for text in windows.encoded), sum(count > 1 for count in windows.counts)
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, split=split)
 
 
 @click.command()
@@ -324,10 +351,12 @@ def _free_names(sheet: Sheet, wanted: list[str]) -> dict[str, str]:
     return names
 
 
-def _summarise(sheet: Sheet, seconds: float, truncated: int, max_tokens: int) -> None:
+def _summarise(sheet: Sheet, seconds: float, truncated: int, max_tokens: int, *, split: int) -> None:
     if sheet.skipped:
         render.note(f"note: {render.count(sheet.skipped, 'blank line')} left out")
     if truncated:
         render.note(f"note: {render.count(truncated, 'text')} longer than {max_tokens} tokens lost the end")
+    if split:
+        render.note(f"note: {render.count(split, 'text')} longer than {max_tokens} tokens read in windows")
     rate = len(sheet.texts) / max(seconds, 1e-9)
     render.note(f"{render.count(len(sheet.texts), 'text')} in {seconds:.1f} s, {rate:.1f} texts/s")

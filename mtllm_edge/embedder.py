@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.overlap import ahead
 from mtllm_edge.safety import engine_settings
 from mtllm_edge.tokenizer import Tokenizer
+from mtllm_edge.windows import Long, Windows
 
 MAX_BATCH_TOKENS = 2**14
 """llama.cpp's working memory grows with the square: half a gigabyte here, and 2 TB at a million."""
@@ -100,6 +102,7 @@ class Embedder:
         texts: Sequence[str],
         *,
         language: str | None = None,
+        long: Literal["cut", "pool"] = "cut",
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Vectors of texts.
@@ -107,6 +110,8 @@ class Embedder:
         Args:
             texts: The texts, in any languages that the encoder knows.
             language: Code of the language of all of them, for encoders that must be told.
+            long: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
+                training; ``pool`` reads them in windows, whose vectors are averaged by their tokens.
             progress: Called after every batch with the number of texts in it.
 
         Returns:
@@ -117,13 +122,15 @@ class Embedder:
 
         Raises:
             DataError: A text is empty or not a string.
-            UsageError: The language is missing, unknown, or not wanted.
+            UsageError: The language is missing, unknown, or not wanted, or `long` is neither of the two.
             EngineError: An engine failed.
         """
-        encoded = self.encode(texts, language=language)
+        if long not in ("cut", "pool"):
+            raise UsageError(f"long is {long!r}, expected 'cut' or 'pool': an embedder has no head whose answers vote")
+        windows = self.windows(texts, language=language, long=long)
         check_kind(texts, "sequence", "the embedder")
-        warn_of_cuts(encoded, self.bundle.manifest.encoder.max_tokens)
-        return self.pool(encoded, progress=progress)
+        warn_of_cuts(windows.encoded, self.bundle.manifest.encoder.max_tokens)
+        return windows.mean(self.pool(windows.encoded, progress=windows.in_texts(progress)))
 
     def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
         """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.kinds`).
@@ -132,6 +139,19 @@ class Embedder:
         """
         self._check_process()
         return self._tokenizer.encode(texts, language=language)
+
+    def windows(self, texts: Sequence[Input], *, language: str | None = None, long: Long = "cut") -> Windows:
+        """The same in windows, whose `encoded` is for `pool`: one for every text where long ones are cut.
+
+        Otherwise no text is cut, and all must be single ones (DataError). Other arguments and errors as for `embed`.
+        """
+        if long == "cut":
+            encoded = self.encode(texts, language=language)
+            return Windows(encoded, [1] * len(encoded))
+        self._check_process()
+        whole = self._tokenizer.encode(texts, language=language, whole=True)
+        check_kind(texts, "sequence", "a reading in windows")
+        return self._tokenizer.windows(whole)
 
     def pool(
         self,

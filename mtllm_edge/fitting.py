@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtllm_edge.calibration import calibration_error, fit_temperature, log_loss
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.heads import Head, softmax
 from mtllm_edge.kinds import Input, Kind, parts_of
@@ -23,7 +24,6 @@ MAX_FOLDS = 5
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of scikit-learn's C that are tried: the inverse of the regularisation, on standardised vectors."""
 _SEED = 0
-_BINS = 10
 _Linear = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Weight (labels, n_embd) and bias (labels,) on raw vectors."""
 
@@ -51,7 +51,7 @@ class FitReport:
     macro_f1: float
     """Mean of the labels' F1."""
     calibration_error: float
-    """Expected calibration error of the calibrated probabilities, in ten bins: how far confidence is from accuracy."""
+    """Expected calibration error of the calibrated probabilities: how far confidence is from accuracy."""
     commonest: float
     """Share of the commonest label: the accuracy of whoever always says that."""
     labels: dict[str, LabelScore]
@@ -149,7 +149,7 @@ def fit_head(
             if progress is not None:
                 progress(1)
         temperature = fit_temperature(logits_NC, classes_N)
-        loss = _log_loss(logits_NC / temperature, classes_N)
+        loss = log_loss(softmax(logits_NC / temperature), classes_N)
         if best is None or loss < best[0]:
             best = loss, c, temperature, logits_NC
     assert best is not None
@@ -164,32 +164,6 @@ def fit_head(
 def regressions(labels: Sequence[str]) -> int:
     """How many regressions `fit_head` computes."""
     return len(STRENGTHS) * _fold_count(Counter(labels)) + 1
-
-
-def fit_temperature(logits_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
-    """The temperature under which logits of texts that the head has not seen are likeliest.
-
-    The likelihood is convex in the inverse of the temperature, so its slope is bisected. Targets are smoothed as in
-    Platt's scaling, a text more for every label, so that a head without any error does not become infinitely sure.
-    """
-    n, labels = logits_NC.shape
-    targets_NC = np.full((n, labels), 1.0 / (n + labels))
-    targets_NC[np.arange(n), classes_N] = (n + 1.0) / (n + labels)
-    low, high = 1e-4, 1e4
-    for _ in range(80):
-        inverse = np.sqrt(low * high)
-        slope = ((softmax(logits_NC * inverse) - targets_NC) * logits_NC).sum()
-        low, high = (low, inverse) if slope > 0 else (inverse, high)
-    return float(1.0 / np.sqrt(low * high))
-
-
-def calibration_error(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
-    """Mean distance of confidence and accuracy over ten bins of confidence, weighted by their texts."""
-    confidence_N = probabilities_NC.max(axis=1)
-    right_N = probabilities_NC.argmax(axis=1) == classes_N
-    bins_N = np.minimum((confidence_N * _BINS).astype(int), _BINS - 1)
-    gaps = [abs((confidence_N - right_N)[bins_N == number].sum()) for number in range(_BINS)]
-    return float(sum(gaps) / len(classes_N))
 
 
 def _fold_count(counts: dict[str, int] | Counter[str]) -> int:
@@ -218,11 +192,6 @@ def _regress(vectors_NE: NDArray[np.float64], classes_N: NDArray[np.int64], c: f
     if len(weight_CE) == 1:  # of two labels, scikit-learn has a row for the second alone
         weight_CE, bias_C = np.concatenate([-weight_CE, weight_CE]) / 2, np.concatenate([-bias_C, bias_C]) / 2
     return weight_CE, bias_C - weight_CE @ mean_E
-
-
-def _log_loss(logits_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
-    right_N = softmax(logits_NC)[np.arange(len(classes_N)), classes_N]
-    return float(-np.log(np.maximum(right_N, 1e-300)).mean())
 
 
 def _report(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ class Head:
     bias_C: NDArray[np.float32] | None
     temperature: float
     """The logits are divided by it before the softmax."""
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Language code -> the temperature of texts in it; see `mtllm_edge.calibration.temperature`."""
+    threshold: float | None = None
+    """Confidence below which the task abstains; None is never."""
+    abstain: str | None = None
+    """The label that is given then; None is `mtllm_edge.manifest.UNSURE`."""
 
     @classmethod
     def load(cls, folder: Path, task: Task) -> Head:
@@ -34,7 +41,9 @@ class Head:
             ModelError: The file cannot be read, or holds numbers that are not finite.
         """
         arrays = read_arrays(folder / task.head)
-        return cls(task.kind, task.labels, arrays["weight"], arrays.get("bias"), task.temperature)
+        weight_CE, bias_C = arrays["weight"], arrays.get("bias")
+        confidence = (task.temperature, task.temperatures, task.threshold, task.abstain)
+        return cls(task.kind, task.labels, weight_CE, bias_C, *confidence)
 
     def logits(self, pooled_NE: NDArray[np.float32]) -> NDArray[np.float64]:
         """Logits, (vectors, rows of the weight), of pooled vectors (vectors, n_embd)."""
@@ -43,13 +52,24 @@ class Head:
             logits_NC += self.bias_C
         return logits_NC
 
-    def probabilities(self, pooled_NE: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probability of every label, (texts, labels), rows summing to 1, for pooled vectors (texts, n_embd)."""
-        return softmax(self.logits(pooled_NE) / self.temperature)
+    def probabilities(
+        self, pooled_NE: NDArray[np.float32], temperatures_N: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """Probability of every label, (texts, labels), rows summing to 1.
 
-    def choice_probabilities(self, pooled_CE: NDArray[np.float32]) -> NDArray[np.float64]:
+        Args:
+            pooled_NE: Pooled vectors, (texts, n_embd).
+            temperatures_N: Temperature of each text; None takes `temperature` for all.
+        """
+        divisors_N = np.array([self.temperature]) if temperatures_N is None else temperatures_N
+        return softmax(self.logits(pooled_NE) / divisors_N[:, None])
+
+    def choice_probabilities(
+        self, pooled_CE: NDArray[np.float32], temperature: float | None = None
+    ) -> NDArray[np.float64]:
         """Probability of every choice of one text, (choices,), for their pooled vectors (choices, n_embd)."""
-        probabilities_C: NDArray[np.float64] = softmax(self.logits(pooled_CE).T / self.temperature)[0]
+        divisor = self.temperature if temperature is None else temperature
+        probabilities_C: NDArray[np.float64] = softmax(self.logits(pooled_CE).T / divisor)[0]
         return probabilities_C
 
 

@@ -7,7 +7,7 @@ meaning raises `FORMAT_VERSION`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,8 +22,10 @@ MAX_STRIDE = 4
 
 _WIDTH_LIMIT, _LAYERS_LIMIT, _TOKENS_LIMIT = 2**16, 512, 2**14
 """Far above every model that fits, and below what would exhaust memory before a file is read."""
-_LISTS_LIMIT, _FILES_LIMIT, _PATH_LIMIT = 2**16, 4_096, 512
+_LISTS_LIMIT, _FILES_LIMIT, _PATH_LIMIT, _CODE_LIMIT = 2**16, 4_096, 512, 64
 _TEMPERATURES = (1e-5, 1e5)
+UNSURE = "unsure"
+"""The label below a task's threshold, unless it has another one for that."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 EncoderBackend = Literal["ctranslate2", "onnx"]
@@ -147,6 +149,12 @@ class Task(_Part, frozen=True):
     """The logits are divided by it before the softmax."""
     adapter: str | None = None
     """Path of a LoRA in GGUF that the LLM wears for this task; None is the LLM as it is."""
+    temperatures: dict[str, float] = {}
+    """Language code -> the temperature of texts in it; `temperature` is that of all others."""
+    threshold: float | None = None
+    """Confidence below which the task abstains, from 0 to 1; None is never."""
+    abstain: str | None = None
+    """The label that is given then; None is `UNSURE`."""
 
     @property
     def rows(self) -> int:
@@ -271,11 +279,7 @@ class Manifest(_Part, frozen=True):
             yield f"task {name!r} is multiple choice and takes no labels, found {list(task.labels)}"
         elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
             yield f"task {name!r} needs two or more different labels, found {list(task.labels)}"
-        low, high = _TEMPERATURES
-        if not task.temperature > 0:
-            yield f"task {name!r} has temperature {task.temperature}, expected above 0"
-        elif not low <= task.temperature <= high:
-            yield f"task {name!r} has temperature {task.temperature}, expected {low:g} to {high:g}"
+        yield from (f"task {name!r} {fault}" for fault in _confidence_faults(task))
         if task.head not in self.files:
             yield f"task {name!r} names the head {task.head!r}, which files does not list"
         if not (task.head.startswith("tasks/") and task.head.endswith(".safetensors")):
@@ -303,6 +307,40 @@ class Manifest(_Part, frozen=True):
         if spoilt is not None:
             faults.append(f"{spoilt!r} has control characters")
         return faults
+
+
+def abstain_fault(kind: Kind, labels: Sequence[str], abstain: str) -> str | None:
+    """What keeps a label from saying that a task abstains, as the end of a sentence about the task."""
+    if not abstain.strip() or has_control_characters(abstain):
+        return f"abstains with the label {abstain!r}, expected a word"
+    if abstain in labels or (kind == "multiple_choice" and abstain.isdecimal()):
+        return f"abstains with the label {abstain!r}, which is an answer of its own; name another one"
+    return None
+
+
+def _confidence_faults(task: Task) -> Iterator[str]:
+    """What is wrong with temperatures and threshold; of a language's temperatures, the first."""
+    low, high = _TEMPERATURES
+    if not task.temperature > 0:
+        yield f"has temperature {task.temperature}, expected above 0"
+    elif not low <= task.temperature <= high:
+        yield f"has temperature {task.temperature}, expected {low:g} to {high:g}"
+    if len(task.temperatures) > _LISTS_LIMIT:
+        yield f"has temperatures of {len(task.temperatures)} languages, expected {_LISTS_LIMIT} at most"
+    else:
+        for code, value in task.temperatures.items():
+            if not code.strip() or len(code) > _CODE_LIMIT:
+                yield f"has a temperature for the language {code[:_CODE_LIMIT]!r}, which is no code"
+                break
+            if not low <= value <= high:
+                yield f"has temperature {value} for the language {code!r}, expected {low:g} to {high:g}"
+                break
+    if task.threshold is not None and not 0 <= task.threshold <= 1:
+        yield f"has the threshold {task.threshold}, expected 0 to 1"
+    if task.threshold is not None or task.abstain is not None:
+        fault = abstain_fault(task.kind, task.labels, UNSURE if task.abstain is None else task.abstain)
+        if fault is not None:
+            yield fault
 
 
 def has_control_characters(text: str) -> bool:

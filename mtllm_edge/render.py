@@ -16,9 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mtllm_edge.kinds import Kind
-from mtllm_edge.manifest import Encoder, File, Llm, Manifest, Source
+from mtllm_edge.manifest import UNSURE, Encoder, File, Llm, Manifest, Source
+from mtllm_edge.manifest import Task as ManifestTask
 
 if TYPE_CHECKING:
+    from mtllm_edge.calibration_report import CalibrationReport
     from mtllm_edge.classifier import Prediction
     from mtllm_edge.fitting import FitReport
 
@@ -93,16 +95,21 @@ def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -
     The text stands last and without a border: terminals disagree on how wide the letters of many scripts are.
     """
     any_truncated = any(prediction.truncated for prediction in predictions)
+    any_windows = any(prediction.windows > 1 for prediction in predictions)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right", no_wrap=True)
     if any_truncated:
         table.add_column("truncated", no_wrap=True)
+    if any_windows:
+        table.add_column("windows", justify="right", no_wrap=True)
     table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
     for text, prediction in zip(texts, predictions, strict=True):
         cells = [one_line(prediction.label), Text(f"{prediction.confidence:.3f}")]
         if any_truncated:
             cells.append(Text("yes" if prediction.truncated else ""))
+        if any_windows:
+            cells.append(Text(f"{prediction.windows:,}"))
         table.add_row(*cells, Text(plain(text), no_wrap=True, overflow="ellipsis"))
     return table
 
@@ -155,6 +162,47 @@ def fit_view(report: FitReport) -> RenderableType:
     return Group(facts_table(facts), "", table)
 
 
+def calibration_view(report: CalibrationReport, unsure: str) -> RenderableType:
+    """What cross-validation says of a calibrated task, for people."""
+    fitted = report.fitted
+    facts = {
+        "judged": f"{count(report.texts, 'text')} in {report.folds} folds, each by temperatures that had not seen it",
+        "accuracy": f"{report.accuracy:.3f}",
+        "calibration error": f"{report.error_after:.3f} (before: {report.error_before:.3f})",
+        "log loss": f"{report.loss_after:.3f} (before: {report.loss_before:.3f})",
+        "temperature": f"{fitted.temperature:.3g}{_own(fitted.temperatures)}",
+    }
+    if report.threshold is not None:
+        above = f"{report.coverage:.3f} of the texts, right in {report.accuracy_above:.3f} of them"
+        facts["threshold"] = f"{report.threshold:.3f}; above it {above}; below it: {unsure}"
+    if not report.languages:
+        return facts_table(facts)
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("language", "texts", "temperature", "accuracy", "error before", "error after"):
+        table.add_column(heading, justify="left" if heading == "language" else "right")
+    for code, found in report.languages.items():
+        figures = (fitted.temperatures[code], found.accuracy, found.error_before, found.error_after)
+        table.add_row(one_line(code), f"{found.texts:,}", *(f"{figure:.3f}" for figure in figures))
+    return Group(facts_table(facts), "", table)
+
+
+def _own(temperatures: Mapping[str, float]) -> str:
+    """How many languages have a temperature of their own, and from where to where they go."""
+    if not temperatures:
+        return ""
+    values = f"{min(temperatures.values()):.3g} to {max(temperatures.values()):.3g}"
+    return f", of {count(len(temperatures), 'language')} {values}"
+
+
+def _confidence(task: ManifestTask) -> str:
+    """How a task's confidence is made, and when it abstains; nothing where it is left as it is."""
+    calibrated = task.temperature != 1 or task.temperatures
+    parts = [f"temperature {task.temperature:.3g}{_own(task.temperatures)}"] if calibrated else []
+    if task.threshold is not None:
+        parts.append(f"{task.abstain or UNSURE} below a confidence of {task.threshold:.3g}")
+    return "".join(f"; {part}" for part in parts)
+
+
 def manifest_view(manifest: Manifest) -> RenderableType:
     """A bundle's manifest for people."""
     encoder, llm = manifest.encoder, manifest.llm
@@ -172,7 +220,7 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     }
     for name, task in manifest.tasks.items():
         worn = "" if task.adapter is None else f"; with an adapter, {_part_size(manifest.files, task.adapter)}"
-        facts[f"task {name}"] = f"{answers(task.kind, task.labels)}{worn}"
+        facts[f"task {name}"] = f"{answers(task.kind, task.labels)}{worn}{_confidence(task)}"
     if not manifest.tasks:
         facts["tasks"] = "none: it embeds, it does not classify"
     views: list[RenderableType] = [facts_table(facts)]

@@ -41,7 +41,7 @@ def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
         UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off; or the
             bundle is an installed one.
     """
-    _refuse_installed(bundle)
+    refuse_installed(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
     if name in bundle.manifest.tasks and not force:
@@ -113,8 +113,48 @@ def add_task(bundle: Bundle, name: str, head: Head, *, adapter: Path | None = No
         lora = _checked_adapter(bundle, adapter)
         lora_path = _free_path(bundle.manifest, f"{FOLDER}/{name}/adapter.gguf", lora)
         added[lora_path] = lora
-    task = Task(kind=head.kind, labels=head.labels, head=path, temperature=head.temperature, adapter=lora_path)
+    task = Task(
+        kind=head.kind,
+        labels=head.labels,
+        head=path,
+        temperature=head.temperature,
+        adapter=lora_path,
+        temperatures=dict(head.temperatures),
+        threshold=head.threshold,
+        abstain=head.abstain,
+    )
     return _rewrite(bundle, bundle.manifest.tasks | {name: task}, added, changed=name)
+
+
+def set_confidence(bundle: Bundle, name: str, task: Task) -> Bundle:
+    """Write a task's temperatures, threshold and word for unsure into the bundle on disk.
+
+    Args:
+        bundle: The bundle that they were measured on; its manifest is read again, so that tasks added meanwhile stay.
+        name: The task's.
+        task: The task as it shall be, with the head and the adapter that it has.
+
+    Returns:
+        The bundle with the task.
+
+    Raises:
+        UsageError: The task was changed meanwhile, or the bundle is an installed one.
+        ModelError: Something of them cannot be.
+    """
+    now = Bundle.open(bundle.path)
+    refuse_installed(now)
+    weights = [path for path in (task.head, task.adapter) if path is not None]
+    same = name in now.manifest.tasks and all(
+        now.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
+    )
+    if not same or _weights(now.manifest.tasks[name]) != _weights(task):
+        raise UsageError(f"task {name!r} of {bundle.path} was changed meanwhile; calibrate it again")
+    return _rewrite(now, now.manifest.tasks | {name: task}, {}, changed=None)
+
+
+def _weights(task: Task) -> tuple[object, ...]:
+    """What a task is, apart from its confidence."""
+    return task.kind, task.labels, task.head, task.adapter
 
 
 def remove_task(bundle: Bundle, name: str) -> Bundle:
@@ -127,14 +167,18 @@ def remove_task(bundle: Bundle, name: str) -> Bundle:
         UsageError: No such task.
     """
     bundle = Bundle.open(bundle.path)
-    _refuse_installed(bundle)
+    refuse_installed(bundle)
     bundle.task_name(name)
     tasks = {other: task for other, task in bundle.manifest.tasks.items() if other != name}
     return _rewrite(bundle, tasks, {}, changed=name)
 
 
-def _refuse_installed(bundle: Bundle) -> None:
-    """An installed bundle is pip's: it has recorded its files, and would replace them."""
+def refuse_installed(bundle: Bundle) -> None:
+    """An installed bundle is pip's: it has recorded its files, and would replace them.
+
+    Raises:
+        UsageError: The bundle is one.
+    """
     if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
         raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
 
@@ -173,8 +217,11 @@ def _free_path(manifest: Manifest, path: str, content: bytes) -> str:
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
 
 
-def _rewrite(bundle: Bundle, tasks: Mapping[str, Task], added: Mapping[str, bytes], *, changed: str) -> Bundle:
-    """Write the added files, then the manifest, then delete what it no longer lists."""
+def _rewrite(bundle: Bundle, tasks: Mapping[str, Task], added: Mapping[str, bytes], *, changed: str | None) -> Bundle:
+    """Write the added files, then the manifest, then delete what it no longer lists.
+
+    The sources of the task whose weights are `changed` go.
+    """
     old = bundle.manifest
     gone = _files_of(old.tasks) - _files_of(tasks)
     files = {name: file for name, file in old.files.items() if name not in gone}

@@ -13,6 +13,7 @@ from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.framing import Encoded, Frame
 from mtllm_edge.kinds import Input, kind_of, name_of_part, parts_of
 from mtllm_edge.sentencepieces import SentencePieces
+from mtllm_edge.windows import Windows, split
 
 LANGUAGE_PLACEHOLDER = "{language}"
 
@@ -80,12 +81,13 @@ class Tokenizer:
         """Codes that `encode` takes; empty where it takes none."""
         return self._languages
 
-    def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
+    def encode(self, texts: Sequence[Input], *, language: str | None = None, whole: bool = False) -> list[Encoded]:
         """Tokenize texts, pairs, and texts with choices; `mtllm_edge.framing.Frame.join` says what is cut.
 
         Args:
             texts: What to read; white space alone is no text.
             language: Code of the language of all of them, for encoders that take one.
+            whole: Cut nothing, so that results may be longer than the encoder takes (see `mtllm_edge.windows`).
 
         Raises:
             DataError: A text is empty, is not Unicode, or is no string; there are fewer than two choices, or more than
@@ -104,10 +106,15 @@ class Tokenizer:
         flat = [part for item in texts for part in parts_of(item)]
         readings = iter(self._pieces.encode(flat))
         return [
-            self._join(item, index, [next(readings) for _ in parts_of(item)], frame) for index, item in enumerate(texts)
+            self._join(item, index, [next(readings) for _ in parts_of(item)], frame, whole=whole)
+            for index, item in enumerate(texts)
         ]
 
-    def _join(self, item: Input, index: int, parts: list[list[int]], frame: Frame) -> Encoded:
+    def windows(self, texts: Sequence[Encoded]) -> Windows:
+        """Single texts, encoded `whole`, in windows that the encoder takes."""
+        return split(texts, before=len(self._prefix), after=len(self._suffix), max_tokens=self._max_tokens)
+
+    def _join(self, item: Input, index: int, parts: list[list[int]], frame: Frame, *, whole: bool) -> Encoded:
         for part, ids in enumerate(parts):
             if not ids and (len(parts) > 1 or not (frame.prefix or frame.suffix)):
                 name = name_of_part(item, part, index)
@@ -116,7 +123,8 @@ class Tokenizer:
             raise DataError(
                 f"text {index} has {len(parts)} parts, more than fit into the encoder's {self._max_tokens} tokens"
             )
-        return frame.join(parts, choices=kind_of(item) == "multiple_choice", max_tokens=self._max_tokens)
+        room = frame.least(len(parts)) + sum(map(len, parts)) if whole else self._max_tokens
+        return frame.join(parts, choices=kind_of(item) == "multiple_choice", max_tokens=room)
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Where each token that is read stands in a text: (place in the ids, first character, end character)."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.fitting import calibration_error, check_labels, fit_head, fit_temperature, regressions, without_repeats
+from mtllm_edge.fitting import check_labels, fit_head, regressions, without_repeats
 from mtllm_edge.heads import softmax
 from tests import tiny
 from tests.runtime.commandline import Run
@@ -88,22 +88,6 @@ def test_the_report_tells_labels_apart() -> None:
     assert report.macro_f1 == pytest.approx((far.f1 + left.f1 + right.f1) / 3)
     right_ones = far.texts + left.recall * left.texts + right.recall * right.texts
     assert report.accuracy == pytest.approx(right_ones / 80)
-
-
-def test_the_temperature_is_the_likeliest() -> None:
-    rng = np.random.default_rng(4)
-    true_NC = rng.standard_normal((4000, 3)) * 2
-    classes_N = (rng.random((4000, 1)) > softmax(true_NC).cumsum(axis=1)).sum(axis=1)
-    assert fit_temperature(true_NC, classes_N) == pytest.approx(1, abs=0.1)
-    assert fit_temperature(true_NC * 5, classes_N) == pytest.approx(5, abs=0.5)
-    sure_NC = np.eye(3)[classes_N] * 7.0
-    assert 0.1 < fit_temperature(sure_NC, classes_N) < 7  # without an error, and yet not without bounds
-
-
-def test_calibration_error() -> None:
-    sure_NC = np.array([[0.95, 0.05]] * 10 + [[0.35, 0.65]] * 10)
-    classes_N = np.array([0] * 9 + [1] + [1] * 5 + [0] * 5)
-    assert calibration_error(sure_NC, classes_N) == pytest.approx((0.05 + 0.15) / 2)
 
 
 def test_counts_of_labels_and_of_regressions() -> None:

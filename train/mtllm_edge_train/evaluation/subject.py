@@ -53,7 +53,7 @@ class Subject:
         classifier = Classifier.load(bundle, task=self.task, threads=threads)
 
         def ask(texts: Sequence[Input], language: str) -> list[str]:
-            found = classifier.classify(texts, language=language if known else None)
+            found = classifier.classify(texts, language=language if known else None, threshold=0)
             return [prediction.label for prediction in found]
 
         return ask

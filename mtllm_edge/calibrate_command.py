@@ -1,0 +1,209 @@
+"""The command calibrate: a sheet of labelled texts to temperatures and a threshold in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge import render
+from mtllm_edge.answer_options import SHARE
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.calibration import abstention, temperatures_of
+from mtllm_edge.calibration_report import calibrate as fit_and_judge
+from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
+from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.fitting import without_repeats
+from mtllm_edge.framing import Encoded
+from mtllm_edge.heads import Head
+from mtllm_edge.kinds import Input, vectors_of
+from mtllm_edge.manifest import UNSURE, Task, has_control_characters
+from mtllm_edge.sheets import Sheet, read_sheet
+from mtllm_edge.tasks import refuse_installed, set_confidence
+
+if TYPE_CHECKING:
+    from mtllm_edge.embedder import Embedder
+
+_PATH = click.Path(path_type=Path)
+_SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Different labelled texts."""
+
+    inputs: list[Input]
+    classes_N: NDArray[np.int64]
+    codes: list[str | None]
+    """The language of each."""
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("files", metavar="FILES...", nargs=-1, required=True)
+@click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
+@click.option("--text-column", metavar="NAME", help="Column that holds the text.  [default: text]")
+@click.option("--label-column", metavar="NAME", default=LABEL_COLUMN, show_default=True, help="Column of the label.")
+@click.option("--pair-column", metavar="NAME", help="Column of a pair's second text.  [default: text_pair]")
+@click.option(
+    "--choices-column",
+    "choices_columns",
+    metavar="NAME",
+    multiple=True,
+    help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
+)
+@click.option("--language-column", metavar="NAME", help="Column of each text's language code; a cell may be empty.")
+@click.option("--language", metavar="CODE", help="Language of all texts, instead of a column.")
+@click.option("--threshold", type=SHARE, metavar="P", help="Abstain where the confidence is below it; 0 is never.")
+@click.option(
+    "--target-accuracy", type=SHARE, metavar="A", help="Find the threshold above which texts are right that often."
+)
+@click.option("--abstain", metavar="LABEL", help=f"The label below the threshold; by default {UNSURE!r}.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
+def calibrate(
+    bundle: Path,
+    files: tuple[str, ...],
+    *,
+    task: str | None,
+    text_column: str | None,
+    label_column: str,
+    pair_column: str | None,
+    choices_columns: tuple[str, ...],
+    language_column: str | None,
+    language: str | None,
+    threshold: float | None,
+    target_accuracy: float | None,
+    abstain: str | None,
+    threads: int | None,
+) -> None:
+    """Make a task's confidence mean what it says, in a BUNDLE.
+
+    FILES are .csv or .jsonl with the columns 'text' and 'label', with texts that the task was not trained on. Fitted
+    are a temperature for the task, and one for each language with 50 texts or more; no label changes. What is shown was
+    found by cross-validation: each text is judged by temperatures, and by a threshold, that have not seen it.
+    """
+    if threshold is not None and target_accuracy is not None:
+        raise UsageError("--threshold names the threshold and --target-accuracy finds it; give one of them")
+    if language is not None and language_column is not None:
+        raise UsageError("--language and --language-column both name the language; give one of them")
+    sheet = _read(files, text_column)
+    opened = Bundle.open(bundle)
+    refuse_installed(opened)
+    name = opened.task_name(task)
+    part = opened.manifest.tasks[name]
+    limit, _ = abstention(part, threshold if target_accuracy is None else target_accuracy, abstain)
+    rows = _rows(sheet, name, part, Columns(pair_column, choices_columns), label_column, language_column, language)
+    report = fit_and_judge(
+        _logits(opened, name, rows, threads),
+        rows.classes_N,
+        rows.codes,
+        temperatures_of(part, rows.codes),
+        threshold=limit or None,
+        target=target_accuracy,
+    )
+    changed = msgspec.structs.replace(
+        part,
+        temperature=report.fitted.temperature,
+        temperatures=dict(report.fitted.temperatures),
+        threshold=report.threshold or None,
+        abstain=part.abstain if abstain is None else abstain,
+    )
+    set_confidence(opened, name, changed)
+    render.show(render.calibration_view(report, changed.abstain or UNSURE))
+    render.note(f"task {name!r} of {bundle} is calibrated")
+
+
+def _read(files: Sequence[str], text_column: str | None) -> Sheet:
+    other = [name for name in files if Path(name).suffix.lower() not in _SUFFIXES]
+    if other:
+        raise UsageError(
+            f"{other[0]} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label in each row"
+        )
+    return read_sheet(files, read_stdin=lambda: b"", text_column=text_column)
+
+
+def _rows(
+    sheet: Sheet,
+    name: str,
+    task: Task,
+    columns: Columns,
+    label_column: str,
+    language_column: str | None,
+    language: str | None,
+) -> _Rows:
+    """The rows of a sheet, without those that repeat another."""
+    inputs = inputs_of(sheet, task.kind, columns)
+    located = list(zip(sheet.records, sheet.places, strict=True))
+    labels = [label_of(record, label_column, place) for record, place in located]
+    classes = [
+        _class_of(label, item, name, task, place)
+        for label, item, place in zip(labels, inputs, sheet.places, strict=True)
+    ]
+    codes = [language if language_column is None else _code(*row, language_column) for row in located]
+    kept = without_repeats(inputs, labels)
+    if len(kept) < len(inputs):
+        repeats = render.count(len(inputs) - len(kept), "row")
+        render.note(f"note: {repeats} left out that repeat text and label of another")
+    if task.kind == "multiple_choice" and len({vectors_of(inputs[index]) for index in kept}) > 1:
+        raise DataError("the texts have different numbers of choices; calibrate with texts that have as many each")
+    return _Rows(
+        [inputs[index] for index in kept],
+        np.array([classes[index] for index in kept]),
+        [codes[index] for index in kept],
+    )
+
+
+def _class_of(label: str, item: Input, name: str, task: Task, place: str) -> int:
+    """The number of a label in the task's order."""
+    known = task.labels or tuple(map(str, range(vectors_of(item))))
+    if label not in known:
+        raise DataError(f"{place} has the label {label!r}, but task {name!r} has {', '.join(known)}; correct it")
+    return known.index(label)
+
+
+def _code(record: Mapping[str, Any], place: str, column: str) -> str | None:
+    if column not in record:
+        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
+    code = record[column]
+    if code is None or code == "":
+        return None
+    if not isinstance(code, str) or not code.strip() or len(code) > 64 or has_control_characters(code):
+        raise DataError(f"{place} has the language {code!r}, expected a code such as deu_Latn; correct or empty it")
+    return code.strip()
+
+
+def _logits(bundle: Bundle, name: str, rows: _Rows, threads: int | None) -> NDArray[np.float64]:
+    """The head's logits of each text, (texts, labels)."""
+    with render.busy("loading the model"):
+        from mtllm_edge.embedder import Embedder
+
+        head = Head.load(bundle.path, bundle.manifest.tasks[name])
+        embedder = Embedder.load(bundle, threads=threads)
+    with embedder:
+        texts = _encoded(embedder, rows)
+        with render.counting(len(texts)) as progress:
+            pooled_VE = embedder.pool(texts, task=name, progress=progress)
+    truncated, limit = sum(text.truncated for text in texts), bundle.manifest.encoder.max_tokens
+    if truncated:
+        render.note(f"note: {render.count(truncated, 'text')} longer than {limit} tokens lost the end")
+    logits_VC = head.logits(pooled_VE)
+    return logits_VC.reshape(len(texts), -1) if head.kind == "multiple_choice" else logits_VC
+
+
+def _encoded(embedder: Embedder, rows: _Rows) -> list[Encoded]:
+    """The texts as the encoder reads them, each told its language where the encoder takes one."""
+    takes = embedder.bundle.manifest.encoder.needs_language
+    places: dict[str | None, list[int]] = {}
+    for place, code in enumerate(rows.codes):
+        places.setdefault(code if takes else None, []).append(place)
+    encoded: dict[int, Encoded] = {}
+    for code, some in places.items():
+        read = embedder.encode([rows.inputs[place] for place in some], language=code)
+        encoded |= zip(some, read, strict=True)
+    return [encoded[place] for place in range(len(rows.inputs))]
