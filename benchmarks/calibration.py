@@ -1,0 +1,325 @@
+"""What calibration brings to the reference model: `python benchmarks/calibration.py DATA`.
+
+Topic: the development set of SIB-200 in all its languages; temperatures are fitted on half of its sentences and judged
+on the other half, in the same languages. Sentiment: fitted on the validation set of NusaX, judged on its test set, in
+half of the languages. Writes `calibration.json`, `calibration.md` and `calibration.png`, and with --parts temperatures
+that were fitted on all of the two sets into the shipped parts. The last line of output is the JSON of all languages
+together. Needs the extra `[bench]`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import msgspec
+import numpy as np
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from mtllm_edge import render
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.calibration import (
+    BINS,
+    Temperatures,
+    calibration_error,
+    fit_temperatures,
+    log_loss,
+    measured,
+    reliability,
+    temperatures_of,
+)
+from mtllm_edge.embedder import Embedder
+from mtllm_edge.heads import Head, softmax
+from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+
+HERE = Path(__file__).parent
+WAYS = ("before", "task", "language")
+"""Temperature 1; one for the task; one for each language."""
+WORDS = {"before": "before", "task": "one temperature", "language": "one for each language"}
+_PATH = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled texts in several languages, with the head's logits."""
+
+    languages: list[str]
+    classes_N: NDArray[np.int64]
+    logits_NC: NDArray[np.float64]
+
+    def part(self, keep_N: NDArray[np.bool_]) -> Texts:
+        """Some of them."""
+        languages = [code for code, keep in zip(self.languages, keep_N, strict=True) if keep]
+        return Texts(languages, self.classes_N[keep_N], self.logits_NC[keep_N])
+
+
+class Error(msgspec.Struct, frozen=True):
+    """Of the same texts, in the three ways."""
+
+    texts: int
+    accuracy: float
+    calibration_error: dict[str, float]
+    log_loss: dict[str, float]
+
+
+class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one task."""
+
+    fitted_on: str
+    judged_on: str
+    temperature: float
+    temperatures: dict[str, float]
+    """Of the languages that were fitted."""
+    pooled: Error
+    """All texts together."""
+    mean_of_languages: dict[str, float]
+    """Mean over languages of their calibration errors, which are of few texts and so too large."""
+    gap_of_languages: dict[str, float]
+    """Mean over languages of the distance of mean confidence and accuracy."""
+    per_language: dict[str, Error]
+    diagram: dict[str, list[tuple[float, float, float]]]
+    """Share of the texts, confidence and accuracy in each bin."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written."""
+
+    bundle: str
+    encoder: str
+    llm: str
+    bins: int
+    tasks: dict[str, TaskResult]
+
+
+@click.command()
+@click.argument("data", type=_PATH)
+@click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="`make demo` makes the default.")
+@click.option("--logits", type=_PATH, help="Folder that keeps the logits, for another run with the same bundle.")
+@click.option("--parts", type=_PATH, help="Shipped parts to write the temperatures into.")
+@click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
+def main(*, data: Path, bundle: Path, logits: Path | None, parts: Path | None, out: Path) -> None:
+    """Measure, and write calibration.json, .md and .png."""
+    opened = Bundle.open(bundle)
+    sib, nusax = data / "eval" / "sib200.parquet", data / "eval" / "nusax_sentiment.parquet"
+    topics, sentences = read(opened, sib, "topic", "dev", "category", logits)
+    first_N = np.isin(sentences, halves(sentences)[0])
+    valid, _ = read(opened, nusax, "sentiment", "valid", "label", logits)
+    test, _ = read(opened, nusax, "sentiment", "test", "label", logits)
+    tasks = {
+        "topic": judge(
+            topics.part(first_N), topics.part(~first_N), "half of the sentences of SIB-200 dev", "the other half"
+        ),
+        "sentiment": judge(valid, test, "NusaX valid", "NusaX test"),
+    }
+    manifest = opened.manifest
+    result = Result(
+        bundle=manifest.name,
+        encoder=manifest.encoder.quantization,
+        llm=manifest.llm.quantization,
+        bins=BINS,
+        tasks=tasks,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    text = msgspec.json.format(msgspec.json.encode(rounded(result)), indent=1).decode()
+    (out / "calibration.json").write_text(text + "\n", encoding="utf-8")
+    (out / "calibration.md").write_text(markdown(result), encoding="utf-8")
+    save_diagram(result, out / "calibration.png")
+    if parts is not None:
+        write_parts(parts, {"topic": topics, "sentiment": valid})
+    click.echo(msgspec.json.encode({name: task.pooled for name, task in tasks.items()}).decode())
+
+
+def read(
+    bundle: Bundle, path: Path, task: str, split: str, label_column: str, kept: Path | None
+) -> tuple[Texts, NDArray[np.int64]]:
+    """The texts of a split with their logits, and the number of each one's sentence."""
+    rows = pyarrow.parquet.read_table(path, filters=[("split", "=", split)]).to_pylist()
+    head = Head.load(bundle.path, bundle.manifest.tasks[task])
+    saved = None if kept is None else kept / f"{task}-{split}.npy"
+    if saved is not None and saved.is_file():
+        logits_NC = np.load(saved)
+    else:
+        with Embedder.load(bundle) as embedder, render.counting(len(rows)) as progress:
+            logits_NC = head.logits(embedder.embed([row["text"] for row in rows], progress=progress))
+        if saved is not None:
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            np.save(saved, logits_NC)
+    classes_N = np.array([head.labels.index(row[label_column]) for row in rows])
+    sentences_N = np.array([row.get("index_id", number) for number, row in enumerate(rows)])
+    return Texts([row["lang"] for row in rows], classes_N, logits_NC), sentences_N
+
+
+def halves(sentences_N: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Sentences in two halves, each with its translations: none is fitted on in one language and judged in another."""
+    numbers = sorted(set(sentences_N.tolist()))
+    random.Random(0).shuffle(numbers)
+    middle = (len(numbers) + 1) // 2
+    return numbers[:middle], numbers[middle:]
+
+
+def judge(fit: Texts, test: Texts, fitted_on: str, judged_on: str) -> TaskResult:
+    """Fit temperatures to one set, and measure the errors on the other."""
+    fitted = fit_temperatures(fit.logits_NC, fit.classes_N, fit.languages, sorted(set(fit.languages)))
+    temperatures = {
+        "before": np.ones(len(test.languages)),
+        "task": temperatures_of(Temperatures(fitted.temperature, {}), test.languages),
+        "language": temperatures_of(fitted, test.languages),
+    }
+    probabilities = {way: softmax(test.logits_NC / found_N[:, None]) for way, found_N in temperatures.items()}
+    codes_N = np.array(test.languages)
+    masks = {code: codes_N == code for code in sorted(set(test.languages))}
+    per_language = {code: error_of(probabilities, test.classes_N, mask_N) for code, mask_N in masks.items()}
+    return TaskResult(
+        fitted_on=f"{fitted_on}, {len(fit.languages)} texts in {len(set(fit.languages))} languages",
+        judged_on=f"{judged_on}, {len(test.languages)} texts in {len(masks)} languages",
+        temperature=fitted.temperature,
+        temperatures=dict(fitted.temperatures),
+        pooled=error_of(probabilities, test.classes_N, np.ones(len(codes_N), bool)),
+        mean_of_languages={
+            way: float(np.mean([found.calibration_error[way] for found in per_language.values()])) for way in WAYS
+        },
+        gap_of_languages={
+            way: float(np.mean([gap(probabilities[way], test.classes_N, mask_N) for mask_N in masks.values()]))
+            for way in WAYS
+        },
+        per_language=per_language,
+        diagram={way: reliability(probabilities[way], test.classes_N) for way in WAYS},
+    )
+
+
+def error_of(
+    probabilities: dict[str, NDArray[np.float64]], classes_N: NDArray[np.int64], mask_N: NDArray[np.bool_]
+) -> Error:
+    some = {way: found_NC[mask_N] for way, found_NC in probabilities.items()}
+    right_N = some["before"].argmax(axis=1) == classes_N[mask_N]
+    return Error(
+        texts=int(mask_N.sum()),
+        accuracy=float(right_N.mean()),
+        calibration_error={way: calibration_error(found_NC, classes_N[mask_N]) for way, found_NC in some.items()},
+        log_loss={way: log_loss(found_NC, classes_N[mask_N]) for way, found_NC in some.items()},
+    )
+
+
+def gap(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64], mask_N: NDArray[np.bool_]) -> float:
+    """Distance of mean confidence and accuracy."""
+    right_N = probabilities_NC[mask_N].argmax(axis=1) == classes_N[mask_N]
+    return float(abs(probabilities_NC[mask_N].max(axis=1).mean() - right_N.mean()))
+
+
+def write_parts(parts: Path, sets: dict[str, Texts]) -> None:
+    """Put temperatures of whole sets into the manifest of the shipped parts."""
+    path = parts / MANIFEST_NAME
+    manifest = Manifest.from_json(path.read_bytes(), origin=str(path))
+    tasks = dict(manifest.tasks)
+    for name, texts in sets.items():
+        found = fit_temperatures(texts.logits_NC, texts.classes_N, texts.languages, measured(texts.languages))
+        tasks[name] = msgspec.structs.replace(
+            tasks[name], temperature=found.temperature, temperatures=dict(found.temperatures)
+        )
+    path.write_bytes(msgspec.structs.replace(manifest, tasks=tasks).to_json())
+
+
+def rounded(value: object) -> object:
+    """Plain data with four decimals."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value)
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def markdown(result: Result) -> str:
+    """All of it as tables."""
+    lines = [
+        f"# Calibration of {result.bundle}",
+        "",
+        f"Made by `benchmarks/calibration.py`. Encoder {result.encoder}, LLM {result.llm}. ECE: expected calibration",
+        f"error in {result.bins} equally wide bins of confidence. The temperatures have not seen the texts they are",
+        "judged on. The ECE of a language is of few texts and so too large, in all three ways; the gap is the distance",
+        "of its mean confidence from its accuracy.",
+        "",
+    ]
+    for name, task in result.tasks.items():
+        lines += [f"## {name}", "", f"Fitted on {task.fitted_on}; judged on {task.judged_on}.", ""]
+        lines += [f"Temperature {task.temperature:.3f}; of languages {spread(list(task.temperatures.values()))}.", ""]
+        lines += [row("", *(WORDS[way] for way in WAYS)), row("---", "---:", "---:", "---:")]
+        summary = {
+            "ECE, all texts": task.pooled.calibration_error,
+            "log loss, all texts": task.pooled.log_loss,
+            "ECE, mean of languages": task.mean_of_languages,
+            "gap, mean of languages": task.gap_of_languages,
+        }
+        lines += [row(title, *(f"{found[way]:.3f}" for way in WAYS)) for title, found in summary.items()]
+        lines += ["", f"Accuracy {task.pooled.accuracy:.3f}.", ""]
+    for name, task in result.tasks.items():
+        lines += [f"## {name}, every language", ""]
+        lines += [row("language", "texts", "accuracy", "temperature", *(f"ECE, {WORDS[way]}" for way in WAYS))]
+        lines += [row("---", *["---:"] * 6)]
+        for code, found in task.per_language.items():
+            errors = (f"{found.calibration_error[way]:.3f}" for way in WAYS)
+            own = task.temperatures.get(code, task.temperature)
+            lines.append(row(code, found.texts, f"{found.accuracy:.3f}", f"{own:.3f}", *errors))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    low, middle, high = np.percentile(values, [0, 50, 100])
+    return f"{low:.3f} to {high:.3f}, median {middle:.3f}"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def save_diagram(result: Result, path: Path) -> None:
+    """Accuracy over confidence, before and after, and where the texts are."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = {"before": "#a8a8a8", "task": "#e69f00", "language": "#1f5a99"}
+    figure, grid = pyplot.subplots(
+        2,
+        len(result.tasks),
+        figsize=(4.6 * len(result.tasks), 5.6),
+        height_ratios=(3, 1),
+        sharex=True,
+        layout="constrained",
+    )
+    edges = np.arange(result.bins) / result.bins
+    for (above, below), (name, task) in zip(grid.T, result.tasks.items(), strict=True):
+        above.plot([0, 1], [0, 1], color="#333333", linewidth=0.8, linestyle="--")
+        for way in WAYS:
+            filled = [point for point in task.diagram[way] if point[0] > 0.002]  # of fewer texts, chance decides
+            label = f"{WORDS[way]}: ECE {task.pooled.calibration_error[way]:.3f}"
+            above.plot(
+                *zip(*[(sure, right) for _, sure, right in filled], strict=True),
+                marker="o",
+                markersize=3.5,
+                color=colours[way],
+                label=label,
+            )
+            shares = [share for share, _, _ in task.diagram[way]]
+            below.step(np.append(edges, 1), [*shares, shares[-1]], where="post", color=colours[way])
+        above.set(xlim=(0, 1), ylim=(0, 1), title=f"{result.bundle}: {name}")
+        above.legend(loc="upper left", frameon=False, fontsize=8)
+        below.set(xlabel="confidence")
+        for axes in (above, below):
+            axes.grid(color="#e0e0e0", linewidth=0.7)
+            axes.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set_ylabel("accuracy")
+    grid[1, 0].set_ylabel("share of texts")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
