@@ -3,7 +3,8 @@
 Long texts are made of sentences of SIB-200's development set, in one language each. *One topic*: all sentences of a
 topic. *Mixed*: eight sentences of the topic and two of each other one, so that the topic has the most: in any order
 (shuffled), with the topic's own first (early), or last (late). Asked is for the topic; texts that the encoder can take
-are left out. Writes `long_texts.json` and `long_texts.md`; the last line of output is the JSON. Needs the extra `[bench]`.
+are left out. Writes `long_texts.json` and `long_texts.md`; the last line of output is the JSON. Needs the extra
+`[bench]`.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ FORMATS: dict[str, tuple[Target, ...]] = {
     "manifest": (
         Target("f32", MANIFEST_NAME, mutators.mutate_json),
         Target("onnx", MANIFEST_NAME, mutators.mutate_json),
+        Target("calibrated", MANIFEST_NAME, mutators.mutate_json),
     ),
 }
 
@@ -198,6 +199,7 @@ def bundles() -> Iterator[dict[str, Path]]:
             "onnx_encoder": make_onnx_encoder_bundle,
             "adapted": _give_adapter,
             "pieces": _give_pieces,
+            "calibrated": _give_confidence,
         }
         for name, make in makers.items():
             made[name] = make(Path(shutil.copytree(folder / "f32", folder / name)))
@@ -213,6 +215,18 @@ def _give_adapter(folder: Path) -> Path:
     parts = Bundle.open(folder).manifest
     task = msgspec.structs.replace(parts.tasks["topic"], adapter=name)
     parts = msgspec.structs.replace(parts, tasks=parts.tasks | {"topic": task}, files=list_files(folder))
+    (folder / MANIFEST_NAME).write_bytes(parts.to_json())
+    return folder
+
+
+def _give_confidence(folder: Path) -> Path:
+    """Let a task of a tiny bundle be calibrated, and abstain."""
+    parts = Bundle.open(folder).manifest
+    own = {"deu_Latn": 0.5, "swh_Latn": 2.0}
+    task = msgspec.structs.replace(
+        parts.tasks["topic"], temperature=1.5, temperatures=own, threshold=0.5, abstain="ask"
+    )
+    parts = msgspec.structs.replace(parts, tasks=parts.tasks | {"topic": task})
     (folder / MANIFEST_NAME).write_bytes(parts.to_json())
     return folder
 
