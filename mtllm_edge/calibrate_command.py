@@ -17,6 +17,7 @@ from mtllm_edge.answer_options import SHARE
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention, temperatures_of
 from mtllm_edge.calibration_report import calibrate as fit_and_judge
+from mtllm_edge.calibration_report import check_number
 from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.fitting import without_repeats
@@ -150,6 +151,7 @@ def _rows(
     if len(kept) < len(inputs):
         repeats = render.count(len(inputs) - len(kept), "row")
         render.note(f"note: {repeats} left out that repeat text and label of another")
+    check_number(len(kept))
     if task.kind == "multiple_choice" and len({vectors_of(inputs[index]) for index in kept}) > 1:
         raise DataError("the texts have different numbers of choices; calibrate with texts that have as many each")
     return _Rows(

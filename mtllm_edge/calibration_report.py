@@ -61,6 +61,16 @@ class CalibrationReport:
     """Accuracy on those, 0 where there are none."""
 
 
+def check_number(texts: int) -> None:
+    """Refuse a sheet that is too small.
+
+    Raises:
+        DataError: It has fewer than `FEWEST_TEXTS` different labelled texts.
+    """
+    if texts < FEWEST_TEXTS:
+        raise DataError(f"there are {texts} different labelled texts; give {FEWEST_TEXTS} or more")
+
+
 def calibrate(
     logits_NC: NDArray[np.float64],
     classes_N: NDArray[np.int64],
@@ -83,8 +93,7 @@ def calibrate(
     Raises:
         DataError: There are too few texts, or no threshold reaches the accuracy.
     """
-    if len(classes_N) < FEWEST_TEXTS:
-        raise DataError(f"there are {len(classes_N)} different labelled texts; give {FEWEST_TEXTS} or more")
+    check_number(len(classes_N))
     codes = measured(languages)
     before_NC, after_NC = softmax(logits_NC / before_N[:, None]), np.empty_like(logits_NC)
     above_N = np.empty(len(classes_N), bool)

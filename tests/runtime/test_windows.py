@@ -71,7 +71,7 @@ def test_an_encoder_of_512_tokens() -> None:
 
 def test_an_encoder_without_special_tokens() -> None:
     windows = split([Encoded([*range(7)], False)], before=0, after=0, max_tokens=4)
-    assert [window.ids for window in windows.encoded] == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+    assert [window.ids for window in windows.encoded] == [[0, 1, 2, 3], [3, 4, 5, 6]]
 
 
 @pytest.mark.parametrize("lean", [False, True])
@@ -155,7 +155,8 @@ def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: 
 
         monkeypatch.setattr(embedder._encoder, "encode", counted)
         done: list[int] = []
-        embedder.embed([f"team {number} " * 80 for number in range(10)], long="pool", progress=done.append)
+        texts = [" ".join(str(number * factor) for factor in range(60)) for number in range(1, 11)]
+        embedder.embed(texts, long="pool", progress=done.append)
     assert sum(map(len, calls)) >= 30
     assert len(calls) < 10
     assert sum(done) == 10
@@ -168,9 +169,9 @@ def test_embed_warns_only_of_what_was_cut(embedder: Embedder) -> None:
         embedder.embed([LONG])
 
 
-def test_a_hundred_thousand_characters(classifier: Classifier) -> None:
-    (prediction,) = classifier.classify(["хороший отель " * 7200], long="vote")
-    assert prediction.windows > 1000
+def test_ten_thousand_characters(classifier: Classifier) -> None:
+    (prediction,) = classifier.classify(["хороший отель " * 720], long="vote")
+    assert prediction.windows > 100
     assert not prediction.truncated
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
 
