@@ -34,6 +34,8 @@ class Prediction:
     """Tokens that the encoder read, the special ones included."""
     truncated: bool
     """Whether the text was longer than the encoder takes and lost its end; of several texts, the longest did."""
+    language: str | None = None
+    """Code of the language that the text was read as, given or identified; None where nothing was said of it."""
 
     @property
     def confidence(self) -> float:
@@ -128,7 +130,7 @@ class Classifier:
         texts: Sequence[Input],
         *,
         task: str | None = None,
-        language: str | None = None,
+        language: str | Sequence[str | None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Prediction]:
         """Classify texts.
@@ -137,15 +139,19 @@ class Classifier:
             texts: The texts, in any languages that the encoder knows: strings, or what else the task reads, tuples
                 ``(text, text_pair)`` or ``(text, [choice, choice, ...])``.
             task: Another task of the bundle than the one chosen in `load`.
-            language: Code of the language of all texts, for encoders that must be told.
+            language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
+                Encoders with language tokens must be told; for others it is noted in `Prediction.language`.
             progress: Called after every batch with the number of texts in it.
 
         Returns:
             A prediction for every text, in their order; a cut text says so in `Prediction.truncated`.
 
+        Warns:
+            LanguageWarning: Some texts are read as another language than their own.
+
         Raises:
             DataError: A text is empty or not a string, or not of the task's kind.
-            UsageError: The task is unknown, or the language missing, unknown, or not wanted.
+            UsageError: The task is unknown, or the language missing or unknown.
             EngineError: An engine failed.
         """
         head = self._head(task)
@@ -170,7 +176,7 @@ class Classifier:
         Args:
             texts: The texts, or pairs ``(text, text_pair)``.
             labels: The label of each, a word; two different texts or more of every label.
-            language: Code of the language of all texts, for encoders that must be told.
+            language: Code or name of the language of all texts, or ``auto``, for encoders that must be told.
 
         Returns:
             The classifier itself, whose `task` is the fitted one now.
@@ -200,11 +206,15 @@ class Classifier:
         self._task, self._report = None, report
         return self
 
-    def predict(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.str_]:
+    def predict(
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None
+    ) -> NDArray[np.str_]:
         """The most probable label of each text, (texts,); arguments and errors as for `classify`."""
         return np.array([prediction.label for prediction in self.classify(texts, language=language)], dtype=np.str_)
 
-    def predict_proba(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.float64]:
+    def predict_proba(
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None
+    ) -> NDArray[np.float64]:
         """Probability of every label, (texts, labels) in the order of `classes_`; arguments as for `classify`.
 
         Raises:
@@ -271,4 +281,5 @@ def _prediction(text: Encoded, labels: Sequence[str], probabilities_C: NDArray[n
         probabilities=dict(zip(labels, probabilities_C.tolist(), strict=True)),
         tokens=len(text.ids),
         truncated=text.truncated,
+        language=text.language,
     )

@@ -17,11 +17,12 @@ import click
 import msgspec
 
 from mtllm_edge import doctor as checkup
-from mtllm_edge import outputs, render
+from mtllm_edge import language_options, outputs, render
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.kinds import Input, parts_of
+from mtllm_edge.language_options import LanguageTally, RowLanguages
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 from mtllm_edge.trial import try_bundle
@@ -52,7 +53,8 @@ _force = click.option("--force", is_flag=True, help="Replace the --output file i
 def _reading_options(command: _Command) -> _Command:
     """What classify and embed share on how to read the texts, in the order of `--help`."""
     options: list[Callable[[_Command], _Command]] = [
-        click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told."),
+        language_options.lang,
+        language_options.language_column,
         click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
         click.option(
@@ -64,6 +66,7 @@ def _reading_options(command: _Command) -> _Command:
             help="Form of the LLM, in a bundle that has several; auto takes the faster one here.",
         ),
     ]
+    command = language_options.notes_on_languages(command)
     for option in reversed(options):
         command = option(command)
     return command
@@ -96,6 +99,7 @@ def classify(
     *,
     task: str | None,
     language: str | None,
+    language_column: str | None,
     text_column: str | None,
     pair_column: str | None,
     choices_columns: tuple[str, ...],
@@ -108,13 +112,15 @@ def classify(
     """Classify texts in many languages.
 
     csv and jsonl results keep the input's columns and add label, confidence, and truncated: whether the text was longer
-    than the model takes and lost its end. jsonl also has the probability of every label. Where the input has a column
+    than the model takes and lost its end. jsonl also has the probability of every label. Where languages are given or
+    identified, results say them, and a table at the end tells what was found in each. Where the input has a column
     of that name already, the new one is called predicted_label and so on.
     """
     form = form or _form_of(output, {".csv": "csv", ".jsonl": "jsonl"}, ("table", "csv"))
     sheet = _read(texts, text_column)
     opened = Bundle.open(bundle)
     inputs = _inputs(sheet, opened, task, Columns(pair_column, choices_columns))
+    languages = _languages(sheet, opened, language, language_column)
     with _destination(output, force=force) as file:
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
@@ -122,15 +128,18 @@ def classify(
             classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
         with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
-            predictions = classifier.classify(inputs, language=language, progress=progress)
+            predictions = classifier.classify(inputs, language=languages, progress=progress)
             seconds = time.perf_counter() - started
         if form == "table":
             table = render.predictions_table([" | ".join(parts_of(item)) for item in inputs], predictions)
             render.show(table) if output is None else file.write(render.to_bytes(table))
         else:
             _write_predictions(file, sheet, predictions, form)
+    tally = LanguageTally()
+    for prediction in predictions:
+        tally.add(prediction.language, prediction.label, prediction.confidence)
     truncated = sum(prediction.truncated for prediction in predictions)
-    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens)
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, tally)
 
 
 def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) -> list[Input]:
@@ -139,8 +148,18 @@ def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) ->
     return inputs_of(sheet, kind, columns)
 
 
+def _languages(sheet: Sheet, bundle: Bundle, language: str | None, column: str | None) -> list[str | None] | None:
+    """The language of each text; None where nothing is said of them."""
+    languages = RowLanguages(bundle.manifest, language, column)
+    if not languages.asked:
+        return None
+    return [languages.of(record, place) for record, place in zip(sheet.records, sheet.places, strict=True)]
+
+
 def _write_predictions(file: BinaryIO, sheet: Sheet, predictions: list[Prediction], form: str) -> None:
     wanted = ["label", "confidence", "truncated"] + (["probabilities"] if form == "jsonl" else [])
+    told = any(prediction.language is not None for prediction in predictions)
+    wanted += ["language"] if told else []
     names = _free_names(sheet, wanted)
     records = (
         record
@@ -150,6 +169,7 @@ def _write_predictions(file: BinaryIO, sheet: Sheet, predictions: list[Predictio
             names["truncated"]: prediction.truncated,
         }
         | ({names["probabilities"]: _rounded(prediction.probabilities)} if form == "jsonl" else {})
+        | ({names["language"]: prediction.language} if told else {})
         for record, prediction in zip(sheet.records, predictions, strict=True)
     )
     if form == "jsonl":
@@ -173,6 +193,7 @@ def embed(
     bundle: Path,
     *,
     language: str | None,
+    language_column: str | None,
     text_column: str | None,
     threads: int | None,
     llm_backend: LlmBackend | None,
@@ -187,6 +208,7 @@ def embed(
     form = _form_of(output, {".npy": "npy", ".jsonl": "jsonl"}, ("jsonl", "jsonl"))
     sheet = _read(texts, text_column)
     opened = Bundle.open(bundle)
+    languages = _languages(sheet, opened, language, language_column)
     with _destination(output, force=force) as file:
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
@@ -194,23 +216,29 @@ def embed(
             embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
         with embedder, render.counting(len(sheet.texts)) as progress:
             started = time.perf_counter()
-            encoded = embedder.encode(sheet.texts, language=language)
+            encoded = embedder.encode(sheet.texts, language=languages)
             pooled_ND = embedder.pool(encoded, progress=progress)
             seconds = time.perf_counter() - started
         if form == "npy":
             outputs.write_npy(file, pooled_ND)
         else:
-            names = _free_names(sheet, ["embedding", "truncated"])
+            told = languages is not None
+            names = _free_names(sheet, ["embedding", "truncated"] + (["language"] if told else []))
             outputs.write_jsonl(
                 file,
                 # 9 significant digits give every float32 back exactly
                 (
                     record
                     | {names["embedding"]: [float(f"{x:.9g}") for x in pooled_D], names["truncated"]: text.truncated}
+                    | ({names["language"]: text.language} if told else {})
                     for record, pooled_D, text in zip(sheet.records, pooled_ND, encoded, strict=True)
                 ),
             )
-    _summarise(sheet, seconds, sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens)
+    tally = LanguageTally()
+    for text in encoded:
+        tally.add(text.language)
+    truncated = sum(text.truncated for text in encoded)
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, tally)
 
 
 @click.command()
@@ -324,10 +352,12 @@ def _free_names(sheet: Sheet, wanted: list[str]) -> dict[str, str]:
     return names
 
 
-def _summarise(sheet: Sheet, seconds: float, truncated: int, max_tokens: int) -> None:
+def _summarise(sheet: Sheet, seconds: float, truncated: int, max_tokens: int, tally: LanguageTally) -> None:
     if sheet.skipped:
         render.note(f"note: {render.count(sheet.skipped, 'blank line')} left out")
     if truncated:
         render.note(f"note: {render.count(truncated, 'text')} longer than {max_tokens} tokens lost the end")
+    if len(tally.texts) > 1:
+        render.tell(render.languages_table(tally))
     rate = len(sheet.texts) / max(seconds, 1e-9)
     render.note(f"{render.count(len(sheet.texts), 'text')} in {seconds:.1f} s, {rate:.1f} texts/s")

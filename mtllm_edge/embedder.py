@@ -99,14 +99,15 @@ class Embedder:
         self,
         texts: Sequence[str],
         *,
-        language: str | None = None,
+        language: str | Sequence[str | None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Vectors of texts.
 
         Args:
             texts: The texts, in any languages that the encoder knows.
-            language: Code of the language of all of them, for encoders that must be told.
+            language: Code or name of the language of all of them, or one for each; ``auto`` identifies it (extra
+                [lang]). Encoders with language tokens must be told.
             progress: Called after every batch with the number of texts in it.
 
         Returns:
@@ -114,10 +115,11 @@ class Embedder:
 
         Warns:
             TruncationWarning: Some texts were cut.
+            LanguageWarning: Some are read as another language than their own.
 
         Raises:
             DataError: A text is empty or not a string.
-            UsageError: The language is missing, unknown, or not wanted.
+            UsageError: The language is missing or unknown.
             EngineError: An engine failed.
         """
         encoded = self.encode(texts, language=language)
@@ -125,10 +127,10 @@ class Embedder:
         warn_of_cuts(encoded, self.bundle.manifest.encoder.max_tokens)
         return self.pool(encoded, progress=progress)
 
-    def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
+    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoded]:
         """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.kinds`).
 
-        Each result says whether its text was cut. Arguments and errors as for `embed`.
+        Each result says whether its text was cut, and what language it is read as. Arguments and errors as for `embed`.
         """
         self._check_process()
         return self._tokenizer.encode(texts, language=language)

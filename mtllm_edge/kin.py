@@ -41,11 +41,10 @@ kk kaa nog ky
 tt ba sty
 uz ug
 kv koi udm
-mhr mrj
 ce inh
 mn bua bxr xal
 ku ckb sdh lki
-hi awa bho mag hne mai bgc raj mwr bns bra kfy gbm dgo
+hi awa bho mag hne mai bgc raj mwr bns bra kfy gbm doi
 ne dty
 mr kok gom
 bn as syl rhg ctg

@@ -28,7 +28,11 @@ _CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 _CLARIFIED = re.compile(r"([^(,]+)[(,]\s*([^()]+?)\s*\)?")
 _OWN_CODES = {"ns": "nso"}
 """M2M100's, where it is nobody else's."""
+_TITLES = {"ajp": "South Levantine Arabic", "prs": "Dari", "twi": "Twi"}
+"""Of languages that CLDR has under another code, and FLORES-200 beside it."""
 _NO_LANGUAGES = ("und", "mis", "mul", "zxx")
+_LONGEST_NAME = 80
+"""Characters, in messages."""
 _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", "Aran": "Arab"}
 
 _SAME = 2
@@ -87,13 +91,17 @@ class _Meant:
                 tag = f"{language}-{script or territory}"
         if tag is None:
             return None
-        found = Language.get(tag)
-        return cls(found, found.to_alpha3())
+        return cls(Language.get(tag), Language.get(tag, normalize=False).to_alpha3())
 
     @property
     def language(self) -> str:
         """CLDR's code of it, which for the foremost language of a macrolanguage is that one's."""
         return self.tag.prefer_macrolanguage().language or "und"
+
+    @property
+    def macrolanguage(self) -> str | None:
+        """The one that it is counted among."""
+        return MACROLANGUAGES.get(self.alpha3) or MACROLANGUAGES.get(self.language)
 
     @property
     def script(self) -> str:
@@ -109,7 +117,7 @@ class _Meant:
     @property
     def title(self) -> str:
         """Its English name."""
-        return self.tag.display_name("en")
+        return _TITLES.get(self.alpha3) or self.tag.display_name("en")
 
     def code(self) -> str:
         """Its language and script as FLORES-200 writes them."""
@@ -123,7 +131,7 @@ class _Meant:
             return 1
         one, two = (self.language, "", ""), (other.language, "", "")
         near = min(tuple_distance_cached(one, two), tuple_distance_cached(two, one))
-        mine, its = MACROLANGUAGES.get(self.alpha3), MACROLANGUAGES.get(other.alpha3)
+        mine, its = self.macrolanguage, other.macrolanguage
         if its == self.language:
             return min(near, _SAME)
         if near <= _CLOSE:
@@ -171,7 +179,8 @@ class Languages:
             return Match(exact)
         meant = _Meant.parse(name)
         if meant is None:
-            raise UsageError(f"unknown language {name!r}; {self._hint(name)}")
+            shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+            raise UsageError(f"unknown language {shown!r}; {self._hint(shown)}")
         nearest = min(self._distances(meant), default=None)
         if nearest is not None and nearest[0] <= _SAME:
             return Match(self._codes[nearest[2]])
@@ -225,7 +234,7 @@ def _known(code: str) -> _Meant | None:
 
 
 def _both(title: str, code: str) -> str:
-    return title if title == code else f"{title} ({code})"
+    return title if fold(title) == fold(code) else f"{title} ({code})"
 
 
 def _by_name(kind: str, name: str) -> str | None:

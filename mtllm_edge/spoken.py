@@ -70,6 +70,8 @@ class Spoken:
         """The codes of all languages that are named."""
         firsts: dict[str, int] = {}
         for place, name in enumerate(asked):
+            if name is not None and not isinstance(name, str):
+                raise UsageError(f"text {place}: its language has the type {type(name).__name__}, expected str")
             if name is not None:
                 firsts.setdefault(name, place)
         codes, notes = {}, []
@@ -94,7 +96,7 @@ class Spoken:
             return []
         from mtllm_edge.identification import identify  # py3langid is an extra
 
-        default = self._languages.find(_ENGLISH).code if self._needed else UNKNOWN
+        default = self._default()
         codes, notes = [], []
         for tag in identify([" ".join(parts_of(text)) for text in texts]):
             try:
@@ -104,8 +106,24 @@ class Spoken:
                 notes.append(f"the encoder knows nothing near to the language {tag}; {default} is used")
             codes.append(default if match is None else match.code)
             notes.append(None if match is None else match.note)
+            if tag is None and self._needed:
+                notes.append(f"texts in which no language can be told are read as {default}")
         warn(notes)
         return codes
+
+    def _default(self) -> str:
+        """What a text is read as whose language nobody can tell: English, where the encoder knows it."""
+        if not self._needed:
+            return UNKNOWN
+        try:
+            return self._languages.find(_ENGLISH).code
+        except UsageError:
+            return self._codes[0]
+
+
+def is_auto(name: str) -> bool:
+    """Whether this stands for a language that is to be identified."""
+    return name.strip().casefold() == AUTO
 
 
 def _which(asked: Sequence[str | None], language: object) -> str:

@@ -135,8 +135,8 @@ NEAREST = {
     "kok": ("mar_Deva", "mr_IN", "mr"),
     "yue-Hant": ("yue_Hant", "zh_CN", "zh"),
     "nno": ("nno_Latn", None, "no"),
-    "mhr": (None, None, None),
-    "navajo": (None, None, None),
+    "Chuvash": (None, None, None),
+    "Navajo": (None, None, None),
 }
 
 
@@ -179,7 +179,7 @@ def test_an_encoder_that_needs_no_language_is_told_any() -> None:
     ],
 )
 def test_names_of_no_language(name: str, hint: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"unknown language {name!r}")) as caught:
+    with pytest.raises(UsageError, match=re.escape(f"unknown language {name[:80]!r}"[:-1])) as caught:
         STYLES["nllb"].find(name)
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
