@@ -34,7 +34,8 @@ fi krl olo vep fkv fit izh vot
 et vro liv
 ga gd gv
 br kw
-el pnt tsd cpg
+el pnt tsd cpg grc
+he hbo
 hy hyw
 tr gag crh az
 kk kaa nog ky

@@ -156,7 +156,7 @@ class LanguageTally:
         self.texts[language] += 1
         if label is not None:
             self.labels[language][label] += 1
-            self._confidence[language] += confidence  # type: ignore[assignment]
+            self._confidence[language] += confidence
 
     def mean_confidence(self, *languages: str) -> float:
         """Mean over the texts of some languages."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from langcodes import Language
 from langcodes.data_dicts import MACROLANGUAGES
@@ -32,7 +33,7 @@ _TITLES = {"ajp": "South Levantine Arabic", "prs": "Dari", "twi": "Twi"}
 """Of languages that CLDR has under another code, and FLORES-200 beside it."""
 _NO_LANGUAGES = ("und", "mis", "mul", "zxx")
 _LONGEST_NAME = 80
-"""Characters, in messages."""
+"""Characters; the registry's longest have 70."""
 _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", "Aran": "Arab"}
 
 _SAME = 2
@@ -66,6 +67,8 @@ class _Meant:
     @classmethod
     def parse(cls, name: str) -> _Meant | None:
         """Read a code of any style, or an English name; None where it is neither."""
+        if len(name) > _LONGEST_NAME:
+            return None
         tag = fold(name).removesuffix("-xx")  # mBART's, where no country is
         if not _CODE.fullmatch(tag):
             return cls.named(name)
@@ -116,8 +119,9 @@ class _Meant:
 
     @property
     def title(self) -> str:
-        """Its English name."""
-        return _TITLES.get(self.alpha3) or self.tag.display_name("en")
+        """Its English name, without the territory."""
+        plain = Language.make(language=self.tag.language, script=self.tag.script)
+        return _TITLES.get(self.alpha3) or plain.display_name("en")
 
     def code(self) -> str:
         """Its language and script as FLORES-200 writes them."""
@@ -208,10 +212,10 @@ class Languages:
             if distance <= _FARTHEST:
                 yield distance, int(meant.territory != known.territory), place
 
-    def _hint(self, name: str) -> str:
-        titles = {fold(title): f"{title} ({code})" for code, title in self.titles().items()}
-        words = {fold(code): code for code in self._codes} | titles
-        near = difflib.get_close_matches(fold(name), words, n=3, cutoff=0.6)
+    def _hint(self, wrong: str) -> str:
+        words = {fold(code): code for code in self._codes}
+        words |= {fold(name): f"{name} ({code})" for code, name in self.titles().items()}
+        near = difflib.get_close_matches(fold(wrong), words, n=3, cutoff=0.6)
         if near:
             return f"did you mean {' or '.join(words[word] for word in near)}?"
         return f"known are {some_of(self._codes)}"
@@ -240,9 +244,10 @@ def _both(title: str, code: str) -> str:
 def _by_name(kind: str, name: str) -> str | None:
     """The code of a language, script or territory by one of its English names, as it stands: no prefixes."""
     trie, name = _english(kind), names.normalize_name(name)
-    return names.get_trie_value(trie, name) if name in trie else None
+    code: str | None = names.get_trie_value(trie, name) if name in trie else None
+    return code
 
 
 @cache
-def _english(kind: str) -> names.marisa_trie.BytesTrie:
+def _english(kind: str) -> Any:
     return names.load_trie(names.data_filename(f"trie/en/name_to_{kind}.marisa"))

@@ -74,7 +74,8 @@ class Spoken:
                 raise UsageError(f"text {place}: its language has the type {type(name).__name__}, expected str")
             if name is not None:
                 firsts.setdefault(name, place)
-        codes, notes = {}, []
+        codes: dict[str, str] = {}
+        notes: list[str | None] = []
         for name, place in firsts.items():
             if is_auto(name):
                 continue
@@ -97,7 +98,8 @@ class Spoken:
         from mtllm_edge.identification import identify  # py3langid is an extra
 
         default = self._default()
-        codes, notes = [], []
+        codes: list[str] = []
+        notes: list[str | None] = []
         for tag in identify([" ".join(parts_of(text)) for text in texts]):
             try:
                 match = None if tag is None else self._languages.find(tag)

@@ -155,4 +155,4 @@ def test_the_summary_puts_rare_languages_together() -> None:
     lines = render.to_bytes(render.languages_table(tally)).decode().splitlines()
     assert len(lines) == 2 + 10 + 1
     assert lines[2].split() == ["l00", "20", "0.000", "no", "100%"]
-    assert lines[-1].split() == ["3", "others", "27", "0.547", "no", "67%,", "yes", "33%"]
+    assert lines[-1].split() == ["3", "others", "27", "0.546", "no", "67%,", "yes", "33%"]
