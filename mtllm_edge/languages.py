@@ -33,7 +33,7 @@ _TITLES = {"ajp": "South Levantine Arabic", "prs": "Dari", "twi": "Twi"}
 """Of languages that CLDR has under another code, and FLORES-200 beside it."""
 _NO_LANGUAGES = ("und", "mis", "mul", "zxx")
 _LONGEST_NAME = 80
-"""Characters; the registry's longest have 70."""
+"""Characters; what is longer is no name."""
 _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", "Aran": "Arab"}
 
 _SAME = 2
