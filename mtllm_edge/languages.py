@@ -42,7 +42,7 @@ _CLOSE = 10
 """Distance of CLDR's up to which languages are alike; beyond, it tells of schooling and not of likeness."""
 _KIN = 12
 _OTHER_SCRIPT = 20
-_FARTHEST = 30
+_FARTHEST = 31
 """A close language in its script, or the same or one of its dialects in another; kin in another script is too far."""
 
 
@@ -76,7 +76,7 @@ class _Meant:
         head = _OWN_CODES.get(head, head)
         try:
             found = Language.get(head + dash + rest)
-            if found.language is None or found.language in _NO_LANGUAGES or not found.is_valid():
+            if found.language is None or found.language in _NO_LANGUAGES or found.extlangs or not found.is_valid():
                 return cls.named(name)
             return cls(found, Language.get(head, normalize=False).to_alpha3())
         except (LanguageTagError, LookupError):
@@ -109,8 +109,7 @@ class _Meant:
     @property
     def script(self) -> str:
         """The script that was named, or the likely one."""
-        script = self.tag.maximize().script or "Zzzz"
-        return _SAME_SCRIPT.get(script, script)
+        return _same(self.tag.maximize().script)
 
     @property
     def territory(self) -> str | None:
@@ -120,8 +119,10 @@ class _Meant:
     @property
     def title(self) -> str:
         """Its English name, without the territory."""
-        plain = Language.make(language=self.tag.language, script=self.tag.script)
-        return _TITLES.get(self.alpha3) or plain.display_name("en")
+        language, script = self.tag.language or "und", self.tag.script
+        usual = Language.make(language=language).maximize().script
+        name = _TITLES.get(self.alpha3) or _english_name(language)
+        return name if script is None or _same(script) == _same(usual) else f"{name} ({_english_name(script)})"
 
     def code(self) -> str:
         """Its language and script as FLORES-200 writes them."""
@@ -141,7 +142,7 @@ class _Meant:
         if near <= _CLOSE:
             return near
         if mine is not None and mine in (its, other.language):
-            return _CLOSE
+            return _CLOSE + (mine != other.language)  # better the macrolanguage than another of its languages
         rank = kinship(self.language, other.language)
         return None if rank is None else _KIN + rank
 
@@ -239,6 +240,17 @@ def _known(code: str) -> _Meant | None:
 
 def _both(title: str, code: str) -> str:
     return title if fold(title) == fold(code) else f"{title} ({code})"
+
+
+def _same(script: str | None) -> str:
+    """One name for scripts that are told apart only by some."""
+    return "Zzzz" if script is None else _SAME_SCRIPT.get(script, script)
+
+
+def _english_name(code: str) -> str:
+    """The English name of a language's or a script's code, which is its own where there is none."""
+    name: str = names.code_to_names(code).get("en", code)
+    return name.removesuffix(" (individual language)")
 
 
 def _by_name(kind: str, name: str) -> str | None:

@@ -134,7 +134,7 @@ NEAREST = {
     "nr": ("zul_Latn", "xh_ZA", "zu"),
     "kok": ("mar_Deva", "mr_IN", "mr"),
     "yue-Hant": ("yue_Hant", "zh_CN", "zh"),
-    "nno": ("nno_Latn", None, "no"),
+    "nno": ("nno_Latn", "sv_SE", "no"),
     "Chuvash": (None, None, None),
     "Navajo": (None, None, None),
 }
