@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import click
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge import render
+from mtllm_edge import language_options, render
 from mtllm_edge.answer_options import SHARE
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention, temperatures_of
@@ -21,15 +19,12 @@ from mtllm_edge.calibration_report import check_number
 from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.fitting import without_repeats
-from mtllm_edge.framing import Encoded
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, vectors_of
-from mtllm_edge.manifest import UNSURE, Task, has_control_characters
+from mtllm_edge.language_options import RowLanguages
+from mtllm_edge.manifest import UNSURE, Task
 from mtllm_edge.sheets import Sheet, read_sheet
 from mtllm_edge.tasks import refuse_installed, set_confidence
-
-if TYPE_CHECKING:
-    from mtllm_edge.embedder import Embedder
 
 _PATH = click.Path(path_type=Path)
 _SUFFIXES = (".csv", ".jsonl")
@@ -41,8 +36,8 @@ class _Rows:
 
     inputs: list[Input]
     classes_N: NDArray[np.int64]
-    codes: list[str | None]
-    """The language of each."""
+    languages: list[str | None]
+    """That of each, as it was named."""
 
 
 @click.command()
@@ -59,14 +54,15 @@ class _Rows:
     multiple=True,
     help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
 )
-@click.option("--language-column", metavar="NAME", help="Column of each text's language code; a cell may be empty.")
-@click.option("--language", metavar="CODE", help="Language of all texts, instead of a column.")
+@language_options.lang
+@language_options.language_column
 @click.option("--threshold", type=SHARE, metavar="P", help="Abstain where the confidence is below it; 0 is never.")
 @click.option(
     "--target-accuracy", type=SHARE, metavar="A", help="Find the threshold above which texts are right that often."
 )
 @click.option("--abstain", metavar="LABEL", help=f"The label below the threshold; by default {UNSURE!r}.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
+@language_options.notes_on_languages
 def calibrate(
     bundle: Path,
     files: tuple[str, ...],
@@ -91,20 +87,20 @@ def calibrate(
     """
     if threshold is not None and target_accuracy is not None:
         raise UsageError("--threshold names the threshold and --target-accuracy finds it; give one of them")
-    if language is not None and language_column is not None:
-        raise UsageError("--language and --language-column both name the language; give one of them")
     sheet = _read(files, text_column)
     opened = Bundle.open(bundle)
     refuse_installed(opened)
     name = opened.task_name(task)
     part = opened.manifest.tasks[name]
     limit, _ = abstention(part, threshold if target_accuracy is None else target_accuracy, abstain)
-    rows = _rows(sheet, name, part, Columns(pair_column, choices_columns), label_column, language_column, language)
+    languages = RowLanguages(opened.manifest, language, language_column)
+    rows = _rows(sheet, name, part, Columns(pair_column, choices_columns), label_column, languages)
+    logits_NC, codes = _logits(opened, name, rows, threads)
     report = fit_and_judge(
-        _logits(opened, name, rows, threads),
+        logits_NC,
         rows.classes_N,
-        rows.codes,
-        temperatures_of(part, rows.codes),
+        codes,
+        temperatures_of(part, codes),
         threshold=limit or None,
         target=target_accuracy,
     )
@@ -129,15 +125,7 @@ def _read(files: Sequence[str], text_column: str | None) -> Sheet:
     return read_sheet(files, read_stdin=lambda: b"", text_column=text_column)
 
 
-def _rows(
-    sheet: Sheet,
-    name: str,
-    task: Task,
-    columns: Columns,
-    label_column: str,
-    language_column: str | None,
-    language: str | None,
-) -> _Rows:
+def _rows(sheet: Sheet, name: str, task: Task, columns: Columns, label_column: str, languages: RowLanguages) -> _Rows:
     """The rows of a sheet, without those that repeat another."""
     inputs = inputs_of(sheet, task.kind, columns)
     located = list(zip(sheet.records, sheet.places, strict=True))
@@ -146,7 +134,7 @@ def _rows(
         _class_of(label, item, name, task, place)
         for label, item, place in zip(labels, inputs, sheet.places, strict=True)
     ]
-    codes = [language if language_column is None else _code(*row, language_column) for row in located]
+    spoken = [languages.of(record, place) for record, place in located]
     kept = without_repeats(inputs, labels)
     if len(kept) < len(inputs):
         repeats = render.count(len(inputs) - len(kept), "row")
@@ -157,7 +145,7 @@ def _rows(
     return _Rows(
         [inputs[index] for index in kept],
         np.array([classes[index] for index in kept]),
-        [codes[index] for index in kept],
+        [spoken[index] for index in kept],
     )
 
 
@@ -169,43 +157,22 @@ def _class_of(label: str, item: Input, name: str, task: Task, place: str) -> int
     return known.index(label)
 
 
-def _code(record: Mapping[str, Any], place: str, column: str) -> str | None:
-    if column not in record:
-        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
-    code = record[column]
-    if code is None or code == "":
-        return None
-    if not isinstance(code, str) or not code.strip() or len(code) > 64 or has_control_characters(code):
-        raise DataError(f"{place} has the language {code!r}, expected a code such as deu_Latn; correct or empty it")
-    return code.strip()
-
-
-def _logits(bundle: Bundle, name: str, rows: _Rows, threads: int | None) -> NDArray[np.float64]:
-    """The head's logits of each text, (texts, labels)."""
+def _logits(
+    bundle: Bundle, name: str, rows: _Rows, threads: int | None
+) -> tuple[NDArray[np.float64], list[str | None]]:
+    """The head's logits of each text, (texts, labels), and the codes of their languages."""
     with render.busy("loading the model"):
         from mtllm_edge.embedder import Embedder
 
         head = Head.load(bundle.path, bundle.manifest.tasks[name])
         embedder = Embedder.load(bundle, threads=threads)
     with embedder:
-        texts = _encoded(embedder, rows)
+        texts = embedder.encode(rows.inputs, language=rows.languages)
         with render.counting(len(texts)) as progress:
             pooled_VE = embedder.pool(texts, task=name, progress=progress)
     truncated, limit = sum(text.truncated for text in texts), bundle.manifest.encoder.max_tokens
     if truncated:
         render.note(f"note: {render.count(truncated, 'text')} longer than {limit} tokens lost the end")
     logits_VC = head.logits(pooled_VE)
-    return logits_VC.reshape(len(texts), -1) if head.kind == "multiple_choice" else logits_VC
-
-
-def _encoded(embedder: Embedder, rows: _Rows) -> list[Encoded]:
-    """The texts as the encoder reads them, each told its language where the encoder takes one."""
-    takes = embedder.bundle.manifest.encoder.needs_language
-    places: dict[str | None, list[int]] = {}
-    for place, code in enumerate(rows.codes):
-        places.setdefault(code if takes else None, []).append(place)
-    encoded: dict[int, Encoded] = {}
-    for code, some in places.items():
-        read = embedder.encode([rows.inputs[place] for place in some], language=code)
-        encoded |= zip(some, read, strict=True)
-    return [encoded[place] for place in range(len(rows.inputs))]
+    logits_NC = logits_VC.reshape(len(texts), -1) if head.kind == "multiple_choice" else logits_VC
+    return logits_NC, [text.language for text in texts]

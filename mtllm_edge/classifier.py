@@ -41,6 +41,8 @@ class Prediction:
     """In how many windows the text was read; where it was not cut, several for one longer than the encoder takes."""
     abstained: bool = False
     """Whether the confidence was below the threshold; the probabilities are those of the real labels even so."""
+    language: str | None = None
+    """Code of the language that the text was read as, given or identified; None where nothing was said of it."""
 
     @property
     def confidence(self) -> float:
@@ -135,7 +137,7 @@ class Classifier:
         texts: Sequence[Input],
         *,
         task: str | None = None,
-        language: str | None = None,
+        language: str | Sequence[str | None] | None = None,
         long: Long = "cut",
         threshold: float | None = None,
         abstain: str | None = None,
@@ -147,8 +149,9 @@ class Classifier:
             texts: The texts, in any languages that the encoder knows: strings, or what else the task reads, tuples
                 ``(text, text_pair)`` or ``(text, [choice, choice, ...])``.
             task: Another task of the bundle than the one chosen in `load`.
-            language: Code of the language of all texts, for encoders that must be told, and for tasks that have
-                temperatures of languages.
+            language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
+                Encoders with language tokens must be told; for others it is noted in `Prediction.language`, and picks
+                the temperature where the task has them by language.
             long: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
                 training; ``pool`` and ``vote`` read them in windows and average vectors or probabilities by their
                 tokens. Windows are for single texts alone.
@@ -159,20 +162,23 @@ class Classifier:
         Returns:
             A prediction for every text, in their order; a cut text says so in `Prediction.truncated`.
 
+        Warns:
+            LanguageWarning: Some texts are read as another language than their own.
+
         Raises:
             DataError: A text is empty or not a string, or not of the task's kind.
-            UsageError: The task is unknown, or the language missing, unknown, or not wanted; windows are not for this
-                kind; or the task cannot abstain like that.
+            UsageError: The task is unknown, or the language missing or unknown; windows are not for this kind; or the
+                task cannot abstain like that.
             EngineError: An engine failed.
         """
         head = self._head(task)
         reader = f"task {task or self._task!r}"
         check_long(long, head.kind, reader)
         limit, unsure = abstention(head, threshold, abstain)
-        windows = self._embedder.windows(texts, language=self._told(language, head), long=long)
+        windows = self._embedder.windows(texts, language=language, long=long)
         check_kind(texts, head.kind, reader)
         pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
-        temperatures_N = temperatures_of(head, [language] * len(windows.counts))
+        temperatures_N = temperatures_of(head, [text[0].language for text in windows.texts])
         if head.kind == "multiple_choice":
             rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
         elif long == "vote":
@@ -180,11 +186,6 @@ class Classifier:
         else:
             rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
         return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
-
-    def _told(self, language: str | None, head: Head) -> str | None:
-        """What the encoder is told: a language that it does not take may be there for the temperature alone."""
-        takes = self._embedder.bundle.manifest.encoder.needs_language
-        return language if takes or not head.temperatures else None
 
     def fit(self, texts: Sequence[Input], labels: Sequence[str], *, language: str | None = None) -> Classifier:
         """Learn a task from labelled texts: a calibrated logistic regression on the bundle's vectors.
@@ -195,7 +196,7 @@ class Classifier:
         Args:
             texts: The texts, or pairs ``(text, text_pair)``.
             labels: The label of each, a word; two different texts or more of every label.
-            language: Code of the language of all texts, for encoders that must be told.
+            language: Code or name of the language of all texts, or ``auto``, for encoders that must be told.
 
         Returns:
             The classifier itself, whose `task` is the fitted one now.
@@ -225,12 +226,16 @@ class Classifier:
         self._task, self._report = None, report
         return self
 
-    def predict(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.str_]:
+    def predict(
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None
+    ) -> NDArray[np.str_]:
         """The most probable label of each text, (texts,), never that it abstains; otherwise as `classify`."""
         predictions = self.classify(texts, language=language, threshold=0)
         return np.array([prediction.label for prediction in predictions], dtype=np.str_)
 
-    def predict_proba(self, texts: Sequence[Input], *, language: str | None = None) -> NDArray[np.float64]:
+    def predict_proba(
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None
+    ) -> NDArray[np.float64]:
         """Probability of every label, (texts, labels) in the order of `classes_`; arguments as for `classify`.
 
         Raises:
@@ -317,4 +322,5 @@ def _prediction(
         truncated=windows[0].truncated,
         windows=len(windows),
         abstained=abstained,
+        language=windows[0].language,
     )

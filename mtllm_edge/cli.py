@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import click
 
-from mtllm_edge import __version__, calibrate_command, commands, render, task_commands
+from mtllm_edge import __version__, calibrate_command, commands, language_options, render, task_commands
 from mtllm_edge.errors import MtllmError
 
 _ENTRY_POINTS = "mtllm_edge.commands"
@@ -58,7 +58,7 @@ def cli(ctx: click.Context) -> None:
 
 for _command in (
     *(commands.classify, commands.embed, commands.info, commands.verify, commands.doctor),
-    *(task_commands.fit, calibrate_command.calibrate, task_commands.task, commands.package),
+    *(task_commands.fit, calibrate_command.calibrate, task_commands.task, commands.package, language_options.languages),
 ):
     cli.add_command(_command)
 

@@ -17,13 +17,14 @@ import click
 import msgspec
 
 from mtllm_edge import doctor as checkup
-from mtllm_edge import outputs, render
+from mtllm_edge import language_options, outputs, render
 from mtllm_edge.answer_options import abstaining_options, long_option
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.kinds import Input, parts_of
+from mtllm_edge.language_options import LanguageTally, RowLanguages
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 from mtllm_edge.trial import try_bundle
@@ -55,7 +56,8 @@ _force = click.option("--force", is_flag=True, help="Replace the --output file i
 def _reading_options(command: _Command) -> _Command:
     """What classify and embed share on how to read the texts, in the order of `--help`."""
     options: list[Callable[[_Command], _Command]] = [
-        click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told."),
+        language_options.lang,
+        language_options.language_column,
         click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
         click.option(
@@ -67,6 +69,7 @@ def _reading_options(command: _Command) -> _Command:
             help="Form of the LLM, in a bundle that has several; auto takes the faster one here.",
         ),
     ]
+    command = language_options.notes_on_languages(command)
     for option in reversed(options):
         command = option(command)
     return command
@@ -101,6 +104,7 @@ def classify(
     *,
     task: str | None,
     language: str | None,
+    language_column: str | None,
     text_column: str | None,
     pair_column: str | None,
     choices_columns: tuple[str, ...],
@@ -116,7 +120,8 @@ def classify(
     """Classify texts in many languages.
 
     csv and jsonl results keep the input's columns and add label, confidence, and truncated: whether the text was longer
-    than the model takes and lost its end. jsonl also has the probability of every label. Where the input has a column
+    than the model takes and lost its end. jsonl also has the probability of every label. Where languages are given or
+    identified, results say them, and a table at the end tells what was found in each. Where the input has a column
     of that name already, the new one is called predicted_label and so on. With --long pool or vote there is a column
     windows; where the task may abstain, its label then is 'unsure', and a column abstained says so.
     """
@@ -127,7 +132,9 @@ def classify(
     name = opened.task_name(task)
     part = opened.manifest.tasks[name]
     check_long(long, part.kind, f"task {name!r}")
-    more = ["windows"] * (long != "cut") + ["abstained"] * (abstention(part, threshold, abstain)[0] > 0)
+    languages = _languages(sheet, opened, language, language_column)
+    more = ["language"] * (languages is not None) + ["windows"] * (long != "cut")
+    more += ["abstained"] * (abstention(part, threshold, abstain)[0] > 0)
     with _destination(output, force=force) as file:
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
@@ -136,7 +143,7 @@ def classify(
         with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
             predictions = classifier.classify(
-                inputs, language=language, long=long, threshold=threshold, abstain=abstain, progress=progress
+                inputs, language=languages, long=long, threshold=threshold, abstain=abstain, progress=progress
             )
             seconds = time.perf_counter() - started
         if form == "table":
@@ -149,13 +156,24 @@ def classify(
     unsure = sum(prediction.abstained for prediction in predictions)
     if unsure:
         render.note(f"note: unsure of {render.count(unsure, 'text')}")
-    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, split=split)
+    tally = LanguageTally()
+    for prediction in predictions:
+        tally.add(prediction.language, prediction.label, prediction.confidence)
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, tally, split=split)
 
 
 def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) -> list[Input]:
     """What the task reads, from the columns that its kind needs."""
     kind = bundle.manifest.tasks[bundle.task_name(task)].kind
     return inputs_of(sheet, kind, columns)
+
+
+def _languages(sheet: Sheet, bundle: Bundle, language: str | None, column: str | None) -> list[str | None] | None:
+    """The language of each text; None where nothing is said of them."""
+    languages = RowLanguages(bundle.manifest, language, column)
+    if not languages.asked:
+        return None
+    return [languages.of(record, place) for record, place in zip(sheet.records, sheet.places, strict=True)]
 
 
 def _write_predictions(
@@ -196,6 +214,7 @@ def embed(
     bundle: Path,
     *,
     language: str | None,
+    language_column: str | None,
     text_column: str | None,
     threads: int | None,
     llm_backend: LlmBackend | None,
@@ -211,6 +230,7 @@ def embed(
     form = _form_of(output, {".npy": "npy", ".jsonl": "jsonl"}, ("jsonl", "jsonl"))
     sheet = _read(texts, text_column)
     opened = Bundle.open(bundle)
+    languages = _languages(sheet, opened, language, language_column)
     with _destination(output, force=force) as file:
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
@@ -218,13 +238,13 @@ def embed(
             embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
         with embedder, render.counting(len(sheet.texts)) as progress:
             started = time.perf_counter()
-            windows = embedder.windows(sheet.texts, language=language, long=long)
+            windows = embedder.windows(sheet.texts, language=languages, long=long)
             pooled_ND = windows.mean(embedder.pool(windows.encoded, progress=windows.in_texts(progress)))
             seconds = time.perf_counter() - started
         if form == "npy":
             outputs.write_npy(file, pooled_ND)
         else:
-            more = ["windows"] * (long != "cut")
+            more = ["language"] * (languages is not None) + ["windows"] * (long != "cut")
             names = _free_names(sheet, ["embedding", "truncated", *more])
             outputs.write_jsonl(
                 file,
@@ -232,12 +252,15 @@ def embed(
                 (
                     record
                     | {names["embedding"]: [float(f"{x:.9g}") for x in pooled_D], names["truncated"]: text[0].truncated}
-                    | {names[field]: len(text) for field in more}
+                    | {names[field]: {"language": text[0].language, "windows": len(text)}[field] for field in more}
                     for record, pooled_D, text in zip(sheet.records, pooled_ND, windows.texts, strict=True)
                 ),
             )
     truncated, split = sum(text.truncated for text in windows.encoded), sum(count > 1 for count in windows.counts)
-    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, split=split)
+    tally = LanguageTally()
+    for text in windows.texts:
+        tally.add(text[0].language)
+    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, tally, split=split)
 
 
 @click.command()
@@ -351,12 +374,16 @@ def _free_names(sheet: Sheet, wanted: list[str]) -> dict[str, str]:
     return names
 
 
-def _summarise(sheet: Sheet, seconds: float, truncated: int, max_tokens: int, *, split: int) -> None:
+def _summarise(
+    sheet: Sheet, seconds: float, truncated: int, max_tokens: int, tally: LanguageTally, *, split: int
+) -> None:
     if sheet.skipped:
         render.note(f"note: {render.count(sheet.skipped, 'blank line')} left out")
     if truncated:
         render.note(f"note: {render.count(truncated, 'text')} longer than {max_tokens} tokens lost the end")
     if split:
         render.note(f"note: {render.count(split, 'text')} longer than {max_tokens} tokens read in windows")
+    if len(tally.texts) > 1:
+        render.tell(render.languages_table(tally))
     rate = len(sheet.texts) / max(seconds, 1e-9)
     render.note(f"{render.count(len(sheet.texts), 'text')} in {seconds:.1f} s, {rate:.1f} texts/s")

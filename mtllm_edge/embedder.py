@@ -101,7 +101,7 @@ class Embedder:
         self,
         texts: Sequence[str],
         *,
-        language: str | None = None,
+        language: str | Sequence[str | None] | None = None,
         long: Literal["cut", "pool"] = "cut",
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
@@ -109,7 +109,8 @@ class Embedder:
 
         Args:
             texts: The texts, in any languages that the encoder knows.
-            language: Code of the language of all of them, for encoders that must be told.
+            language: Code or name of the language of all of them, or one for each; ``auto`` identifies it (extra
+                [lang]). Encoders with language tokens must be told.
             long: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
                 training; ``pool`` reads them in windows, whose vectors are averaged by their tokens.
             progress: Called after every batch with the number of texts in it.
@@ -119,10 +120,11 @@ class Embedder:
 
         Warns:
             TruncationWarning: Some texts were cut.
+            LanguageWarning: Some are read as another language than their own.
 
         Raises:
             DataError: A text is empty or not a string.
-            UsageError: The language is missing, unknown, or not wanted, or `long` is neither of the two.
+            UsageError: The language is missing or unknown, or `long` is neither of the two.
             EngineError: An engine failed.
         """
         if long not in ("cut", "pool"):
@@ -132,15 +134,17 @@ class Embedder:
         warn_of_cuts(windows.encoded, self.bundle.manifest.encoder.max_tokens)
         return windows.mean(self.pool(windows.encoded, progress=windows.in_texts(progress)))
 
-    def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
+    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoded]:
         """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.kinds`).
 
-        Each result says whether its text was cut. Arguments and errors as for `embed`.
+        Each result says whether its text was cut, and what language it is read as. Arguments and errors as for `embed`.
         """
         self._check_process()
         return self._tokenizer.encode(texts, language=language)
 
-    def windows(self, texts: Sequence[Input], *, language: str | None = None, long: Long = "cut") -> Windows:
+    def windows(
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None, long: Long = "cut"
+    ) -> Windows:
         """The same in windows, whose `encoded` is for `pool`: one for every text where long ones are cut.
 
         Otherwise no text is cut, and all must be single ones (DataError). Other arguments and errors as for `embed`.

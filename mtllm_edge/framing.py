@@ -20,6 +20,8 @@ class Encoded:
     """Whether it was longer than the model takes; then the longest of its parts lost their ends."""
     spans: Spans = ()
     """Where each choice stands in `ids`; empty where there are none."""
+    language: str | None = None
+    """Code of the language that it is read as; None where nothing was said of it."""
 
     @property
     def vectors(self) -> int:
@@ -35,6 +37,8 @@ class Frame:
     between: Sequence[int]
     """Before every part but the first."""
     suffix: Sequence[int]
+    language: str | None = None
+    """Code of the language that texts in this frame are read as."""
 
     def join(self, parts: Sequence[Sequence[int]], *, choices: bool, max_tokens: int) -> Encoded:
         """Put parts together.
@@ -55,7 +59,7 @@ class Frame:
             ids += self.between
             spans.append((len(ids), len(ids) + length))
             ids += part[:length]
-        return Encoded([*ids, *self.suffix], kept != lengths, tuple(spans) if choices else ())
+        return Encoded([*ids, *self.suffix], kept != lengths, tuple(spans) if choices else (), self.language)
 
     def least(self, parts: int) -> int:
         """Length of the shortest reading of a number of parts: a token of each, and the frame."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,14 +24,22 @@ if TYPE_CHECKING:
     from mtllm_edge.calibration_report import CalibrationReport
     from mtllm_edge.classifier import Prediction
     from mtllm_edge.fitting import FitReport
+    from mtllm_edge.language_options import LanguageTally
 
 _FILE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
+_LANGUAGES_SHOWN = 10
+_LABELS_SHOWN = 4
 
 
 def note(message: str) -> None:
     """Print one line for the person, on stderr."""
     click.echo(plain(message), err=True)
+
+
+def tell(renderable: RenderableType) -> None:
+    """Print something larger than a line for the person, on stderr."""
+    click.echo(to_bytes(renderable).decode(), err=True, nl=False)
 
 
 def plain(text: str) -> str:
@@ -96,6 +105,7 @@ def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -
     """
     any_truncated = any(prediction.truncated for prediction in predictions)
     any_windows = any(prediction.windows > 1 for prediction in predictions)
+    any_language = any(prediction.language is not None for prediction in predictions)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right", no_wrap=True)
@@ -103,6 +113,8 @@ def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -
         table.add_column("truncated", no_wrap=True)
     if any_windows:
         table.add_column("windows", justify="right", no_wrap=True)
+    if any_language:
+        table.add_column("language", no_wrap=True)
     table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
     for text, prediction in zip(texts, predictions, strict=True):
         cells = [one_line(prediction.label), Text(f"{prediction.confidence:.3f}")]
@@ -110,7 +122,34 @@ def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -
             cells.append(Text("yes" if prediction.truncated else ""))
         if any_windows:
             cells.append(Text(f"{prediction.windows:,}"))
+        if any_language:
+            cells.append(one_line(prediction.language or ""))
         table.add_row(*cells, Text(plain(text), no_wrap=True, overflow="ellipsis"))
+    return table
+
+
+def languages_table(tally: LanguageTally) -> Table:
+    """What a job read in each language, the commonest first; the rare ones are put together."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    labelled = bool(tally.labels)
+    table.add_column("language", no_wrap=True)
+    for heading in ("texts", "mean confidence") if labelled else ("texts",):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if labelled:
+        table.add_column("labels", overflow="ellipsis", no_wrap=True)
+    ranked = [language for language, _ in tally.texts.most_common()]
+    groups = [(language, [language]) for language in ranked[:_LANGUAGES_SHOWN]]
+    if rest := ranked[_LANGUAGES_SHOWN:]:
+        groups.append((count(len(rest), "other"), rest))
+    for name, languages in groups:
+        texts = sum(tally.texts[language] for language in languages)
+        cells = [one_line(name), Text(f"{texts:,}")]
+        if labelled:
+            labels = sum((tally.labels[language] for language in languages), Counter[str]())
+            shares = ", ".join(f"{label} {number / texts:.0%}" for label, number in labels.most_common(_LABELS_SHOWN))
+            more = ", ..." if len(labels) > _LABELS_SHOWN else ""
+            cells += [Text(f"{tally.mean_confidence(*languages):.3f}"), one_line(shares + more)]
+        table.add_row(*cells)
     return table
 
 
@@ -257,8 +296,9 @@ def answers(kind: Kind, labels: Sequence[str]) -> str:
 
 def _languages(manifest: Manifest) -> str:
     if not manifest.encoder.needs_language:
-        return "all that the encoder knows; it takes no language code"
-    return f"--language takes one of {len(manifest.languages)}: {', '.join(manifest.languages)}"
+        return "all that the encoder knows; it need not be told which"
+    known = len(manifest.languages)
+    return f"{known}, and --lang must tell which; `mtllm-edge languages` lists them"
 
 
 def _part_size(files: Mapping[str, File], prefix: str) -> str:

@@ -11,7 +11,7 @@ from typing import get_args
 
 import click
 
-from mtllm_edge import render
+from mtllm_edge import language_options, render
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.errors import UsageError
@@ -34,9 +34,10 @@ _SUFFIXES = (".csv", ".jsonl")
 @click.option("--text-column", metavar="NAME", help="Column that holds the text.  [default: text]")
 @click.option("--label-column", metavar="NAME", default=LABEL_COLUMN, show_default=True, help="Column of the label.")
 @click.option("--pair-column", metavar="NAME", help="Column of a pair's second text.  [default: text_pair]")
-@click.option("--language", metavar="CODE", help="Language of all texts, for encoders that must be told.")
+@language_options.lang
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
 @click.option("--force", is_flag=True, help="Replace a task of that name.")
+@language_options.notes_on_languages
 def fit(
     bundle: Path,
     files: tuple[str, ...],

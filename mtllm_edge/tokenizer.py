@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.framing import Encoded, Frame
 from mtllm_edge.kinds import Input, kind_of, name_of_part, parts_of
 from mtllm_edge.sentencepieces import SentencePieces
+from mtllm_edge.spoken import Spoken
 from mtllm_edge.windows import Windows, split
 
 LANGUAGE_PLACEHOLDER = "{language}"
@@ -65,6 +65,7 @@ class Tokenizer:
         if self._room <= 0:
             special = len(self._prefix) + len(self._suffix)
             raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {special} special tokens")
+        self._spoken = Spoken(self._languages, needed=self.needs_language)
 
     @property
     def vocabulary_size(self) -> int:
@@ -81,33 +82,38 @@ class Tokenizer:
         """Codes that `encode` takes; empty where it takes none."""
         return self._languages
 
-    def encode(self, texts: Sequence[Input], *, language: str | None = None, whole: bool = False) -> list[Encoded]:
+    def encode(
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None, whole: bool = False
+    ) -> list[Encoded]:
         """Tokenize texts, pairs, and texts with choices; `mtllm_edge.framing.Frame.join` says what is cut.
 
         Args:
             texts: What to read; white space alone is no text.
-            language: Code of the language of all of them, for encoders that take one.
+            language: Code or name of the language of all of them, or one for each, or ``auto`` (see
+                `mtllm_edge.spoken`). Encoders that take no language are not told it, but the results are.
             whole: Cut nothing, so that results may be longer than the encoder takes (see `mtllm_edge.windows`).
+
+        Warns:
+            LanguageWarning: A text is read as another language than its own.
 
         Raises:
             DataError: A text is empty, is not Unicode, or is no string; there are fewer than two choices, or more than
                 the encoder can read at once. The message gives the index.
-            UsageError: `texts` is a single string, or the language is missing, unknown, or given to an encoder that
-                takes none.
+            UsageError: `texts` is a single string, or the language is missing or unknown, or it must be identified and
+                the extra [lang] is not installed.
         """
         if isinstance(texts, str):
             raise UsageError("the texts came as one string; put it into a list")
         texts = list(texts)
         for index, item in enumerate(texts):
             _check(item, index)
-        if language is not None and not self.needs_language:
-            raise UsageError(f"this encoder takes no language (it was given {language!r}); leave the language out")
-        frame = Frame(self._frame_ids(self._prefix, language), self._between, self._frame_ids(self._suffix, language))
+        codes = self._spoken.read_as(texts, language)
+        frames = {code: self._frame(code) for code in dict.fromkeys(codes)}
         flat = [part for item in texts for part in parts_of(item)]
         readings = iter(self._pieces.encode(flat))
         return [
-            self._join(item, index, [next(readings) for _ in parts_of(item)], frame, whole=whole)
-            for index, item in enumerate(texts)
+            self._join(item, index, [next(readings) for _ in parts_of(item)], frames[code], whole=whole)
+            for index, (item, code) in enumerate(zip(texts, codes, strict=True))
         ]
 
     def windows(self, texts: Sequence[Encoded]) -> Windows:
@@ -138,28 +144,17 @@ class Tokenizer:
         """Longest single text in tokens, without the frame."""
         return self._max_tokens - len(self._prefix) - len(self._suffix)
 
-    def _frame_ids(self, frame: tuple[str, ...], language: str | None) -> list[int]:
-        if any(LANGUAGE_PLACEHOLDER in token for token in frame):
-            language = self._checked(language)
-        return [self._id(token.replace(LANGUAGE_PLACEHOLDER, language or "")) for token in frame]
+    def _frame(self, language: str | None) -> Frame:
+        prefix, suffix = (
+            [self._id(token.replace(LANGUAGE_PLACEHOLDER, language or "")) for token in tokens]
+            for tokens in (self._prefix, self._suffix)
+        )
+        return Frame(prefix, self._between, suffix, language)
 
     def _id(self, token: str) -> int:
         index = self._pieces.id(token)
         assert index is not None, token  # checked when the file was loaded
         return index
-
-    def _checked(self, language: str | None) -> str:
-        if language is None:
-            raise UsageError(f"this encoder must know the language of the texts; name one of {self._some_languages()}")
-        if language not in self._languages:
-            near = difflib.get_close_matches(language, self._languages, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {self._some_languages()}"
-            raise UsageError(f"unknown language {language!r}; {hint}")
-        return language
-
-    def _some_languages(self) -> str:
-        shown = ", ".join(self._languages[:8])
-        return shown if len(self._languages) <= 8 else f"{shown} ... ({len(self._languages)} in all)"
 
 
 @contextmanager

@@ -77,16 +77,18 @@ def make_tiny_bundle(
     tasks: dict[str, tuple[str, ...]] | None = None,
     stride: int = 1,
     kinds: dict[str, Kind] | None = None,
+    languages: tuple[str, ...] = (),
     seed: int = SEED,
 ) -> Path:
     """Write a valid bundle into `folder`, which is made where it does not exist, and return it.
 
-    Tasks are given by their labels, none for multiple choice; `kinds` names those that do not read single texts.
+    Tasks are given by their labels, none for multiple choice; `kinds` names those that do not read single texts. With
+    `languages`, a text begins with the token of its language, as in NLLB.
     """
     tasks = TASKS if tasks is None else tasks
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = write_tokenizer(folder / "tokenizer.json")
+    vocabulary = write_tokenizer(folder / "tokenizer.json", languages)
     write_encoder(folder / "encoder", encoder_weights(rng, len(vocabulary)), vocabulary, encoder_quantization)
     bridge = {"weight": _normal(rng, N_EMBD, stride * D_MODEL), "bias": _normal(rng, N_EMBD) * 0.1}
     safetensors.numpy.save_file(bridge, folder / "bridge.safetensors")
@@ -97,7 +99,7 @@ def make_tiny_bundle(
         safetensors.numpy.save_file(head, folder / "tasks" / name / "head.safetensors")
     (folder / "LICENSES").mkdir()
     (folder / "LICENSES" / "tiny.txt").write_text("Random numbers; no rights reserved.\n", encoding="utf-8")
-    write_manifest(folder, quantization, encoder_quantization, attention, architecture, tasks, stride, kinds)
+    write_manifest(folder, quantization, encoder_quantization, attention, architecture, tasks, stride, kinds, languages)
     return folder
 
 
@@ -110,6 +112,7 @@ def write_manifest(
     tasks: dict[str, tuple[str, ...]] | None = None,
     stride: int = 1,
     kinds: dict[str, Kind] | None = None,
+    languages: tuple[str, ...] = (),
 ) -> None:
     """Write the `bundle.json` that fits the files now in `folder`."""
     tasks = TASKS if tasks is None else tasks
@@ -124,7 +127,7 @@ def write_manifest(
             quantization=encoder_quantization,
             d_model=D_MODEL,
             max_tokens=MAX_TOKENS,
-            prefix_tokens=("<s>",),
+            prefix_tokens=("{language}",) if languages else ("<s>",),
             suffix_tokens=("</s>",),
         ),
         bridge=manifest.Bridge.of_stride(stride),
@@ -142,7 +145,7 @@ def write_manifest(
             )
             for name, labels in tasks.items()
         },
-        languages=(),
+        languages=languages,
         sources=tuple(
             manifest.Source(part=part, name="random numbers", license="CC0-1.0", file=licence)
             for part in ("encoder", "llm", "tokenizer")
@@ -153,17 +156,20 @@ def write_manifest(
     (folder / manifest.MANIFEST_NAME).write_bytes(parts.to_json())
 
 
-def write_tokenizer(path: Path) -> list[str]:
-    """Write a Unigram `tokenizer.json` over the letters of several scripts; returns the vocabulary in id order."""
+def write_tokenizer(path: Path, languages: tuple[str, ...] = ()) -> list[str]:
+    """Write a Unigram `tokenizer.json` over the letters of several scripts; returns the vocabulary in id order.
+
+    The tokens of languages, which have the names of their codes, stand last.
+    """
     pieces = [*SPECIAL, "▁", *WORDS, *dict.fromkeys(SCRIPTS)]
     scores = [0.0] * len(SPECIAL) + [-2.0 if len(piece) > 1 else -6.0 for piece in pieces[len(SPECIAL) :]]
     model = tokenizers.models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=SPECIAL.index("<unk>"))
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = tokenizers.normalizers.NFKC()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens([*SPECIAL, *languages])
     tokenizer.save(str(path))
-    return pieces
+    return [*pieces, *languages]
 
 
 def encoder_weights(rng: np.random.Generator, vocabulary_size: int) -> dict[str, NDArray[np.float32]]:

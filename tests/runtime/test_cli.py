@@ -205,7 +205,7 @@ WRONG_CALLS = {
     "npy is for embed": (["embed", "-b", "B", "-o", "out.csv", "text"], "out.csv should end in .npy or .jsonl"),
     "no task named": (["classify", "-b", "B", "text"], "topic, sentiment"),
     "no such task": (["classify", "-b", "B", "-t", "mood", "text"], "'mood'"),
-    "language not wanted": (["classify", "-b", "B", "-t", "topic", "--language", "deu_Latn", "text"], "deu_Latn"),
+    "no such language": (["classify", "-b", "B", "-t", "topic", "--lang", "Germn", "text"], "did you mean German"),
     "no such file": (["classify", "-b", "B", "-t", "topic", "none.csv"], "none.csv does not exist"),
     "no such column": (["classify", "-b", "B", "-t", "topic", "in.csv"], "in.csv has no column 'text', only 'a', 'b'"),
     "no such folder": (["classify", "-b", "B", "-t", "topic", "x", "-o", "none/out.csv"], "the folder none does not"),

@@ -167,8 +167,13 @@ def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Clas
         (vote,) = own.classify(["the team is good " * 60], language="deu_Latn", long="vote")
         (other,) = own.classify(["the team is good " * 60], long="vote")
         assert vote.confidence > other.confidence
-        with pytest.raises(UsageError, match="takes no language"):
-            own.classify(TEXTS, language="deu_Latn", task="sentiment")
+        found = own.classify(
+            TEXTS, language="de", task="sentiment"
+        )  # another name of it, and no temperature of its own
+        assert {prediction.language for prediction in found} == {"deu_Latn"}
+        assert [prediction.probabilities for prediction in found] == [
+            prediction.probabilities for prediction in own.classify(TEXTS, task="sentiment")
+        ]
 
 
 def test_confidence_goes_into_the_bundle_and_leaves_the_rest(fresh_bundle: Path) -> None:
@@ -270,7 +275,6 @@ def test_thresholds_on_the_command_line(run: Run, fresh_bundle: Path, tmp_path: 
 
 BAD_CALLS: dict[str, tuple[list[str], int, str]] = {
     "both": (["--threshold", "0.5", "--target-accuracy", "0.9"], 2, "give one of them"),
-    "both languages": (["--language", "x", "--language-column", "lang"], 2, "both name the language"),
     "no share": (["--threshold", "2"], 2, "'--threshold'"),
     "nan": (["--threshold", "nan"], 2, "threshold"),
     "no such column": (["--language-column", "code"], 2, "rows.csv row 2 has no column 'code'"),
@@ -309,7 +313,7 @@ def test_too_few_rows_and_bad_codes(run: Run, fresh_bundle: Path) -> None:
     assert "there are 2 different labelled texts; give 20 or more" in result.err
     Path("bad.jsonl").write_text('{"text": "a", "label": "sports", "lang": 7}\n')
     result = run("calibrate", fresh_bundle, "bad.jsonl", "-t", "topic", "--language-column", "lang")
-    assert "bad.jsonl line 1 has the language 7, expected a code" in result.err
+    assert "bad.jsonl line 1, column 'lang', holds 7, expected the code of a language" in result.err
 
 
 def test_windows_and_thresholds_together(classifier: Classifier) -> None:

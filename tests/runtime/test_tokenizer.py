@@ -103,13 +103,34 @@ def test_language_takes_its_place(language_file: Path) -> None:
     assert encoded.ids[0] == raw.token_to_id("swh_Latn")
     with pytest.raises(UsageError, match="must know the language of the texts; name one of deu_Latn, swh_Latn"):
         tokenizer.encode(["timu"])
-    with pytest.raises(UsageError, match="unknown language 'swa_Latn'; did you mean swh_Latn"):
-        tokenizer.encode(["timu"], language="swa_Latn")
+    with pytest.raises(UsageError, match="unknown language 'swahilly'; did you mean Swahili"):
+        tokenizer.encode(["timu"], language="swahilly")
+
+
+def test_a_language_for_each_text(language_file: Path) -> None:
+    tokenizer = Tokenizer(
+        language_file,
+        prefix_tokens=["<s>"],
+        suffix_tokens=["</s>", "{language}"],
+        max_tokens=10,
+        languages=["deu_Latn", "swh_Latn"],
+    )
+    texts = ["timu", "gut", "timu"]
+    mixed_codes = ["swh_Latn", "deu_Latn", "swh_Latn"]
+    mixed = tokenizer.encode(texts, language=["sw", "German", "swh_Latn"])
+    assert [text.language for text in mixed] == mixed_codes
+    alone = [tokenizer.encode([text], language=code)[0] for text, code in zip(texts, mixed_codes, strict=True)]
+    assert mixed == alone
+    assert mixed[0].ids[-1] != mixed[1].ids[-1]
 
 
 def test_language_where_none_is_taken(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="takes no language"):
-        tokenizer.encode(["timu"], language="swh_Latn")
+    """It is noted, and nothing else changes."""
+    (plain,), (told,) = tokenizer.encode(["timu"]), tokenizer.encode(["timu"], language="sw")
+    assert (plain.language, told.language) == (None, "swh_Latn")
+    assert plain.ids == told.ids
+    with pytest.raises(UsageError, match="unknown language 'swahilly'"):
+        tokenizer.encode(["timu"], language="swahilly")
 
 
 def test_tokenizer_of_another_model(file: Path) -> None:
