@@ -169,7 +169,7 @@ def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Clas
         assert vote.confidence > other.confidence
         found = own.classify(
             TEXTS, language="de", task="sentiment"
-        )  # another name of it, and no temperature of its own
+        )
         assert {prediction.language for prediction in found} == {"deu_Latn"}
         assert [prediction.probabilities for prediction in found] == [
             prediction.probabilities for prediction in own.classify(TEXTS, task="sentiment")
