@@ -35,9 +35,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
 _INPUTS_HELP = """TEXTS are texts, or files of texts: .txt with a text per line; .csv, .tsv and .jsonl, these four also
-as .gz and .zst; .parquet and .xlsx (its first sheet); or folders and globs of them. The text is in the column 'text', or
-in the one that --text-column names, or in the only one, or in the one with the longest texts. '-', or nothing at all,
-reads a text per line from a pipe. All is UTF-8; blank lines are left out.
+as .gz and .zst; .parquet and .xlsx (its first sheet); or folders and globs of them. The text is in the column 'text',
+or in the one that --text-column names, or in the only one, or in the one with the longest texts. '-', or nothing at
+all, reads a text per line from a pipe. All is UTF-8; blank lines are left out.
 
 With --output, files of any size are read in little memory; rows that cannot be read go to NAME.rejected.csv beside it.
 A command that was killed goes on where it was when it is repeated; until then its work is in the folder .NAME.job."""

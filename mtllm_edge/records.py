@@ -35,7 +35,7 @@ class Fault:
     line: int
     """Where the row begins, as an editor counts; of formats without lines, the row."""
     raw: str
-    """The row as it stands in the file, bytes that are no UTF-8 escaped; of formats without lines, its cells in JSON."""
+    """The row as it stands in the file, bytes that are no UTF-8 escaped; without lines to show, its cells in JSON."""
 
     @property
     def reason(self) -> str:

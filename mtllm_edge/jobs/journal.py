@@ -258,12 +258,16 @@ def _say_what_is_kept(error: BaseException, rows: int) -> None:
 
 def _is_delivered(folder: Path, target: Path, job: Job, *, restart: bool) -> bool:
     """Whether the same command was killed when its output was whole; what was left to do then is done now."""
-    if restart or not (folder / "done.json").exists():
+    if restart or not folder.exists():
         return False
     with _lock(folder, target):
-        old = _read_job(folder)
-        _deliver(folder, target)
-    return old is not None and old.is_repeated_by(job)
+        if (folder / "done.json").exists():
+            old = _read_job(folder)
+            _deliver(folder, target)
+            return old is not None and old.is_repeated_by(job)
+        if not (folder / "job.json").exists():  # what a kill left when all was done, or nothing yet
+            shutil.rmtree(folder)
+    return False
 
 
 def _deliver(folder: Path, target: Path) -> None:
@@ -277,7 +281,7 @@ def _deliver(folder: Path, target: Path) -> None:
             rejected.replace(rejected_path(target))
         result.replace(target)
         sync_folder(target.parent)
-    for name in ("answers.jsonl", "log.jsonl", "rejected.csv", "done.json"):
+    for name in ("answers.jsonl", "log.jsonl", "rejected.csv", "job.json", "done.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
