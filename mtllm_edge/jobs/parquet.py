@@ -17,13 +17,12 @@ _GROUP_ROWS = 16_384
 """Rows that are written together, and in memory together."""
 
 
-def parquet_rows(file: BinaryIO, name: str, columns: Collection[str] | None = None) -> Iterator[Row]:
+def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     """Rows of a parquet file.
 
     Args:
         file: The file.
         name: Of the file, for messages.
-        columns: Read these alone; None reads all.
 
     Raises:
         DataError: The file cannot be read.
@@ -36,8 +35,7 @@ def parquet_rows(file: BinaryIO, name: str, columns: Collection[str] | None = No
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
-            wanted = None if columns is None else [column for column in opened.schema_arrow.names if column in columns]
-            for batch in opened.iter_batches(batch_size=_READ_ROWS, columns=wanted):
+            for batch in opened.iter_batches(batch_size=_READ_ROWS):
                 for record in _plain(batch).to_pylist():
                     number += 1
                     yield number, record

@@ -14,10 +14,13 @@ from typing import BinaryIO
 from mtllm_edge import render
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import DataError, NoRowsError, UsageError
-from mtllm_edge.jobs import journal, writing
+from mtllm_edge.jobs import writing
+from mtllm_edge.jobs.job import Job
+from mtllm_edge.jobs.journal import journal, rejected_path
 from mtllm_edge.jobs.reading import Reading, Request
 from mtllm_edge.jobs.running import Model, Runner
 from mtllm_edge.jobs.sources import STDIN, Source, find_sources
+from mtllm_edge.jobs.stores import Journal, Scratch
 from mtllm_edge.kinds import parts_of
 from mtllm_edge.manifest import MANIFEST_NAME
 from mtllm_edge.records import Fault
@@ -54,7 +57,7 @@ def sources_of(texts: Sequence[str], text_column: str | None, output: Path | Non
     """
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no texts; give some in quotes, name a file of texts, or pipe them in")
-    own = [] if output is None else [output, journal.rejected_path(output)]
+    own = [] if output is None else [output, rejected_path(output)]
     sources = find_sources(texts or (STDIN,), sys.stdin.buffer, own)
     if text_column is not None and not any(source.has_columns for source in sources):
         raise UsageError("--text-column names a column of a file, but no file with columns is given")
@@ -124,23 +127,23 @@ def _survey(order: Order, *, strict: bool) -> list[Reading]:
 
 def _check(request: Request, readings: Sequence[Reading]) -> None:
     """Read everything once, and stop at the first fault, before a model is loaded."""
-    for reading, number, _, item in request.read(readings, whole=False):
+    for reading, number, _, item in request.read(readings):
         if isinstance(item, Fault):
             raise DataError(f"{reading.source.place(number)}{item.said}")
 
 
 @contextmanager
-def _store(order: Order) -> Iterator[journal.Journal | journal.Scratch | None]:
+def _store(order: Order) -> Iterator[Journal | Scratch | None]:
     if order.output is None:
-        yield journal.Scratch()
+        yield Scratch()
         return
-    job = journal.Job(
+    job = Job(
         command=order.command,
         bundle=hashlib.sha256((order.bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
         options={name: value for name, value in order.options.items() if value} | {"--format": order.form},
         inputs=[source.identity for source in order.sources],
     )
-    with journal.journal(order.output, job, force=order.force, restart=order.restart) as opened:
+    with journal(order.output, job, force=order.force, restart=order.restart) as opened:
         yield opened
 
 
@@ -150,9 +153,9 @@ def _note_names(joined: writing.Joined) -> None:
             render.note(f"note: the input has a column {name!r}; the new one is called {free!r}")
 
 
-def _deliver(order: Order, joined: writing.Joined, store: journal.Journal | journal.Scratch) -> str | None:
+def _deliver(order: Order, joined: writing.Joined, store: Journal | Scratch) -> str | None:
     """Write the output; returns what its format could not hold."""
-    if isinstance(store, journal.Journal):
+    if isinstance(store, Journal):
         with render.busy("writing the output"):
             return store.write_result(lambda file: _write(order, joined, file))
     if order.form == "table":
@@ -184,7 +187,7 @@ def _summarise(order: Order, joined: writing.Joined, runner: Runner, seconds: fl
     if progress.rejected and order.output is not None:
         render.note(
             f"note: {render.count(progress.rejected, 'row')} that cannot be read set aside in "
-            f"{journal.rejected_path(order.output)}, the first: {runner.first_fault}"
+            f"{rejected_path(order.output)}, the first: {runner.first_fault}"
         )
     now = progress.read - before
     part = f", {now:,} of them now" if before else ""

@@ -94,23 +94,17 @@ class Request:
                 return column, f"text is column {column!r}, which {why}; --text-column names another"
         return pick_column(merged, source.name, self.text_column), None
 
-    def read(self, readings: Sequence[Reading], *, whole: bool) -> Iterator[RowRead]:
-        """All rows of all sources, in their order; the same whenever it is called, unless a source has changed.
-
-        Args:
-            readings: What `survey` made of the sources.
-            whole: Give all columns, for the output; else those that the task reads may be all there are.
-        """
+    def read(self, readings: Sequence[Reading]) -> Iterator[RowRead]:
+        """All rows of all sources, in their order; the same whenever it is called, unless a source has changed."""
         for reading in readings:
-            yield from self._read(reading, whole=whole)
+            yield from self._read(reading)
 
-    def _read(self, reading: Reading, *, whole: bool) -> Iterator[RowRead]:
+    def _read(self, reading: Reading) -> Iterator[RowRead]:
         column, plain = reading.column or "text", self.kind == "sequence"
-        needed = None if whole else {column, *self.others.beside(self.kind)}
         place = reading.source.place
         reading.blank = number = 0
         try:
-            for number, record in reading.source.rows(needed):
+            for number, record in reading.source.rows():
                 if record is None:
                     reading.blank += 1
                     continue

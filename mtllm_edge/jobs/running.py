@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.jobs.journal import Progress, Store
+from mtllm_edge.jobs.job import Progress
 from mtllm_edge.jobs.reading import Reading, Request
+from mtllm_edge.jobs.stores import Store
 from mtllm_edge.kinds import Input
 from mtllm_edge.records import Fault
 
@@ -91,7 +92,7 @@ class Runner:
         self._pace.start(resumed.read)
         chunk = _Chunk(self._known)
         read = crc = 0
-        for reading, number, record, item in self._request.read(self._readings, whole=False):
+        for reading, number, record, item in self._request.read(self._readings):
             read += 1
             if isinstance(item, Fault):
                 self._note(reading, number, item)

@@ -71,11 +71,8 @@ class Source:
             return f"argument {number}"
         return f"{self.name} {'line' if self.form in ('.txt', '.jsonl') else 'row'} {number}"
 
-    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         """The rows.
-
-        Args:
-            columns: Those that are needed, where a format can leave others unread; None needs all.
 
         Raises:
             DataError: The source as a whole cannot be read, or not to its end.
@@ -83,16 +80,16 @@ class Source:
         """
         with self.open() as file:
             if self.form == ".parquet":
-                yield from self._counted(file, columns)
+                yield from self._counted(file)
             else:
                 self._tell = lambda: file.tell() / max(self.identity.size, 1)
                 yield from self._streamed(file)
             self._tell = lambda: 1.0
 
-    def _counted(self, file: BinaryIO, columns: Collection[str] | None) -> Iterator[Row]:
+    def _counted(self, file: BinaryIO) -> Iterator[Row]:
         number = total = 0
         self._tell = lambda: number / max(total, 1)
-        for number, record in parquet_rows(file, self.name, columns):
+        for number, record in parquet_rows(file, self.name):
             if not total:
                 with self.open() as again:
                     total = parquet_length(again)

@@ -14,9 +14,9 @@ from mtllm_edge import outputs
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.jobs import parquet, xlsx
-from mtllm_edge.jobs.journal import Store
 from mtllm_edge.jobs.reading import Reading, Request
 from mtllm_edge.jobs.running import Answer
+from mtllm_edge.jobs.stores import Store
 from mtllm_edge.kinds import Input
 from mtllm_edge.records import Fault, Record
 
@@ -70,7 +70,7 @@ class Joined:
         encode = msgspec.json.Encoder().encode
         read = crc = 0
         with self.store.answers() as answers:
-            for _, _, record, item in self.request.read(self.readings, whole=True):
+            for _, _, record, item in self.request.read(self.readings):
                 answer = decode(next(answers, b"null\n"))
                 read += 1
                 if not isinstance(item, Fault):

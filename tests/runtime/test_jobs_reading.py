@@ -41,8 +41,8 @@ def survey(*arguments: str, stdin: bytes = b"", request: Request = PLAIN) -> lis
 def inputs(*arguments: str, stdin: bytes = b"", request: Request = PLAIN) -> list[Input | Fault]:
     """What is read of the arguments; every time the same."""
     readings = survey(*arguments, stdin=stdin, request=request)
-    found = [item for _, _, _, item in request.read(readings, whole=False)]
-    assert [item for _, _, _, item in request.read(readings, whole=True)] == found
+    found = [item for _, _, _, item in request.read(readings)]
+    assert [item for _, _, _, item in request.read(readings)] == found
     return found
 
 
@@ -52,7 +52,7 @@ def faults(name: str, content: bytes, request: Request = PLAIN) -> list[str | In
     readings = survey(name, request=request)
     return [
         f"{reading.source.place(number)}{item.said}" if isinstance(item, Fault) else item
-        for reading, number, _, item in request.read(readings, whole=False)
+        for reading, number, _, item in request.read(readings)
     ]
 
 
@@ -91,7 +91,7 @@ def test_byte_order_mark_and_line_ends(folder: Path, line_end: bytes, mark: byte
     (folder / "b.csv").write_bytes(mark + line_end.join([b"text,n", b"drei,3", b"", b"vier,4", b""]))
     (folder / "c.jsonl").write_bytes(mark + line_end.join([b'{"text": "five"}', b" ", b'{"text": "six"}']))
     readings = survey("a.txt", "b.csv", "c.jsonl")
-    rows = list(PLAIN.read(readings, whole=True))
+    rows = list(PLAIN.read(readings))
     assert [item for _, _, _, item in rows] == ["eins", "zw\u2028ei", "drei", "vier", "five", "six"]
     assert [number for _, number, _, _ in rows] == [1, 3, 2, 4, 1, 3]
     assert [reading.blank for reading in readings] == [1, 1, 1]
@@ -283,7 +283,7 @@ def test_workbooks(folder: Path) -> None:
         folder / "a.xlsx",
         [(), ("n", None, "text", "when"), (1, "x", "one", when), (2, None, 5, None), (3, None, "three", None, "extra")],
     )
-    rows = list(PLAIN.read(survey("a.xlsx"), whole=True))
+    rows = list(PLAIN.read(survey("a.xlsx")))
     assert rows[0][2] == {"n": 1, "": "x", "text": "one", "when": when}
     assert [item.said if isinstance(item, Fault) else item for _, _, _, item in rows] == [
         "one",
@@ -293,7 +293,7 @@ def test_workbooks(folder: Path) -> None:
     assert [number for _, number, _, _ in rows] == [3, 4, 5]
 
 
-def test_parquet_reads_what_is_needed_and_keeps_all_types(folder: Path) -> None:
+def test_parquet_keeps_all_types(folder: Path) -> None:
     columns = {
         "id": pyarrow.array([1, 2], pyarrow.int16()),
         "text": pyarrow.array(["a", None]).dictionary_encode(),
@@ -303,8 +303,7 @@ def test_parquet_reads_what_is_needed_and_keeps_all_types(folder: Path) -> None:
     }
     write_parquet(folder / "a.parquet", columns)
     readings = survey("a.parquet")
-    assert [record for _, _, record, _ in PLAIN.read(readings, whole=False)] == [{"text": "a"}, {"text": None}]
-    rows = list(PLAIN.read(readings, whole=True))
+    rows = list(PLAIN.read(readings))
     assert rows[0][2] == {
         "id": 1,
         "text": "a",
@@ -322,7 +321,7 @@ def test_a_source_tells_how_much_of_it_was_read(folder: Path) -> None:
     makers: list[Callable[[], Any]] = [lambda: survey("a.txt"), lambda: survey("b.parquet")]
     for make in makers:
         (reading,) = make()
-        rows = PLAIN.read([reading], whole=False)
+        rows = PLAIN.read([reading])
         shares = [reading.source.share for _ in rows]
         assert shares == sorted(shares)
         assert shares[0] < 0.2
