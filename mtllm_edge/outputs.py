@@ -73,6 +73,13 @@ def in_the_name_of(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take less at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder outlast a power cut, where the system can."""
     if os.name == "posix":

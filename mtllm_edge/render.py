@@ -100,11 +100,9 @@ class Bar:
     def __init__(self, progress: Progress) -> None:
         """Draw it in `progress`."""
         self._progress = progress
-        self._task = progress.add_task("texts", total=None, start=False)
 
     def start(self, done: int) -> None:
-        """Begin with `done` rows, which do not count for the speed."""
-        self._progress.remove_task(self._task)
+        """Begin with `done` rows, which do not count for the speed; nothing is shown before."""
         self._task = self._progress.add_task("texts", total=None, completed=done)
 
     def expect(self, total: int) -> None:

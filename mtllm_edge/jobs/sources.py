@@ -17,6 +17,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.jobs.parquet import parquet_length, parquet_rows
 from mtllm_edge.jobs.unpacking import PACKED, lines_of
 from mtllm_edge.jobs.xlsx import xlsx_rows
+from mtllm_edge.outputs import in_the_name_of, write_all
 from mtllm_edge.records import Row, csv_rows, jsonl_rows, line_rows
 from mtllm_edge.sheets import check_text
 
@@ -198,15 +199,27 @@ def _given(texts: list[str]) -> list[Source]:
 
 def _spooled(stdin: BinaryIO) -> Source:
     """Stdin as a source: copied to a nameless temporary file, since it is read twice."""
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with the source)
+    spool = scratch_file()
     digest = hashlib.sha256()
     # Piece by piece: one read to the end would not notice a Ctrl-C that comes while data flow.
     while piece := stdin.read(65_536):
         digest.update(piece)
-        spool.write(piece)
-    spool.flush()
+        write_scratch(spool, piece)
 
     return Source("stdin", ".txt", Identity("stdin", spool.tell(), digest.hexdigest()), lambda: reopened(spool))
+
+
+def scratch_file() -> BinaryIO:
+    """A nameless temporary file, which ends with the process in whatever way."""
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def write_scratch(file: BinaryIO, data: bytes) -> None:
+    """Add to the end of a temporary file; errors name the folder of such files."""
+    folder = Path(tempfile.gettempdir())
+    with in_the_name_of(folder, folder):
+        file.seek(0, os.SEEK_END)
+        write_all(file, data)
 
 
 def reopened(file: BinaryIO) -> BinaryIO:

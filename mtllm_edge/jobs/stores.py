@@ -17,7 +17,6 @@ line is cut off when the job goes on, and a torn line is no line.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
@@ -26,8 +25,8 @@ import msgspec
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.jobs.job import Progress
-from mtllm_edge.jobs.sources import reopened
-from mtllm_edge.outputs import sync_folder
+from mtllm_edge.jobs.sources import reopened, scratch_file, write_scratch
+from mtllm_edge.outputs import sync_folder, write_all
 
 ANSWERS, REJECTED, LOG, RESULT, DONE = "answers.jsonl", "rejected.csv", "log.jsonl", "result", "done.json"
 _Result = TypeVar("_Result")
@@ -56,13 +55,11 @@ class Scratch:
 
     def __init__(self) -> None:
         self.progress = Progress()
-        self._answers = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
+        self._answers = scratch_file()
 
     def append(self, answers: bytes, rejected: bytes, progress: Progress) -> None:
         """Add a chunk, see `Store`."""
-        self._answers.seek(0, os.SEEK_END)
-        self._answers.write(answers)
-        self._answers.flush()
+        write_scratch(self._answers, answers)
         self.progress = progress
 
     def answers(self) -> BinaryIO:
@@ -164,9 +161,7 @@ def _at_end(path: Path) -> BinaryIO:
 
 def _write(file: BinaryIO, data: bytes) -> None:
     """Write all of it to the disk itself."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    write_all(file, data)
     os.fsync(file.fileno())
 
 

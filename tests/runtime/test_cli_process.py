@@ -107,17 +107,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path:
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
+    (tmp_path / "in.txt").write_text("a line\n" * 1000)
     for name in ("out.npy", "out.jsonl"):
         with start(
-            *("embed", "-b", tiny_bundle, "-o", tmp_path / name),
-            stdin=subprocess.PIPE,
+            *("embed", "-b", tiny_bundle, tmp_path / "in.txt", "-o", tmp_path / name),
             stderr=subprocess.PIPE,
             preexec_fn=limit_files,
         ) as process:
-            _, errors = process.communicate(b"a line\n" * 1000, timeout=PATIENCE)
+            _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert errors.decode() == f"error: {tmp_path / name}: File too large\n"
-        assert not list(tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def on_terminal(*arguments: object) -> tuple[int, str]:
