@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -137,7 +138,7 @@ def find_sources(arguments: Sequence[str], stdin: BinaryIO, not_these: Collectio
 
 def _files(argument: str, not_these: Collection[Path]) -> list[str] | None:
     """The files that an argument names; None where it is a text."""
-    if "\n" in argument or "\0" in argument or len(argument) > _LONGEST_PATH:
+    if not argument.strip() or "\n" in argument or "\0" in argument or len(argument) > _LONGEST_PATH:
         return None
     path = Path(argument)
     try:
@@ -205,8 +206,9 @@ def _spooled(stdin: BinaryIO) -> Source:
     while piece := stdin.read(65_536):
         digest.update(piece)
         write_scratch(spool, piece)
-
-    return Source("stdin", ".txt", Identity("stdin", spool.tell(), digest.hexdigest()), lambda: reopened(spool))
+    source = Source("stdin", ".txt", Identity("stdin", spool.tell(), digest.hexdigest()), lambda: reopened(spool))
+    weakref.finalize(source, spool.close)
+    return source
 
 
 def scratch_file() -> BinaryIO:

@@ -17,6 +17,7 @@ line is cut off when the job goes on, and a torn line is no line.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
@@ -56,6 +57,7 @@ class Scratch:
     def __init__(self) -> None:
         self.progress = Progress()
         self._answers = scratch_file()
+        weakref.finalize(self, self._answers.close)
 
     def append(self, answers: bytes, rejected: bytes, progress: Progress) -> None:
         """Add a chunk, see `Store`."""
@@ -82,6 +84,7 @@ class Journal:
             (self._rejected, self.progress.rejected_bytes),
         ):
             if os.fstat(file.fileno()).st_size < size:
+                self.close()
                 raise damaged(folder)
             file.truncate(size)
 
