@@ -250,15 +250,13 @@ def _header(cells: list[str] | Fault, name: str) -> list[str]:
 
 def _said_of(line: str) -> str | None:
     """What is wrong with the letters of a line, as `Fault.said`."""
-    if "\0" in line:
-        return " holds a NUL character; save it as plain UTF-8 text"
     if not line.isascii():
         try:
             line.encode()
         except UnicodeEncodeError as error:
             byte = ord(line[error.start]) - 0xDC00  # how surrogateescape keeps it
             return f" is not valid UTF-8 (byte 0x{byte:02x}); save it as UTF-8"
-    return None
+    return " holds a NUL character; save it as plain UTF-8 text" if "\0" in line else None
 
 
 def _fault(said: str, line: int, raw: str) -> Fault:
