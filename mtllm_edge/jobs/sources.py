@@ -84,7 +84,8 @@ class Source:
             if self.form == ".parquet":
                 yield from self._counted(file)
             else:
-                self._tell = lambda: file.tell() / max(self.identity.size, 1)
+                # the reader of its lines closes it after the last one, when rows may still be on their way
+                self._tell = lambda: 1.0 if file.closed else file.tell() / max(self.identity.size, 1)
                 yield from self._streamed(file)
             self._tell = lambda: 1.0
 
