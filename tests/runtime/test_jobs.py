@@ -505,11 +505,11 @@ def test_embeddings_go_on_too(run: Run, tiny_bundle: Path, small_chunks: None, m
     assert run("embed", "-b", tiny_bundle, "in.csv", "-o", "out.npy").err.startswith("going on after 16 rows")
     with Embedder.load(tiny_bundle) as embedder:
         expected_NE = embedder.embed(texts)
-    np.testing.assert_allclose(np.load("out.npy"), expected_NE, atol=1e-5)
+    np.testing.assert_allclose(np.load("out.npy"), expected_NE, atol=1e-3)
     assert run("embed", "-b", tiny_bundle, "in.csv", "-o", "out.parquet").code == 0
     table = pyarrow.parquet.read_table("out.parquet")
     assert table.column_names == ["id", "text", "embedding", "truncated"]
-    np.testing.assert_allclose(np.array(table.column("embedding").to_pylist()), expected_NE, atol=1e-5)
+    np.testing.assert_allclose(np.array(table.column("embedding").to_pylist()), expected_NE, atol=1e-3)
 
 
 def test_a_pipe_is_told_now_and_then(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
