@@ -73,7 +73,8 @@ def journal(path: Path, job: Job, *, force: bool = False, restart: bool = False)
         except BaseException as error:
             if opened is not None:
                 opened.close()
-                kept = opened.progress.read - opened.progress.rejected
+                on_disk = last_line(folder / LOG)[0]  # Ctrl-C may have come between the log and `opened.progress`
+                kept = on_disk.read - on_disk.rejected
                 new = not kept
                 _say_what_is_kept(error, kept)
             if new:
