@@ -202,7 +202,7 @@ WRONG_CALLS = {
     "threads": (["classify", "-b", "B", "-t", "topic", "--threads", "0", "text"], "'--threads'"),
     "format": (["classify", "-b", "B", "--format", "xml", "text"], "'xml'"),
     "output of no kind": (["classify", "-b", "B", "-o", "out.xls", "text"], "out.xls should end in .csv, .tsv, "),
-    "npy is for embed": (["embed", "-b", "B", "-o", "out.csv", "text"], "out.csv should end in .npy, .jsonl or .parquet"),
+    "npy is for embed": (["embed", "-b", "B", "-o", "out.csv", "text"], "should end in .npy, .jsonl or .parquet"),
     "no task named": (["classify", "-b", "B", "text"], "topic, sentiment"),
     "no such task": (["classify", "-b", "B", "-t", "mood", "text"], "'mood'"),
     "language not wanted": (["classify", "-b", "B", "-t", "topic", "--language", "deu_Latn", "text"], "deu_Latn"),
