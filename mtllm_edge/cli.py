@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.Abort as abort:
         if not isinstance(abort.__cause__, KeyboardInterrupt):
             raise
-        render.note("stopped; nothing was written")
+        render.note(str(abort.__cause__) or "stopped; nothing was written")
         return 130
     except OSError as error:
         if error.strerror is None:

@@ -60,6 +60,23 @@ class Columns:
             )
         return "pair" if pair else "multiple_choice" if choices else "sequence"
 
+    def check(self, kind: Kind) -> None:
+        """Refuse columns that a task of some kind does not read.
+
+        Raises:
+            UsageError: One was named.
+        """
+        if self.pair and kind != "pair":
+            raise UsageError(f"--pair-column is for tasks of pairs, but the task is of the kind {kind!r}; leave it out")
+        if self.choices and kind != "multiple_choice":
+            raise UsageError(
+                f"--choices-column is for multiple choice, but the task is of the kind {kind!r}; leave it out"
+            )
+
+    def beside(self, kind: Kind) -> tuple[str, ...]:
+        """The columns that a task of some kind reads beside that of the text."""
+        return {"sequence": (), "pair": (self.pair_name,), "multiple_choice": self.choices_names}[kind]
+
 
 def inputs_of(sheet: Sheet, kind: Kind, columns: Columns) -> list[Input]:
     """What a task reads of each record of a sheet.
@@ -68,16 +85,16 @@ def inputs_of(sheet: Sheet, kind: Kind, columns: Columns) -> list[Input]:
         UsageError: A record lacks a column, or one was named that this kind does not read.
         DataError: A cell is empty or no text, or there are fewer than two choices.
     """
-    if columns.pair and kind != "pair":
-        raise UsageError(f"--pair-column is for tasks of pairs, but the task is of the kind {kind!r}; leave it out")
-    if columns.choices and kind != "multiple_choice":
-        raise UsageError(f"--choices-column is for multiple choice, but the task is of the kind {kind!r}; leave it out")
-    if kind == "sequence":
-        return list(sheet.texts)
+    columns.check(kind)
     rows = zip(sheet.texts, sheet.records, sheet.places, strict=True)
+    return [input_of(text, record, kind, columns, place) for text, record, place in rows]
+
+
+def input_of(text: str, record: Mapping[str, Any], kind: Kind, columns: Columns, place: str) -> Input:
+    """What a task reads of one record, whose text is known to be one; errors as for `inputs_of`."""
     if kind == "pair":
-        return [(text, _text(record, columns.pair_name, place)) for text, record, place in rows]
-    return [(text, _choices(record, columns.choices_names, place)) for text, record, place in rows]
+        return text, _text(record, columns.pair_name, place)
+    return text if kind == "sequence" else (text, _choices(record, columns.choices_names, place))
 
 
 def label_of(record: Mapping[str, Any], column: str, place: str) -> str:

@@ -7,26 +7,27 @@ broken.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 import msgspec
 
 from mtllm_edge import doctor as checkup
-from mtllm_edge import language_options, outputs, render
+from mtllm_edge import language_options, render
 from mtllm_edge.answer_options import abstaining_options, long_option
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention
-from mtllm_edge.columns import Columns, inputs_of
+from mtllm_edge.columns import Columns
 from mtllm_edge.errors import EngineError, UsageError
-from mtllm_edge.kinds import Input, parts_of
-from mtllm_edge.language_options import LanguageTally, RowLanguages
+from mtllm_edge.jobs.performing import Order, perform, sources_of
+from mtllm_edge.jobs.reading import Request
+from mtllm_edge.jobs.running import Answer, Asked, Model
+from mtllm_edge.jobs.writing import FORMS
+from mtllm_edge.language_options import RowLanguages
 from mtllm_edge.manifest import LlmBackend
-from mtllm_edge.sheets import STDIN, Sheet, read_sheet
 from mtllm_edge.trial import try_bundle
 from mtllm_edge.windows import Long, check_long
 
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
-_INPUTS_HELP = """TEXTS are texts, or files of texts: .txt with a text per line; .csv and .jsonl with a column 'text',
-or the one that --text-column names, or the only one. '-', or nothing at all, reads a text per line from a pipe. All is
-UTF-8; blank lines are left out."""
+_INPUTS_HELP = """TEXTS are texts, or files of texts: .txt with a text per line; .csv, .tsv and .jsonl, these four also
+as .gz and .zst; .parquet and .xlsx (its first sheet); or folders and globs of them. The text is in the column 'text',
+or in the one that --text-column names, or in the only one, or in the one with the longest texts. '-', or nothing at
+all, reads a text per line from a pipe. All is UTF-8; blank lines are left out.
+
+With --output, files of any size are read in little memory; rows that cannot be read go to NAME.rejected.csv beside it.
+A command that was killed goes on where it was when it is repeated; until then its work is in the folder .NAME.job."""
 _KINDS_HELP = """
 
-A task of pairs needs csv or jsonl files, and in them a second column, 'text_pair'. One of multiple choice needs
+A task of pairs needs files with columns, and in them a second one, 'text_pair'. One of multiple choice needs
 'choices', a list (in csv, as JSON); its label is the number of a choice, the first being 0. `mtllm-edge info` shows
 what each task reads."""
 
@@ -50,7 +55,18 @@ _texts = click.argument("texts", metavar="[TEXTS]...", nargs=-1)
 _bundle = click.option(
     "-b", "--bundle", type=_PATH, required=True, metavar="BUNDLE", help="The model: a folder, or an installed bundle."
 )
-_force = click.option("--force", is_flag=True, help="Replace the --output file if it exists.")
+
+
+def _output_options(command: _Command) -> _Command:
+    """What classify and embed share on what to do with the output, in the order of `--help`."""
+    options: list[Callable[[_Command], _Command]] = [
+        click.option("--strict", is_flag=True, help="Stop at the first row that cannot be read, before any work."),
+        click.option("--force", is_flag=True, help="Replace the --output file if it exists."),
+        click.option("--restart", is_flag=True, help="Throw away what an interrupted run did, and start anew."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _reading_options(command: _Command) -> _Command:
@@ -58,7 +74,7 @@ def _reading_options(command: _Command) -> _Command:
     options: list[Callable[[_Command], _Command]] = [
         language_options.lang,
         language_options.language_column,
-        click.option("--text-column", metavar="NAME", help="Column of csv and jsonl files that holds the text."),
+        click.option("--text-column", metavar="NAME", help="Column that holds the text."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits."),
         click.option(
             "--llm-backend",
@@ -80,8 +96,6 @@ def _reading_options(command: _Command) -> _Command:
 @_bundle
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
 @_reading_options
-@long_option("cut", "pool", "vote")
-@abstaining_options
 @click.option("--pair-column", metavar="NAME", help="Column of a pair's second text; by default 'text_pair'.")
 @click.option(
     "--choices-column",
@@ -90,14 +104,18 @@ def _reading_options(command: _Command) -> _Command:
     multiple=True,
     help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
 )
-@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .csv or .jsonl.")
+@long_option("cut", "pool", "vote")
+@abstaining_options
+@click.option(
+    "-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .csv, .tsv, .jsonl, .parquet or .xlsx."
+)
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", "csv", "jsonl"]),
+    type=click.Choice(["table", *FORMS.values()]),
     help="By default what the name of --output says; else a table on a terminal and csv in a pipe.",
 )
-@_force
+@_output_options
 def classify(
     texts: tuple[str, ...],
     bundle: Path,
@@ -115,91 +133,91 @@ def classify(
     abstain: str | None,
     output: Path | None,
     form: str | None,
+    strict: bool,
     force: bool,
+    restart: bool,
 ) -> None:
     """Classify texts in many languages.
 
-    csv and jsonl results keep the input's columns and add label, confidence, and truncated: whether the text was longer
-    than the model takes and lost its end. jsonl also has the probability of every label. Where languages are given or
-    identified, results say them, and a table at the end tells what was found in each. Where the input has a column
-    of that name already, the new one is called predicted_label and so on. With --long pool or vote there is a column
-    windows; where the task may abstain, its label then is 'unsure', and a column abstained says so.
+    Results keep the input's columns and add label, confidence, and truncated: whether the text was longer than the
+    model takes and lost its end. jsonl and parquet also have the probability of every label. Where languages are given
+    or identified, there is a column language, and a table at the end tells what was found in each; with --long pool or
+    vote a column windows; where the task may abstain, its label then is 'unsure', and a column abstained says so. Where
+    the input has a column of that name already, the new one is called predicted_label and so on.
     """
-    form = form or _form_of(output, {".csv": "csv", ".jsonl": "jsonl"}, ("table", "csv"))
-    sheet = _read(texts, text_column)
+    form = form or _form_of(output, FORMS, ("table", "csv"))
+    if output is None and form in ("parquet", "xlsx"):
+        raise UsageError(f"--format {form} needs a file; name it with --output")
+    sources = sources_of(texts, text_column, output)
     opened = Bundle.open(bundle)
-    inputs = _inputs(sheet, opened, task, Columns(pair_column, choices_columns))
-    name = opened.task_name(task)
-    part = opened.manifest.tasks[name]
-    check_long(long, part.kind, f"task {name!r}")
-    languages = _languages(sheet, opened, language, language_column)
-    more = ["language"] * (languages is not None) + ["windows"] * (long != "cut")
+    task = opened.task_name(task)
+    part = opened.manifest.tasks[task]
+    columns = Columns(pair_column, choices_columns)
+    columns.check(part.kind)
+    check_long(long, part.kind, f"task {task!r}")
+    languages = RowLanguages(opened.manifest, language, language_column)
+    more = ["language"] * languages.asked + ["windows"] * (long != "cut")
     more += ["abstained"] * (abstention(part, threshold, abstain)[0] > 0)
-    with _destination(output, force=force) as file:
+    more += ["probabilities"] * (form in ("jsonl", "parquet"))
+
+    @contextmanager
+    def load() -> Iterator[Model]:
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
 
             classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
-        with classifier, render.counting(len(inputs)) as progress:
-            started = time.perf_counter()
+
+        def answer(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
+            spoken, texts = zip(*rows, strict=True)
             predictions = classifier.classify(
-                inputs, language=languages, long=long, threshold=threshold, abstain=abstain, progress=progress
+                texts, language=spoken, long=long, threshold=threshold, abstain=abstain, progress=progress
             )
-            seconds = time.perf_counter() - started
-        if form == "table":
-            table = render.predictions_table([" | ".join(parts_of(item)) for item in inputs], predictions)
-            render.show(table) if output is None else file.write(render.to_bytes(table))
-        else:
-            _write_predictions(file, sheet, predictions, form, more)
-    truncated = sum(prediction.truncated for prediction in predictions)
-    split = sum(prediction.windows > 1 for prediction in predictions)
-    unsure = sum(prediction.abstained for prediction in predictions)
-    if unsure:
-        render.note(f"note: unsure of {render.count(unsure, 'text')}")
-    tally = LanguageTally()
-    for prediction in predictions:
-        tally.add(prediction.language, prediction.label, prediction.confidence)
-    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, tally, split=split)
+            return [_answer(prediction, more) for prediction in predictions]
 
+        with classifier:
+            yield answer
 
-def _inputs(sheet: Sheet, bundle: Bundle, task: str | None, columns: Columns) -> list[Input]:
-    """What the task reads, from the columns that its kind needs."""
-    kind = bundle.manifest.tasks[bundle.task_name(task)].kind
-    return inputs_of(sheet, kind, columns)
-
-
-def _languages(sheet: Sheet, bundle: Bundle, language: str | None, column: str | None) -> list[str | None] | None:
-    """The language of each text; None where nothing is said of them."""
-    languages = RowLanguages(bundle.manifest, language, column)
-    if not languages.asked:
-        return None
-    return [languages.of(record, place) for record, place in zip(sheet.records, sheet.places, strict=True)]
-
-
-def _write_predictions(
-    file: BinaryIO, sheet: Sheet, predictions: list[Prediction], form: str, more: Sequence[str]
-) -> None:
-    wanted = ["label", "confidence", "truncated", *more] + (["probabilities"] if form == "jsonl" else [])
-    names = _free_names(sheet, wanted)
-    records = (
-        record
-        | {
-            names["label"]: prediction.label,
-            names["confidence"]: round(prediction.confidence, 6),
-            names["truncated"]: prediction.truncated,
-        }
-        | {names[field]: getattr(prediction, field) for field in more}
-        | ({names["probabilities"]: _rounded(prediction.probabilities)} if form == "jsonl" else {})
-        for record, prediction in zip(sheet.records, predictions, strict=True)
+    options = {
+        "--task": task,
+        "--lang": language,
+        "--language-column": language_column,
+        "--text-column": text_column,
+        "--pair-column": pair_column,
+        "--choices-column": ", ".join(choices_columns),
+        "--llm-backend": llm_backend,
+        "--long": long,
+        "--threshold": None if threshold is None else str(threshold),
+        "--abstain": abstain,
+    }
+    perform(
+        Order(
+            command="classify",
+            bundle=opened,
+            sources=sources,
+            request=Request(part.kind, text_column, columns, languages.of if languages.asked else None),
+            form=form,
+            output=output,
+            options=options,
+            strict=strict,
+            force=force,
+            restart=restart,
+        ),
+        load,
     )
-    if form == "jsonl":
-        outputs.write_jsonl(file, records)
-    else:
-        outputs.write_csv(file, [*sheet.columns, *names.values()], records)
 
 
-def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
-    return {label: round(probability, 6) for label, probability in probabilities.items()}
+def _answer(prediction: Prediction, more: Sequence[str]) -> Answer:
+    """The columns of a prediction; `more` names fields of it beside those that are always there."""
+    answer: Answer = {
+        "label": prediction.label,
+        "confidence": round(prediction.confidence, 6),
+        "truncated": prediction.truncated,
+    }
+    for field in more:
+        answer[field] = getattr(prediction, field)
+    if "probabilities" in answer:
+        answer["probabilities"] = {label: round(value, 6) for label, value in prediction.probabilities.items()}
+    return answer
 
 
 @click.command(epilog=_INPUTS_HELP)
@@ -207,8 +225,8 @@ def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
 @_bundle
 @_reading_options
 @long_option("cut", "pool")
-@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .npy or .jsonl.")
-@_force
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write this file: .npy, .jsonl or .parquet.")
+@_output_options
 def embed(
     texts: tuple[str, ...],
     bundle: Path,
@@ -220,47 +238,65 @@ def embed(
     llm_backend: LlmBackend | None,
     long: Long,
     output: Path | None,
+    strict: bool,
     force: bool,
+    restart: bool,
 ) -> None:
     """Turn texts into vectors.
 
-    A .npy file holds one float32 row per text, in the order of the input. jsonl, which is also what a pipe gets, keeps
-    the input's columns and adds embedding and truncated.
+    A .npy file holds one float32 row per text, in the order of the input. jsonl, which is also what a pipe gets, and
+    parquet keep the input's columns and add embedding, truncated, language where it is given or identified, and windows
+    where texts are read in them.
     """
-    form = _form_of(output, {".npy": "npy", ".jsonl": "jsonl"}, ("jsonl", "jsonl"))
-    sheet = _read(texts, text_column)
+    forms = {".npy": "npy", ".jsonl": "jsonl", ".parquet": "parquet"}
+    form = _form_of(output, forms, ("jsonl", "jsonl"))
+    sources = sources_of(texts, text_column, output)
     opened = Bundle.open(bundle)
-    languages = _languages(sheet, opened, language, language_column)
-    with _destination(output, force=force) as file:
+    languages = RowLanguages(opened.manifest, language, language_column)
+
+    @contextmanager
+    def load() -> Iterator[Model]:
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
 
             embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
-        with embedder, render.counting(len(sheet.texts)) as progress:
-            started = time.perf_counter()
-            windows = embedder.windows(sheet.texts, language=languages, long=long)
-            pooled_ND = windows.mean(embedder.pool(windows.encoded, progress=windows.in_texts(progress)))
-            seconds = time.perf_counter() - started
-        if form == "npy":
-            outputs.write_npy(file, pooled_ND)
-        else:
-            more = ["language"] * (languages is not None) + ["windows"] * (long != "cut")
-            names = _free_names(sheet, ["embedding", "truncated", *more])
-            outputs.write_jsonl(
-                file,
-                # 9 significant digits give every float32 back exactly
-                (
-                    record
-                    | {names["embedding"]: [float(f"{x:.9g}") for x in pooled_D], names["truncated"]: text[0].truncated}
-                    | {names[field]: {"language": text[0].language, "windows": len(text)}[field] for field in more}
-                    for record, pooled_D, text in zip(sheet.records, pooled_ND, windows.texts, strict=True)
-                ),
-            )
-    truncated, split = sum(text.truncated for text in windows.encoded), sum(count > 1 for count in windows.counts)
-    tally = LanguageTally()
-    for text in windows.texts:
-        tally.add(text[0].language)
-    _summarise(sheet, seconds, truncated, opened.manifest.encoder.max_tokens, tally, split=split)
+
+        def answer(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
+            spoken, texts = zip(*rows, strict=True)
+            windows = embedder.windows(texts, language=spoken, long=long)
+            pooled_NE = windows.mean(embedder.pool(windows.encoded, progress=windows.in_texts(progress)))
+            # 9 significant digits give every float32 back exactly
+            return [
+                {"embedding": [float(f"{x:.9g}") for x in pooled_E], "truncated": text[0].truncated}
+                | ({"language": text[0].language} if languages.asked else {})
+                | ({"windows": len(text)} if long != "cut" else {})
+                for pooled_E, text in zip(pooled_NE, windows.texts, strict=True)
+            ]
+
+        with embedder:
+            yield answer
+
+    perform(
+        Order(
+            command="embed",
+            bundle=opened,
+            sources=sources,
+            request=Request(text_column=text_column, language=languages.of if languages.asked else None),
+            form=form,
+            output=output,
+            options={
+                "--lang": language,
+                "--language-column": language_column,
+                "--text-column": text_column,
+                "--llm-backend": llm_backend,
+                "--long": long,
+            },
+            strict=strict,
+            force=force,
+            restart=restart,
+        ),
+        load,
+    )
 
 
 @click.command()
@@ -342,48 +378,5 @@ def _form_of(output: Path | None, by_suffix: dict[str, str], without: tuple[str,
     try:
         return by_suffix[output.suffix.lower()]
     except KeyError:
-        raise UsageError(f"--output {output} should end in {' or '.join(by_suffix)}") from None
-
-
-def _read(texts: tuple[str, ...], text_column: str | None) -> Sheet:
-    if not texts and (sys.stdin is None or sys.stdin.isatty()):
-        raise UsageError("no texts; give some in quotes, name a file of texts, or pipe them in")
-    return read_sheet(texts or (STDIN,), read_stdin=_read_stdin, text_column=text_column)
-
-
-def _read_stdin() -> bytes:
-    # Piece by piece: one read to the end would not notice a Ctrl-C that comes while data flow.
-    return b"".join(iter(lambda: sys.stdin.buffer.read(65536), b""))
-
-
-@contextmanager
-def _destination(output: Path | None, *, force: bool) -> Iterator[BinaryIO]:
-    if output is not None:
-        with outputs.replacing(output, force=force) as file:
-            yield file
-        return
-    yield sys.stdout.buffer
-    sys.stdout.flush()
-
-
-def _free_names(sheet: Sheet, wanted: list[str]) -> dict[str, str]:
-    names = outputs.free_names(wanted, sheet.columns)
-    for name, free in names.items():
-        if name != free:
-            render.note(f"note: the input has a column {name!r}; the new one is called {free!r}")
-    return names
-
-
-def _summarise(
-    sheet: Sheet, seconds: float, truncated: int, max_tokens: int, tally: LanguageTally, *, split: int
-) -> None:
-    if sheet.skipped:
-        render.note(f"note: {render.count(sheet.skipped, 'blank line')} left out")
-    if truncated:
-        render.note(f"note: {render.count(truncated, 'text')} longer than {max_tokens} tokens lost the end")
-    if split:
-        render.note(f"note: {render.count(split, 'text')} longer than {max_tokens} tokens read in windows")
-    if len(tally.texts) > 1:
-        render.tell(render.languages_table(tally))
-    rate = len(sheet.texts) / max(seconds, 1e-9)
-    render.note(f"{render.count(len(sheet.texts), 'text')} in {seconds:.1f} s, {rate:.1f} texts/s")
+        *others, last = by_suffix
+        raise UsageError(f"--output {output} should end in {', '.join(others)} or {last}") from None

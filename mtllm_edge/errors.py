@@ -5,6 +5,7 @@ One class per decision that the caller makes::
     MtllmError
     ├── UsageError        the call is wrong: change the arguments
     ├── DataError         a text or a file of texts is wrong: change the input
+    │   └── NoRowsError   a file holds no text at all: leave it out
     ├── ModelError        a bundle or checkpoint is wrong: get, export or train another one
     └── EngineError       an engine or the machine refused: see `mtllm-edge doctor`
 
@@ -26,6 +27,10 @@ class UsageError(MtllmError):
 
 class DataError(MtllmError):
     """A text, or a file of texts, cannot be used."""
+
+
+class NoRowsError(DataError):
+    """A file holds no text at all."""
 
 
 class ModelError(MtllmError):

@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
     "fit": ("sklearn",),
     "lang": ("py3langid",),
+    "files": ("openpyxl", "pyarrow", "zstandard"),
     "export": _EXPORT,
     "train": (
         *_EXPORT,

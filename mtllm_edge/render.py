@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -22,7 +23,6 @@ from mtllm_edge.manifest import Task as ManifestTask
 
 if TYPE_CHECKING:
     from mtllm_edge.calibration_report import CalibrationReport
-    from mtllm_edge.classifier import Prediction
     from mtllm_edge.fitting import FitReport
     from mtllm_edge.language_options import LanguageTally
 
@@ -30,6 +30,8 @@ _FILE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 _LANGUAGES_SHOWN = 10
 _LABELS_SHOWN = 4
+_FIRST_LINE, _LAST_LINE = 10.0, 300.0
+"""Seconds between lines of progress: at first, and in the end."""
 
 
 def note(message: str) -> None:
@@ -91,6 +93,80 @@ def counting(total: int, what: str = "texts") -> Iterator[Callable[[int], None]]
         yield lambda done: progress.advance(task, done)
 
 
+@contextmanager
+def pacing() -> Iterator[Bar | Lines]:
+    """Show on stderr how far a job is: a bar on a terminal, a line now and then in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(progress)
+
+
+class Bar:
+    """A bar over the rows of a job."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Draw it in `progress`."""
+        self._progress = progress
+
+    def start(self, done: int) -> None:
+        """Begin with `done` rows, which do not count for the speed; nothing is shown before."""
+        self._task = self._progress.add_task("texts", total=None, completed=done)
+
+    def expect(self, total: int) -> None:
+        """Let it be `total` rows long."""
+        self._progress.update(self._task, total=total)
+
+    def advance(self, texts: int) -> None:
+        """So many texts more were computed."""
+        self._progress.advance(self._task, texts)
+
+    def settle(self, done: int) -> None:
+        """`done` rows have their answers, all in all."""
+        self._progress.update(self._task, completed=done)
+
+
+class Lines:
+    """The same as lines, few of them: the first after ten seconds, one every five minutes in the end."""
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, done: int) -> None:
+        """As for `Bar`, likewise the others."""
+        self._first = self._done = self._total = done
+        self._began, self._next = time.monotonic(), _FIRST_LINE
+
+    def expect(self, total: int) -> None:
+        """See `Bar`."""
+        self._total = total
+
+    def advance(self, texts: int) -> None:
+        """See `Bar`."""
+        self._done += texts
+        seconds = time.monotonic() - self._began
+        if seconds < self._next:
+            return
+        self._next = seconds + min(max(_FIRST_LINE, seconds / 2), _LAST_LINE)
+        rate = (self._done - self._first) / seconds
+        left = max(self._total - self._done, 0) / max(rate, 1e-9)
+        note(f"{self._done:,} of about {self._total:,} texts, {rate:.1f} texts/s, {duration(left)} left")
+
+    def settle(self, done: int) -> None:
+        """See `Bar`."""
+        self._done = done
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class _Rate(ProgressColumn):
     """Texts, or what else is counted, per second."""
 
@@ -98,14 +174,14 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} {task.description}/s" if task.speed else "")
 
 
-def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -> Table:
-    """One line per text; a long text is cut to what the terminal has room for.
+def predictions_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """One line per text and what is said of it; a long text is cut to what the terminal has room for.
 
     The text stands last and without a border: terminals disagree on how wide the letters of many scripts are.
     """
-    any_truncated = any(prediction.truncated for prediction in predictions)
-    any_windows = any(prediction.windows > 1 for prediction in predictions)
-    any_language = any(prediction.language is not None for prediction in predictions)
+    any_truncated = any(answer["truncated"] for _, answer in rows)
+    any_windows = any(answer.get("windows", 1) > 1 for _, answer in rows)
+    any_language = any(answer.get("language") is not None for _, answer in rows)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right", no_wrap=True)
@@ -116,14 +192,14 @@ def predictions_table(texts: Sequence[str], predictions: Sequence[Prediction]) -
     if any_language:
         table.add_column("language", no_wrap=True)
     table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
-    for text, prediction in zip(texts, predictions, strict=True):
-        cells = [one_line(prediction.label), Text(f"{prediction.confidence:.3f}")]
+    for text, answer in rows:
+        cells = [one_line(answer["label"]), Text(f"{answer['confidence']:.3f}")]
         if any_truncated:
-            cells.append(Text("yes" if prediction.truncated else ""))
+            cells.append(Text("yes" if answer["truncated"] else ""))
         if any_windows:
-            cells.append(Text(f"{prediction.windows:,}"))
+            cells.append(Text(f"{answer['windows']:,}"))
         if any_language:
-            cells.append(one_line(prediction.language or ""))
+            cells.append(one_line(answer["language"] or ""))
         table.add_row(*cells, Text(plain(text), no_wrap=True, overflow="ellipsis"))
     return table
 

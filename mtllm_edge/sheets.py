@@ -1,14 +1,14 @@
-"""Texts from the command line, from stdin and from .txt, .csv and .jsonl files, as one sheet.
+"""Whole files of texts (.txt, .csv, .jsonl) as one sheet, for what must see all rows at once, such as `fit`.
 
-A file is read whole and checked whole before any model is loaded, and every fault names its file and line. Lines are
-the editor's (1-based); rows of a csv are the spreadsheet's, so the header is row 1 and a cell may span lines.
+A file is checked whole before any model is loaded, and every fault names its file and line. `mtllm_edge.jobs` reads
+files that may be larger than memory.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.records import Record, csv_records, jsonl_records
 
 SUFFIXES = (".txt", ".csv", ".jsonl")
-STDIN = "-"
 
-_LONGEST_PATH = 1024
-"""Characters; a longer argument is a text whatever its last word is."""
 _LINE_END = r"\r\n|\n|\r"
 
 
@@ -42,77 +39,41 @@ class Sheet:
         return list(dict.fromkeys(column for record in self.records for column in record))
 
 
-def read_sheet(arguments: Sequence[str], *, read_stdin: Callable[[], bytes], text_column: str | None = None) -> Sheet:
-    """Read all inputs of one command.
+def read_sheet(files: Sequence[str], *, text_column: str | None = None) -> Sheet:
+    """Read files of texts.
 
     Args:
-        arguments: Texts, files of texts (told by their suffix), and at most one ``-`` for stdin.
-        read_stdin: Returns the whole of stdin; called only for ``-``.
+        files: Their names, with one of `SUFFIXES`.
         text_column: Column of csv and jsonl files that holds the text; None takes ``text``, else the only column.
 
     Raises:
-        UsageError: A file that is missing or of another kind, a column that is not there, ``-`` given twice.
-        DataError: Something in an input cannot be used as a text.
+        UsageError: A file that is missing or of another kind, or a column that is not there.
+        DataError: Something in a file cannot be used as a text.
     """
-    if arguments.count(STDIN) > 1:
-        raise UsageError("'-' (stdin) is given more than once; give it once")
-    if text_column is not None and not any(_suffix(argument) in (".csv", ".jsonl") for argument in arguments):
-        raise UsageError("--text-column names a column of csv and jsonl files, but no such file is given")
-    texts: list[str] = []
-    records: list[dict[str, Any]] = []
-    places: list[str] = []
-    skipped = 0
-    for number, argument in enumerate(arguments, 1):
-        part = _read_argument(argument, number, read_stdin, text_column)
-        texts += part.texts
-        records += part.records
-        places += part.places
-        skipped += part.skipped
-    return Sheet(texts, records, places, skipped)
+    parts = [_read_file(name, text_column) for name in files]
+    return Sheet(
+        [text for part in parts for text in part.texts],
+        [record for part in parts for record in part.records],
+        [place for part in parts for place in part.places],
+        sum(part.skipped for part in parts),
+    )
 
 
-def _read_argument(argument: str, number: int, read_stdin: Callable[[], bytes], text_column: str | None) -> Sheet:
-    if argument == STDIN:
-        return _read_lines(decode(read_stdin(), "stdin"), "stdin")
-    suffix = _suffix(argument)
-    if suffix:
-        path = _existing(argument)
-        text = decode(path.read_bytes(), argument)
-        if suffix == ".txt":
-            return _read_lines(text, argument)
-        read = csv_records if suffix == ".csv" else jsonl_records
-        located, skipped = _located(read(io.StringIO(text, newline=""), argument))
-        return pick_texts(located, argument, text_column, skipped=skipped)
-    _refuse_other_file(argument)
-    check_text(argument, f"argument {number}", advice="give it some words")
-    return Sheet([argument], [{"text": argument}], [f"argument {number}"], 0)
-
-
-def _suffix(argument: str) -> str:
-    """The suffix that makes an argument a file of texts, else an empty string."""
-    if "\n" in argument or len(argument) > _LONGEST_PATH:
-        return ""
-    lowered = argument.lower()
-    return next((suffix for suffix in SUFFIXES if lowered.endswith(suffix)), "")
-
-
-def _existing(argument: str) -> Path:
-    path = Path(argument)
+def _read_file(name: str, text_column: str | None) -> Sheet:
+    path = Path(name)
     if path.is_dir():
-        raise UsageError(f"{argument} is a folder; name a file of texts")
+        raise UsageError(f"{name} is a folder; name a file of texts")
     if not path.exists():
-        raise UsageError(f"{argument} does not exist; to use a text that ends like a file name, pipe it in")
-    return path
-
-
-def _refuse_other_file(argument: str) -> None:
-    """Refuse the name of a file that is not one of texts, instead of classifying the name itself."""
-    try:
-        other = bool(Path(argument).suffix) and Path(argument).is_file()
-    except (OSError, ValueError):  # too long for a path, or not one: a text, then
-        return
-    if other:
-        raise UsageError(f"{argument} is a file, but files of texts end in {', '.join(SUFFIXES)}; rename or convert it")
+        raise UsageError(f"{name} does not exist; check the path")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{name} is a file, but files of texts end in {', '.join(SUFFIXES)}; rename or convert it")
+    text = decode(path.read_bytes(), name)
+    if suffix == ".txt":
+        return _read_lines(text, name)
+    read = csv_records if suffix == ".csv" else jsonl_records
+    located, skipped = _located(read(io.StringIO(text, newline=""), name))
+    return pick_texts(located, name, text_column, skipped=skipped)
 
 
 def decode(data: bytes, name: str) -> str:

@@ -62,7 +62,7 @@ def fit(
         raise UsageError(
             f"{other[0]} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label in each row"
         )
-    sheet = read_sheet(files, read_stdin=lambda: b"", text_column=text_column)
+    sheet = read_sheet(files, text_column=text_column)
     opened = Bundle.open(bundle)
     check_task_name(opened, task, force=force)
     columns = Columns(pair_column)

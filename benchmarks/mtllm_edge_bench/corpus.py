@@ -42,7 +42,7 @@ def read_corpus(
         )
     if bundle.manifest.encoder.needs_language and language is None:
         raise UsageError(f"the encoder of {bundle.path} must know the language of the texts; give --language")
-    sheet = read_sheet([str(file)], read_stdin=lambda: b"", text_column=text_column)
+    sheet = read_sheet([str(file)], text_column=text_column)
     found = [record.get(label_column) for record in sheet.records]
     if None in found:
         return Corpus(sheet.texts, language=language)

@@ -201,8 +201,8 @@ WRONG_CALLS = {
     "no such option": (["classify", "-b", "B", "--frce", "text"], "--frce"),
     "threads": (["classify", "-b", "B", "-t", "topic", "--threads", "0", "text"], "'--threads'"),
     "format": (["classify", "-b", "B", "--format", "xml", "text"], "'xml'"),
-    "output of no kind": (["classify", "-b", "B", "-o", "out.xls", "text"], "out.xls should end in .csv or .jsonl"),
-    "npy is for embed": (["embed", "-b", "B", "-o", "out.csv", "text"], "out.csv should end in .npy or .jsonl"),
+    "output of no kind": (["classify", "-b", "B", "-o", "out.xls", "text"], "out.xls should end in .csv, .tsv, "),
+    "npy is for embed": (["embed", "-b", "B", "-o", "out.csv", "text"], "should end in .npy, .jsonl or .parquet"),
     "no task named": (["classify", "-b", "B", "text"], "topic, sentiment"),
     "no such task": (["classify", "-b", "B", "-t", "mood", "text"], "'mood'"),
     "no such language": (["classify", "-b", "B", "-t", "topic", "--lang", "Germn", "text"], "did you mean German"),
@@ -241,10 +241,11 @@ def test_bad_inputs(classify: Run, tmp_path: Path, arguments: list[str], content
     if "." in arguments[0]:
         (tmp_path / arguments[0]).write_bytes(content)
     before = list(tmp_path.iterdir())
-    result = classify(*arguments, "-o", "out.csv")
-    assert (result.code, result.out) == (1, "")
-    _assert_one_line(result, message)
-    assert list(tmp_path.iterdir()) == before
+    for how in (("-o", "out.csv", "--strict"), ()):  # without an output there is no place beside it for bad rows
+        result = classify(*arguments, *how)
+        assert (result.code, result.out) == (1, "")
+        _assert_one_line(result, message)
+        assert list(tmp_path.iterdir()) == before
 
 
 def _truncate_llm(bundle: Path) -> None:

@@ -167,9 +167,7 @@ def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Clas
         (vote,) = own.classify(["the team is good " * 60], language="deu_Latn", long="vote")
         (other,) = own.classify(["the team is good " * 60], long="vote")
         assert vote.confidence > other.confidence
-        found = own.classify(
-            TEXTS, language="de", task="sentiment"
-        )
+        found = own.classify(TEXTS, language="de", task="sentiment")
         assert {prediction.language for prediction in found} == {"deu_Latn"}
         assert [prediction.probabilities for prediction in found] == [
             prediction.probabilities for prediction in own.classify(TEXTS, task="sentiment")

@@ -102,7 +102,10 @@ def test_jsonl_is_utf8_with_an_object_per_line() -> None:
 def test_npy_reads_back_bit_for_bit(tmp_path: Path) -> None:
     vectors_NE = np.random.default_rng(0).standard_normal((3, 4), np.float32)
     with replacing(tmp_path / "a.npy", force=False) as file:
-        write_npy(file, vectors_NE)
+        write_npy(file, vectors_NE.tolist(), vectors_NE.shape)
     loaded_NE = np.load(tmp_path / "a.npy", allow_pickle=False)
     assert loaded_NE.dtype == np.float32
     np.testing.assert_array_equal(loaded_NE, vectors_NE)
+    usual = io.BytesIO()
+    np.save(usual, vectors_NE)
+    assert (tmp_path / "a.npy").read_bytes() == usual.getvalue()

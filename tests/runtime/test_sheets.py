@@ -1,6 +1,7 @@
+"""Whole files as one sheet; what else the command line reads is in `test_jobs_reading`."""
+
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.sheets import Sheet, read_sheet
 
 
-def read(*arguments: str, stdin: bytes = b"", text_column: str | None = None) -> Sheet:
-    return read_sheet(arguments, read_stdin=lambda: stdin, text_column=text_column)
+def read(*files: str, text_column: str | None = None) -> Sheet:
+    return read_sheet(files, text_column=text_column)
 
 
 @pytest.fixture
@@ -20,15 +21,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_arguments_files_and_stdin_keep_their_order(folder: Path) -> None:
+def test_files_keep_their_order(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"one\ntwo\n")
     (folder / "b.csv").write_bytes(b"id,text\n7,three\n")
     (folder / "c.JSONL").write_bytes(b'{"text": "four", "n": [1]}\n')
-    sheet = read("zero", "a.txt", "b.csv", "c.JSONL", "-", stdin=b"five\n")
-    assert sheet.texts == ["zero", "one", "two", "three", "four", "five"]
+    sheet = read("a.txt", "b.csv", "c.JSONL")
+    assert sheet.texts == ["one", "two", "three", "four"]
     assert sheet.columns == ["text", "id", "n"]
-    assert sheet.records[3] == {"id": "7", "text": "three"}
-    assert sheet.records[4] == {"text": "four", "n": [1]}
+    assert sheet.records[2:] == [{"id": "7", "text": "three"}, {"text": "four", "n": [1]}]
     assert sheet.skipped == 0
 
 
@@ -43,8 +43,9 @@ def test_byte_order_mark_and_line_ends(folder: Path, line_end: bytes, mark: byte
     assert sheet.skipped == 3
 
 
-def test_only_line_ends_end_a_line() -> None:
-    assert read("-", stdin="a\u2028b\x0bc\x85d\n".encode()).texts == ["a\u2028b\x0bc\x85d"]
+def test_only_line_ends_end_a_line(folder: Path) -> None:
+    (folder / "a.txt").write_text("a\u2028b\x0bc\x85d\n", encoding="utf-8")
+    assert read("a.txt").texts == ["a\u2028b\x0bc\x85d"]
 
 
 def test_csv_cells_with_commas_quotes_line_ends_and_great_length(folder: Path) -> None:
@@ -68,22 +69,10 @@ def test_text_column_by_name_else_text_else_the_only_one(folder: Path) -> None:
     assert read("only.csv", "only.jsonl").texts == ["yes", "yes"]
 
 
-def test_a_long_argument_is_a_text_whatever_it_ends_in(folder: Path) -> None:
-    text = "x" * 100_000 + ".txt"
-    assert read(text).texts == [text]
-    assert read("first line\nsee notes.txt").texts == ["first line\nsee notes.txt"]
-
-
 USAGE = {
-    "missing file": (
-        ["none.csv"],
-        None,
-        "none.csv does not exist; to use a text that ends like a file name, pipe it in",
-    ),
+    "missing file": (["none.csv"], None, "none.csv does not exist; check the path"),
     "folder": (["folder.txt"], None, "folder.txt is a folder; name a file of texts"),
     "other file": (["data.json"], None, "data.json is a file, but files of texts end in .txt, .csv, .jsonl"),
-    "stdin twice": (["-", "-"], None, "'-' (stdin) is given more than once"),
-    "column of nothing": (["hello"], "text", "--text-column names a column of csv and jsonl files, but no such"),
     "csv without text": (
         ["a.csv"],
         None,
@@ -154,14 +143,3 @@ def test_faulty_files(folder: Path, name: str, content: bytes, message: str) -> 
         read(name)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_faulty_stdin_and_arguments() -> None:
-    with pytest.raises(DataError, match="stdin holds no text"):
-        read("-", stdin=b"\n")
-    with pytest.raises(DataError, match="stdin line 2 is not valid UTF-8"):
-        read("-", stdin=b"a\n\xff\n")
-    with pytest.raises(DataError, match="argument 2 is empty; give it some words"):
-        read("a", "  ")
-    with pytest.raises(DataError, match="argument 1 is not valid UTF-8"):
-        read(os.fsdecode(b"caf\xe9"))

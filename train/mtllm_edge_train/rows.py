@@ -41,7 +41,7 @@ def read_rows(source: str | Path, column: str | None) -> Rows:
         raise UsageError(f"{path} is no file; check the path")
     if path.suffix == ".parquet":
         return _rows(pick_texts(_parquet_records(path), str(path), column), {})
-    return _rows(read_sheet([str(path)], read_stdin=bytes, text_column=column), {})
+    return _rows(read_sheet([str(path)], text_column=column), {})
 
 
 def _rows(sheet: Sheet, classes: Mapping[str, Sequence[str]]) -> Rows:

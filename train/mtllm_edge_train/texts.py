@@ -6,9 +6,10 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.jobs.unpacking import Unzstd
 from mtllm_edge.records import csv_records, jsonl_records
 from mtllm_edge.sheets import check_text, pick_column
 from mtllm_edge_train.data_sets import is_data_set, open_data_set
@@ -91,7 +92,7 @@ def _checked(cells: Iterable[tuple[str, Any]], name: str) -> Iterator[str]:
 def _lines(path: Path) -> Iterator[str]:
     """Lines with their ends, told by line ends alone; bytes that are no UTF-8 are refused with the line's number."""
     with path.open("rb") as file:
-        plain: Any = io.BufferedReader(_Unpacked(file, path)) if path.suffix == ".zst" else file
+        plain: Any = io.BufferedReader(Unzstd(file, str(path))) if path.suffix == ".zst" else file
         lines = io.TextIOWrapper(plain, encoding="utf-8-sig", errors="surrogateescape", newline="")
         for number, line in enumerate(lines, 1):
             try:
@@ -102,39 +103,6 @@ def _lines(path: Path) -> Iterator[str]:
                     f"{path} line {number} is not valid UTF-8 (byte 0x{byte:02x}); save it as UTF-8"
                 ) from None
             yield line
-
-
-class _Unpacked(io.RawIOBase):
-    """The content of a zstd file of one or several frames; the package's own reader takes a cut one for a short one."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        import zstandard
-
-        self._file, self._path, self._zstandard = file, path, zstandard
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._inside = False
-        self._rest = self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = self._rest or self._file.read(io.DEFAULT_BUFFER_SIZE)
-            if not packed:
-                if self._inside:
-                    raise DataError(f"{self._path} is cut short; copy or download it again")
-                return 0
-            if self._frame.eof:
-                self._frame = self._zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self._ready = self._frame.decompress(packed)
-            except self._zstandard.ZstdError as error:
-                raise DataError(f"{self._path} is not a readable zstd file ({error})") from None
-            self._inside, self._rest = not self._frame.eof, self._frame.unused_data
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size
 
 
 def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

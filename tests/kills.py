@@ -1,0 +1,215 @@
+"""A batch job that is killed again and again: is every row there exactly once, and in order?
+
+Real `mtllm-edge classify` processes work on a csv with bad rows and repeated texts, each of them killed (SIGKILL) at a
+random moment of its work; every fifth kill waits for the moment when the output is being written. After one to three
+kills a job may end, and its output is compared with that of one that was left alone. Run it from the root of the
+repository: `python -m tests.kills`. The last line of stdout is the result as JSON, which is also written.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import msgspec
+
+from tests.tiny import make_tiny_bundle
+
+PATIENCE = 120
+"""Seconds until a wait counts as a failure."""
+BAD_EVERY = 997
+"""Every so many rows have a cell too many."""
+REPEATED_EVERY = 10
+WORDS = ("good", "bad", "team", "match", "hotel", "science", "the", "is", "не", "और", "中国", "travel")
+START = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
+
+
+@dataclass
+class Harness:
+    """A job in a folder of its own."""
+
+    folder: Path
+    bundle: Path
+    rows: int
+    seed: int
+    expected: list[list[str]] = field(default_factory=list)
+    """Rows of the output when nobody kills the job."""
+    seconds: float = 0.0
+    """From the first sign of the journal to the end of the process, then."""
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        write_input(self.folder / "in.csv", self.rows, self.random)
+        process = self.start()
+        self.wait_for_journal(process)
+        began = time.monotonic()
+        errors = self.end(process)
+        self.seconds = time.monotonic() - began
+        assert process.returncode == 0, errors
+        self.expected = read_csv(self.output)
+        bad = {number for number in range(self.rows) if number % BAD_EVERY == BAD_EVERY - 1}
+        assert [int(row[0]) for row in self.expected[1:]] == [n for n in range(self.rows) if n not in bad]
+        assert [row[1] for row in read_csv(self.rejected)[1:]] == [str(number + 2) for number in sorted(bad)]
+        self.output.unlink()
+        self.rejected.unlink()
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out.csv"
+
+    @property
+    def rejected(self) -> Path:
+        return self.folder / "out.rejected.csv"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / ".out.csv.job"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        arguments = ("classify", "-b", self.bundle, "-t", "topic", self.folder / "in.csv", "-o", self.output)
+        command = [sys.executable, "-c", START, *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+    def end(self, process: subprocess.Popen[bytes]) -> str:
+        _, errors = process.communicate(timeout=PATIENCE)
+        return errors.decode()
+
+    def wait_for_journal(self, process: subprocess.Popen[bytes], name: str = "answers.jsonl") -> None:
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and not (self.journal / name).exists():
+            assert time.monotonic() < deadline, f"no {name} appeared"
+            time.sleep(0.001)
+
+    def kill(self, *, while_writing: bool) -> str:
+        """Start the job and kill it; returns what it was doing then."""
+        process = self.start()
+        self.wait_for_journal(process, "result" if while_writing else "answers.jsonl")
+        time.sleep(self.random.uniform(0, 0.1 * self.seconds if while_writing else self.seconds))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        errors = self.end(process)
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, errors
+            return "ended before"
+        if self.output.exists():
+            return "tidying up"
+        if (self.journal / "result").exists():
+            return "output whole" if (self.journal / "done.json").exists() else "writing"
+        log = self.journal / "log.jsonl"
+        return "computing" if log.exists() and log.stat().st_size else "nothing kept yet"
+
+    def check(self) -> int:
+        """Let the job end, and compare; returns the number of rows that the last run did not compute again."""
+        process = self.start()
+        errors = self.end(process)
+        finished = "exists; add --force" in errors and process.returncode == 2
+        assert process.returncode == 0 or finished, errors
+        found = read_csv(self.output)
+        assert [row[0] for row in found] == [row[0] for row in self.expected], "rows are lost, twice, or out of order"
+        tied = 0  # a text's last digits depend on what is in its batch, and with them which of two equal labels wins
+        for row, expected in zip(found[1:], self.expected[1:], strict=True):
+            assert row[:2] == expected[:2], (row, expected)
+            assert abs(float(row[3]) - float(expected[3])) < 1e-3, (row, expected)
+            tied += row[2] != expected[2]
+        assert tied < 0.002 * len(found), f"{tied} rows have another label"
+        bad = [str(number + 2) for number in range(BAD_EVERY - 1, self.rows, BAD_EVERY)]
+        assert [row[1] for row in read_csv(self.rejected)[1:]] == bad, "rows that are set aside are lost or twice"
+        assert sorted(path.name for path in self.folder.iterdir()) == ["in.csv", "out.csv", "out.rejected.csv"]
+        self.output.unlink()
+        self.rejected.unlink()
+        kept = [line for line in errors.splitlines() if line.startswith("going on after ")]
+        return int(kept[0].split()[3].replace(",", "")) if kept else 0
+
+
+def write_input(path: Path, rows: int, rng: random.Random) -> None:
+    """A csv with the columns id and text; some texts come again, some rows have a cell too many."""
+    texts: list[str] = []
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text"])
+        for number in range(rows):
+            repeated = texts and number % REPEATED_EVERY == 0
+            texts.append(rng.choice(texts) if repeated else " ".join(rng.choices(WORDS, k=5)) + f" {number}")
+            extra = ["one too many"] if number % BAD_EVERY == BAD_EVERY - 1 else []
+            writer.writerow([number, texts[-1], *extra])
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def kill_jobs(harness: Harness, kills: int) -> tuple[Counter[str], list[int]]:
+    """Kill until there were so many kills; returns what the jobs were doing, and the rows that each end found kept."""
+    moments: Counter[str] = Counter()
+    kept = []
+    while moments.total() - moments["ended before"] < kills:
+        for _ in range(harness.random.randint(1, 3)):
+            moment = harness.kill(while_writing=harness.random.random() < 0.2)
+            moments[moment] += 1
+            if moment in ("ended before", "tidying up"):
+                break
+        kept.append(harness.check())
+    return moments, kept
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written."""
+
+    date: str
+    seed: int
+    rows: int
+    undisturbed_s: float
+    kills: int
+    killed_while: dict[str, int]
+    jobs: int
+    jobs_with_every_row_once_and_in_order: int
+    rows_kept: list[int]
+    """Of each job, what its last run found in the journal."""
+
+
+@click.command()
+@click.option("--kills", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--rows", type=click.IntRange(min=1000), default=30_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/kill_test.json"))
+def main(kills: int, rows: int, seed: int, output: Path) -> None:
+    """Kill jobs at random moments, and write what came of it."""
+    folder = Path(tempfile.mkdtemp(prefix="mtllm-edge-kills-"))
+    try:
+        (folder / "job").mkdir()
+        harness = Harness(folder / "job", make_tiny_bundle(folder / "bundle"), rows, seed)
+        moments, kept = kill_jobs(harness, kills)
+    finally:
+        shutil.rmtree(folder)
+    ended = moments.pop("ended before", 0)
+    result = Result(
+        date=datetime.date.today().isoformat(),
+        seed=seed,
+        rows=rows,
+        undisturbed_s=round(harness.seconds, 2),
+        kills=moments.total(),
+        killed_while=dict(moments),
+        jobs=len(kept),
+        jobs_with_every_row_once_and_in_order=len(kept),
+        rows_kept=kept,
+    )
+    click.echo(f"{ended} jobs ended before their kill", err=True)
+    output.write_text(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n", encoding="utf-8")
+    click.echo(msgspec.json.encode(result).decode())
+
+
+if __name__ == "__main__":
+    main()
