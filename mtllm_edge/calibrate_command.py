@@ -123,7 +123,7 @@ def _read(files: Sequence[str], text_column: str | None) -> Sheet:
         raise UsageError(
             f"{other[0]} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label in each row"
         )
-    return read_sheet(files, read_stdin=lambda: b"", text_column=text_column)
+    return read_sheet(files, text_column=text_column)
 
 
 def _rows(sheet: Sheet, name: str, task: Task, columns: Columns, label_column: str, languages: RowLanguages) -> _Rows:

@@ -23,8 +23,8 @@ from mtllm_edge.calibration import abstention
 from mtllm_edge.columns import Columns
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.jobs.performing import Order, perform, sources_of
-from mtllm_edge.jobs.reading import Request
-from mtllm_edge.jobs.running import Answer, Asked, Model
+from mtllm_edge.jobs.reading import Asked, Request
+from mtllm_edge.jobs.running import Answer, Model
 from mtllm_edge.jobs.writing import FORMS
 from mtllm_edge.language_options import RowLanguages
 from mtllm_edge.manifest import LlmBackend

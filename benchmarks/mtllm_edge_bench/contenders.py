@@ -187,7 +187,7 @@ class _MeteredEmbedder(Embedder):
             bundle, tokenizer, _MeteredEncoder(encoder, meter), metered, _MeteredLlm(llm, meter), batch_tokens
         )
 
-    def encode(self, texts: Sequence[Input], *, language: str | None = None) -> list[Encoded]:
+    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoded]:
         with self.meter.stage("tokenise"):
             return super().encode(texts, language=language)
 
