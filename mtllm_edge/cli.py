@@ -15,6 +15,7 @@ import click
 
 from mtllm_edge import __version__, commands, render, task_commands
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.server.command import serve
 
 _ENTRY_POINTS = "mtllm_edge.commands"
 _PROGRAM = "mtllm-edge"
@@ -58,7 +59,7 @@ def cli(ctx: click.Context) -> None:
 
 for _command in (
     *(commands.classify, commands.embed, commands.info, commands.verify, commands.doctor),
-    *(task_commands.fit, task_commands.task, commands.package),
+    *(task_commands.fit, task_commands.task, commands.package, serve),
 ):
     cli.add_command(_command)
 

