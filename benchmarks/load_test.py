@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import http.client
+import itertools
 import json
 import random
 import re
@@ -114,7 +115,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="`make demo` makes the default.")
 @click.option("--clients", type=click.IntRange(1, 512), default=64, show_default=True, metavar="N")
 @click.option("--minutes", type=click.FloatRange(0.01, 60), default=10, show_default=True, metavar="M")
-@click.option("--texts", type=click.IntRange(1, 940), default=480, show_default=True, metavar="N", help="Different ones.")
+@click.option(
+    "--texts", type=click.IntRange(1, 940), default=480, show_default=True, metavar="N", help="Different ones."
+)
 @click.option(
     "--tolerance", type=float, default=0.02, show_default=True, help="Of probabilities: int8 rounds by batch."
 )
@@ -243,7 +246,9 @@ class Asker:
         if len(found) != len(texts):
             tally.lost.append(f"{kind} of {len(texts)}: {len(found)} answers")
         for text, one in zip(texts, found, strict=False):
-            fault = self._vector_fault(text, one, tally) if kind == "embeddings" else self._fault(text, task, one, tally)
+            fault = (
+                self._vector_fault(text, one, tally) if kind == "embeddings" else self._fault(text, task, one, tally)
+            )
             if fault:
                 tally.wrong.append(f"{kind} of {len(texts)}, {text[:40]!r}: {fault}")
 
@@ -322,7 +327,8 @@ def summarise(
         texts=texts,
         texts_per_s=round(texts / seconds, 1),
         one_by_one_texts_per_s=round(rate, 1),
-        latency_ms={kind: latency(by_kind[kind]) for kind in _MIX} | {"all": latency(sum(by_kind.values(), []))},
+        latency_ms={kind: latency(by_kind[kind]) for kind in _MIX}
+        | {"all": latency([*itertools.chain(*by_kind.values())])},
         statuses=dict(sorted(statuses.items())),
         wrong=len(wrong),
         lost=len(lost),

@@ -175,7 +175,7 @@ class Batcher(Generic[Key, Item, Result]):
         """Compute a batch; if that fails, each job's share by itself, so that only the one at fault fails."""
         try:
             results = self._compute(batch[0][0].key, [job.items[index] for job, index in batch])
-        except Exception as error:
+        except BaseException as error:  # a panic in Rust is no Exception
             jobs = list(dict.fromkeys(job for job, _ in batch))
             if len(jobs) == 1:
                 _finish(jobs[0], error)
@@ -200,7 +200,7 @@ class Batcher(Generic[Key, Item, Result]):
         return min(max(1, math.ceil(expected_s)), _LONGEST_ADVICE_S)
 
 
-def _finish(job: _Job[Key, Item, Result], error: Exception | None) -> None:
+def _finish(job: _Job[Key, Item, Result], error: BaseException | None) -> None:
     if not job.answer.set_running_or_notify_cancel():  # its caller has gone
         return
     if error is not None:

@@ -40,7 +40,7 @@ class Model:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, llm_backend: LlmBackend | None = None) -> None:
         """Load a bundle; arguments and errors as for `Embedder.load`."""
-        self._tasks = bundle.manifest.tasks
+        self._parts = bundle.manifest
         self._embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend)
         self._classifier = Classifier(self._embedder)
 
@@ -50,13 +50,15 @@ class Model:
         Raises:
             DataError, UsageError: As for `Classifier.classify`.
         """
-        encoded = self._embedder.encode(texts, language=reading.language)
-        tokens = [len(text.ids) for text in encoded]
         if reading.task is None:
+            encoded = self._embedder.encode(texts, language=reading.language)
             check_kind(texts, "sequence", "the embedder")
-            return Prepared(encoded, tokens)
-        check_kind(texts, self._tasks[reading.task].kind, f"task {reading.task!r}")
-        return Prepared(texts, tokens)
+            return Prepared(encoded, [len(text.ids) for text in encoded])
+        # Whether a language is of use to an encoder that needs none is for the classifier to say.
+        told = reading.language if self._parts.encoder.needs_language else None
+        encoded = self._embedder.encode(texts, language=told)
+        check_kind(texts, self._parts.tasks[reading.task].kind, f"task {reading.task!r}")
+        return Prepared(texts, [len(text.ids) for text in encoded])
 
     def compute(self, reading: Reading, items: list[Any]) -> Sequence[Any]:
         """A vector (n_embd,) or a prediction for each item of `prepare`."""
@@ -145,4 +147,5 @@ class Engine:
             self.batcher.run()
         except BaseException as error:  # whatever it is, the server would wait for this thread for ever
             self.failure = error
+            self.batcher.close()
             self._failed()

@@ -24,9 +24,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         named = {"namespace": "mtllm_edge", "registry": self.registry}
         self.requests = Counter("requests", "Requests that were answered.", ["endpoint", "status"], **named)
-        self.seconds = Histogram(
-            "request_seconds", "From request to answer.", ["endpoint"], buckets=_SECONDS, **named
-        )
+        self.seconds = Histogram("request_seconds", "From request to answer.", ["endpoint"], buckets=_SECONDS, **named)
         self.texts = Counter("texts", "Texts in requests that were computed.", ["endpoint"], **named)
         self.tokens = Counter("tokens", "Tokens of those texts.", ["endpoint"], **named)
         self.queue = Gauge("queue_texts", "Texts that wait for the engine.", **named)

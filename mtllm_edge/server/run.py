@@ -83,7 +83,7 @@ def serve(
 
 
 def make_server(app: object, grace_s: int) -> uvicorn.Server:
-    """uvicorn without its own logging of requests: texts and addresses are nobody's business."""
+    """A server that logs no requests: texts and addresses are nobody's business."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         lifespan="off",

@@ -18,8 +18,7 @@ import httpx
 import pytest
 
 from tests.runtime.commandline import Run
-from tests.runtime.conftest import run  # noqa: F401
-from tests.server.conftest import PATIENCE, until
+from tests.runtime.server.conftest import PATIENCE, until
 
 SLOW = """
 import sys, time
@@ -114,7 +113,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tiny_bundle: Path, tmp_pa
     assert process.log.endswith("error: no engine here\n")
 
 
-def test_a_port_in_use(run: Run, tiny_bundle: Path) -> None:  # noqa: F811
+def test_a_port_in_use(run: Run, tiny_bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run("serve", tiny_bundle, "--port", port)
@@ -139,7 +138,7 @@ def test_a_port_in_use(run: Run, tiny_bundle: Path) -> None:  # noqa: F811
     ],
 )
 def test_one_clear_line(
-    run: Run,  # noqa: F811
+    run: Run,
     tiny_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,7 +154,7 @@ def test_one_clear_line(
     assert result.err.count("\n") == 1
 
 
-def test_a_damaged_bundle_is_refused_before_anything_listens(run: Run, fresh_bundle: Path) -> None:  # noqa: F811
+def test_a_damaged_bundle_is_refused_before_anything_listens(run: Run, fresh_bundle: Path) -> None:
     shutil.rmtree(fresh_bundle / "encoder")
     result = run("serve", fresh_bundle, "--port", 0)
     assert result.code == 1

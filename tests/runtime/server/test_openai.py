@@ -12,7 +12,7 @@ import pytest
 
 from mtllm_edge import Embedder
 from mtllm_edge.server.gate import Door
-from tests.server.conftest import Served, serving
+from tests.runtime.server.conftest import Served, serving
 from tests.tiny import N_EMBD
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里"]
@@ -69,7 +69,8 @@ def test_the_key_is_the_token(tiny_bundle: Path) -> None:
     with serving(tiny_bundle, door=Door(token, False)) as served:
         with openai.OpenAI(base_url=f"{served.url}/v1", api_key=token) as client:
             assert len(client.embeddings.create(model="tiny", input="a").data) == 1
-        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong") as client, pytest.raises(
-            openai.AuthenticationError, match="a token is needed"
+        with (
+            openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong") as client,
+            pytest.raises(openai.AuthenticationError, match="a token is needed"),
         ):
             client.embeddings.create(model="tiny", input="a")

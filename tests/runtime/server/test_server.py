@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mtllm_edge import Classifier
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
-from tests.server.conftest import PATIENCE, Held, Served, serving, until
+from tests.runtime.server.conftest import PATIENCE, Held, Served, serving, until
 from tests.tiny import MAX_TOKENS
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里", "a bad hotel, a good match", "هو في البيت"]
@@ -74,7 +74,9 @@ def test_pairs_and_choices(tiny_variant: Callable[..., Path]) -> None:
             expected = classifier.classify(texts, task=task)
             assert [one["label"] for one in found] == [one.label for one in expected]
         wrong = error_of(served.post("/classify", {"texts": [pairs[0], "one text"], "task": "nli"}))
-        assert wrong["message"].startswith("task 'nli' reads a pair (text, text_pair) at a time, but text 1 is one text")
+        assert wrong["message"].startswith(
+            "task 'nli' reads a pair (text, text_pair) at a time, but text 1 is one text"
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
-"""The page at / in a real browser, where there is one: `apt-get install chromium chromium-driver`."""
+"""The page at / in a real browser, where there is one."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -16,10 +14,10 @@ from selenium.webdriver.support.ui import Select
 
 from mtllm_edge import Classifier
 from mtllm_edge.server.gate import Door
-from tests.server.conftest import Held, Served, serving, until
+from tests.runtime.server.chromium import MISSING, browsing
+from tests.runtime.server.conftest import Held, Served, serving, until
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(None in (CHROMIUM, DRIVER), reason="chromium and chromedriver are not installed")
+pytestmark = pytest.mark.skipif(MISSING, reason="chromium and chromedriver are not installed")
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> & <b>bold</b>"
 ARABIC = "هو في البيت"
@@ -27,14 +25,8 @@ ARABIC = "هو في البيت"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,1000"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    with browsing() as browser:
+        yield browser
 
 
 @pytest.fixture
