@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from mtllm_edge import Bundle, Prediction
@@ -53,11 +53,11 @@ class Served:
     url: str
     engine: Engine
 
-    def post(self, path: str, body: object, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=PATIENCE, **options)
+    def post(self, path: str, body: object, **options: Any) -> httpx2.Response:
+        return httpx2.post(self.url + path, json=body, timeout=PATIENCE, **options)
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=PATIENCE, **options)
+    def get(self, path: str, **options: Any) -> httpx2.Response:
+        return httpx2.get(self.url + path, timeout=PATIENCE, **options)
 
 
 Serve = Callable[..., AbstractContextManager[Served]]

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.runtime.commandline import Run
@@ -76,14 +76,14 @@ def test_what_is_in_flight_is_finished(tiny_bundle: Path, tmp_path: Path, number
         ThreadPoolExecutor(1) as threads,
     ):
         url = process.url()
-        call = threads.submit(httpx.post, f"{url}/classify", json=BODY, timeout=PATIENCE)
+        call = threads.submit(httpx2.post, f"{url}/classify", json=BODY, timeout=PATIENCE)
         until(lambda: "at work" in process.log)
         assert process.end(number) == 0
         response = call.result(PATIENCE)
         assert response.status_code == 200
         assert response.json()["predictions"][0]["label"] in {"science", "sports", "travel"}
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}/healthz")
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{url}/healthz")
     assert process.log.endswith("at work\nstopped\n")
 
 
@@ -93,10 +93,10 @@ def test_the_end_does_not_wait_for_ever(tiny_bundle: Path, tmp_path: Path) -> No
         started(tmp_path, tiny_bundle, "--port", 0, "--grace", 1, patch=patch) as process,
         ThreadPoolExecutor(1) as threads,
     ):
-        call = threads.submit(httpx.post, f"{process.url()}/classify", json=BODY, timeout=PATIENCE)
+        call = threads.submit(httpx2.post, f"{process.url()}/classify", json=BODY, timeout=PATIENCE)
         until(lambda: "at work" in process.log)
         assert process.end(signal.SIGTERM) == 0
-        assert isinstance(call.exception(PATIENCE), httpx.TransportError) or call.result().status_code >= 500
+        assert isinstance(call.exception(PATIENCE), httpx2.TransportError) or call.result().status_code >= 500
     assert process.log.endswith("stopped\n")
     assert "Traceback" not in process.log
 

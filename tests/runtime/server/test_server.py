@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,7 +21,7 @@ TOKEN = "correct-horse-battery"
 MIB = 2**20
 
 
-def error_of(response: httpx.Response) -> dict[str, Any]:
+def error_of(response: httpx2.Response) -> dict[str, Any]:
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert "\n" not in error["message"]
@@ -116,7 +116,7 @@ def test_what_is_wrong_with_a_request(served: Served, body: object, message: str
     ],
 )
 def test_bodies_that_are_none(served: Served, content: str, kind: str, message: str) -> None:
-    response = httpx.post(f"{served.url}/classify", content=content, headers={"Content-Type": kind})
+    response = httpx2.post(f"{served.url}/classify", content=content, headers={"Content-Type": kind})
     assert response.status_code == 422
     assert error_of(response)["message"].startswith(message)
 
@@ -131,7 +131,7 @@ def test_other_paths_and_methods(served: Served) -> None:
 def test_no_other_page_may_read_answers(served: Served) -> None:
     elsewhere = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     for response in (
-        httpx.options(f"{served.url}/classify", headers=elsewhere),
+        httpx2.options(f"{served.url}/classify", headers=elsewhere),
         served.get("/v1/models", headers=elsewhere),
     ):
         assert not [name for name in response.headers if name.startswith("access-control")]
@@ -142,7 +142,7 @@ def test_a_body_that_is_too_long(tiny_bundle: Path, sized: bool) -> None:
     body = json.dumps({"texts": ["a" * 1000] * 3000, "task": "topic"}).encode()
     content = body if sized else iter([body[start : start + 65536] for start in range(0, len(body), 65536)])
     with serving(tiny_bundle, limits=Limits(body_bytes=MIB), load=Held) as served:
-        response = httpx.post(f"{served.url}/classify", content=content, headers={"Content-Type": "application/json"})
+        response = httpx2.post(f"{served.url}/classify", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
         assert error_of(response)["message"].startswith(f"the body is longer than {MIB} bytes")
 
@@ -151,7 +151,7 @@ def later(threads: ThreadPoolExecutor, served: Served, texts: list[str]) -> Any:
     return threads.submit(served.post, "/classify", {"texts": texts, "task": "topic"})
 
 
-def labels(response: httpx.Response) -> list[str]:
+def labels(response: httpx2.Response) -> list[str]:
     assert response.status_code == 200, response.text
     return [found["label"] for found in response.json()["predictions"]]
 
@@ -179,7 +179,7 @@ def test_who_hangs_up_leaves_the_queue(held: tuple[Served, Held]) -> None:
     with ThreadPoolExecutor(8) as threads:
         first = later(threads, served, ["first"])
         assert model.at_work.wait(PATIENCE)
-        with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+        with httpx2.Client() as client, pytest.raises(httpx2.ReadTimeout):
             client.post(f"{served.url}/classify", json={"texts": ["b", "c"], "task": "topic"}, timeout=0.5)
         until(lambda: served.engine.batcher.waiting == 0)
         model.let_go.set()
