@@ -28,8 +28,9 @@ from mtllm_edge.server.replies import embeddings_json, models_json, prediction_j
 def create_app(bundle: Bundle, engine: Engine, limits: Limits, door: Door, metrics: Metrics) -> FastAPI:
     """The whole server as an ASGI app; whoever runs it starts and stops the engine."""
     service = _Service(bundle, engine, limits, metrics)
-    # No documentation pages: FastAPI's load their scripts from elsewhere.
-    app = FastAPI(title="mtllm-edge", version=__version__, docs_url=None, redoc_url=None)
+    # No documentation pages, whose scripts come from elsewhere, and nothing that would tell others of requests.
+    silent = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
+    app = FastAPI(title="mtllm-edge", version=__version__, docs_url=None, redoc_url=None, telemetry=silent)
     add_handlers(app)
     routes = {
         "/classify": ("POST", service.classify),

@@ -71,7 +71,7 @@ class Batcher(Generic[Key, Item, Result]):
             compute: From items that share a key to their results, in order. Called by one thread alone.
             max_waiting: Most items in the queue.
             batch_tokens: Most tokens in a call of `compute`, unless a single item has more.
-            observe: Told the number of items and of tokens of every call.
+            observe: Told the number of items and of tokens before every call.
         """
         self._compute, self._observe = compute, observe
         self._max_waiting, self._batch_tokens = max_waiting, batch_tokens
@@ -126,12 +126,12 @@ class Batcher(Generic[Key, Item, Result]):
     def run(self) -> None:
         """Compute until `close`; the body of the thread."""
         while batch := self._next_batch():
+            tokens = sum(job.tokens[index] for job, index in batch)
+            self._observe(len(batch), tokens)
             started = time.perf_counter()
             self._work(batch)
             self._busy_s += time.perf_counter() - started
-            tokens = sum(job.tokens[index] for job, index in batch)
             self._tokens_read += tokens
-            self._observe(len(batch), tokens)
 
     def close(self) -> None:
         """Let `run` return after the batch that it is at; what waits is cancelled."""
