@@ -29,8 +29,13 @@ def create_app(bundle: Bundle, engine: Engine, limits: Limits, door: Door, metri
     """The whole server as an ASGI app; whoever runs it starts and stops the engine."""
     service = _Service(bundle, engine, limits, metrics)
     # No documentation pages, whose scripts come from elsewhere, and nothing that would tell others of requests.
-    silent = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
-    app = FastAPI(title="mtllm-edge", version=__version__, docs_url=None, redoc_url=None, telemetry=silent)
+    app = FastAPI(
+        title="mtllm-edge",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
+    )
     add_handlers(app)
     routes = {
         "/classify": ("POST", service.classify),
