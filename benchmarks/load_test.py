@@ -10,6 +10,7 @@ stdout is the result as JSON. The exit code is 1 where an answer was wrong or lo
 
 from __future__ import annotations
 
+import csv
 import datetime
 import http.client
 import itertools
@@ -37,7 +38,6 @@ from numpy.typing import NDArray
 
 from mtllm_edge import Bundle, Classifier, Embedder, render
 from mtllm_edge.machine import available_cores, read_cpu
-from mtllm_edge_bench.demo_corpus import demo_rows
 
 HERE = Path(__file__).parent
 _PATH = click.Path(path_type=Path)
@@ -125,7 +125,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def main(*, bundle: Path, clients: int, minutes: float, texts: int, tolerance: float, out: Path) -> None:
     """Measure, and write load_test.json and load_test.md."""
     opened = Bundle.open(bundle)
-    sentences = [row.text for row in demo_rows(HERE / "demo_topics.csv", texts)]
+    sentences = read_sentences(HERE / "demo_topics.csv", texts)
     render.note(f"{render.count(len(sentences), 'text')} one by one")
     singles, rate = one_by_one(opened, sentences)
     tallies = [Tally() for _ in range(clients)]
@@ -144,6 +144,13 @@ def main(*, bundle: Path, clients: int, minutes: float, texts: int, tolerance: f
     (out / "load_test.md").write_text(to_markdown(result), encoding="utf-8")
     click.echo(msgspec.json.encode(result).decode())
     sys.exit(1 if result.wrong or result.lost or code else 0)
+
+
+def read_sentences(path: Path, count: int) -> list[str]:
+    """So many different sentences, evenly from all of the file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        found = list(dict.fromkeys(row["text"] for row in csv.DictReader(file)))
+    return [found[index * len(found) // count] for index in range(count)] if count < len(found) else found
 
 
 def one_by_one(bundle: Bundle, texts: Sequence[str]) -> tuple[dict[str, Single], float]:
