@@ -19,9 +19,9 @@ from mtllm_edge.server.bodies import ClassifyBody, EmbeddingsBody
 from mtllm_edge.server.engine import Engine, Prepared, Reading
 from mtllm_edge.server.gate import Door, Gate
 from mtllm_edge.server.limits import Limits
-from mtllm_edge.server.metrics import CLIENT_GONE, Metrics, Watch
+from mtllm_edge.server.metrics import Metrics, Watch
 from mtllm_edge.server.page import page_response
-from mtllm_edge.server.refusals import RefusedError, add_handlers, json_response
+from mtllm_edge.server.refusals import CLIENT_GONE, RefusedError, add_handlers, json_response
 from mtllm_edge.server.replies import embeddings_json, models_json, prediction_json
 
 

@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge.server.batcher import QueueFullError
 
+CLIENT_GONE = 499
+"""nginx's status of a request whose client closed the connection; nobody receives it."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,10 +42,11 @@ def json_response(content: object, status: int = 200, headers: Mapping[str, str]
 def refusal(status: int, message: str, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """The response that says an error."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    code = HTTPStatus(status).phrase.lower().replace(" ", "_")
-    return json_response(
-        {"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers=headers
-    )
+    phrase = "client closed request" if status == CLIENT_GONE else HTTPStatus(status).phrase
+    error = {"message": message, "type": kind, "param": param, "code": phrase.lower().replace(" ", "_")}
+    # What the request calls a field may hold half of a surrogate pair, which UTF-8 cannot say.
+    sayable = {name: value and value.encode(errors="replace").decode() for name, value in error.items()}
+    return json_response({"error": sayable}, status, headers=headers)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -110,7 +110,8 @@ def test_what_is_wrong_with_a_request(served: Served, body: object, message: str
         ('{"texts": [', "application/json", "the body is no JSON: "),
         ("", "application/json", "the body: field required"),
         ("[]", "application/json", "the body: input should be"),
-        ('{"texts": ["\\ud800"], "task": "topic"}', "application/json", "text 0 is none of a text"),
+        ('{"texts": ["\\ud800"], "task": "topic"}', "application/json", "text 0 holds half of a surrogate pair"),
+        ('{"texts": ["a"], "\\ud800": 1}', "application/json", "?: extra inputs are not permitted"),
         # what a form of another page can send without asking first
         ('{"texts": ["a"], "task": "topic"}', "text/plain", "the body: input should be"),
     ],
