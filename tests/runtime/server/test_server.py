@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mtllm_edge import Classifier
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
 from tests.runtime.server.conftest import PATIENCE, Held, Served, serving, until
-from tests.tiny import MAX_TOKENS
+from tests.tiny import MAX_TOKENS, make_tiny_bundle
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里", "a bad hotel, a good match", "هو في البيت"]
 TOKEN = "correct-horse-battery"
@@ -63,9 +62,9 @@ def test_everybody_gets_their_own_answers(served: Served) -> None:
         list(threads.map(client, range(16)))
 
 
-def test_pairs_and_choices(tiny_variant: Callable[..., Path]) -> None:
+def test_pairs_and_choices(tmp_path: Path) -> None:
     tasks = {"nli": ("entailment", "neutral", "contradiction"), "copa": ()}
-    bundle = tiny_variant(tasks=tasks, kinds={"nli": "pair", "copa": "multiple_choice"})
+    bundle = make_tiny_bundle(tmp_path / "bundle", tasks=tasks, kinds={"nli": "pair", "copa": "multiple_choice"})
     pairs = [("the team is good", "a good team"), ("a bad hotel", "the hotel is good")]
     choices = [("the hotel is bad", ["it is good", "it is bad", "no"])]
     with Classifier.load(bundle, task="nli") as classifier, serving(bundle) as served:
@@ -111,7 +110,7 @@ def test_what_is_wrong_with_a_request(served: Served, body: object, message: str
         ("", "application/json", "the body: field required"),
         ("[]", "application/json", "the body: input should be"),
         ('{"texts": ["\\ud800"], "task": "topic"}', "application/json", "text 0 holds half of a surrogate pair"),
-        ('{"texts": ["a"], "\\ud800": 1}', "application/json", "?: extra inputs are not permitted"),
+        ('{"texts": ["a"], "\\ud800": 1}', "application/json", "the body: input should be a valid string"),
         # what a form of another page can send without asking first
         ('{"texts": ["a"], "task": "topic"}', "text/plain", "the body: input should be"),
     ],
