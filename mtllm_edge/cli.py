@@ -15,6 +15,7 @@ import click
 
 from mtllm_edge import __version__, calibrate_command, commands, language_options, render, task_commands
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.server.command import serve
 
 _ENTRY_POINTS = "mtllm_edge.commands"
 _PROGRAM = "mtllm-edge"
@@ -58,7 +59,8 @@ def cli(ctx: click.Context) -> None:
 
 for _command in (
     *(commands.classify, commands.embed, commands.info, commands.verify, commands.doctor),
-    *(task_commands.fit, calibrate_command.calibrate, task_commands.task, commands.package, language_options.languages),
+    *(task_commands.fit, calibrate_command.calibrate, task_commands.task, commands.package, serve),
+    language_options.languages,
 ):
     cli.add_command(_command)
 

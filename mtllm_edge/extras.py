@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "fit": ("sklearn",),
     "lang": ("py3langid",),
     "files": ("openpyxl", "pyarrow", "zstandard"),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "export": _EXPORT,
     "train": (
         *_EXPORT,

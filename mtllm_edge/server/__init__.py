@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: `mtllm-edge serve`. Nothing here is imported by the rest of the runtime."""

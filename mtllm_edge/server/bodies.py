@@ -1,0 +1,37 @@
+"""The bodies of requests, checked before anything else is done."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mtllm_edge.kinds import Input
+
+
+class _Body(BaseModel):
+    """Base: a misspelt key is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClassifyBody(_Body):
+    """POST /classify."""
+
+    texts: list[Input] = Field(
+        description="Texts; for tasks of pairs [text, text_pair], for multiple choice [text, [choice, choice ...]].",
+        examples=[["The rocket reached orbit.", "Die Rakete erreichte die Umlaufbahn."]],
+    )
+    task: str | None = Field(None, description="May be left out where the model has only one.")
+    language: str | None = Field(None, description="Code of the language of all texts, for models that must be told.")
+
+
+class EmbeddingsBody(_Body):
+    """POST /v1/embeddings, as OpenAI has it; `language` is an addition."""
+
+    input: str | list[str] = Field(description="A text, or several.")
+    model: str = Field(description="The name of the bundle.")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, description="Nothing but the model's own width.")
+    user: str | None = Field(None, description="Ignored.")
+    language: str | None = Field(None, description="Code of the language of all texts, for models that must be told.")

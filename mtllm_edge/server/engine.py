@@ -1,0 +1,151 @@
+"""The loaded bundle, and the one thread that owns it: loading, then computing what the requests queue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.classifier import Classifier
+from mtllm_edge.embedder import Embedder
+from mtllm_edge.kinds import Input, check_kind
+from mtllm_edge.manifest import LlmBackend
+from mtllm_edge.server.batcher import Batcher
+from mtllm_edge.server.limits import Limits
+from mtllm_edge.server.refusals import RefusedError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is done with texts; those of the same reading share batches."""
+
+    task: str | None
+    """None is embeddings."""
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that the model is known to take."""
+
+    items: Sequence[Any]
+    tokens: list[int]
+    """Of each."""
+
+
+class Model:
+    """A bundle with its engines."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, llm_backend: LlmBackend | None = None) -> None:
+        """Load a bundle; arguments and errors as for `Embedder.load`."""
+        self._parts = bundle.manifest
+        self._embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend)
+        self._classifier = Classifier(self._embedder)
+
+    def prepare(self, texts: Sequence[Input], reading: Reading) -> Prepared:
+        """Tokenize, so that a text that cannot be read fails its own request and not those it would share a batch with.
+
+        Raises:
+            DataError, UsageError: As for `Classifier.classify`.
+        """
+        if reading.task is None:
+            encoded = self._embedder.encode(texts, language=reading.language)
+            check_kind(texts, "sequence", "the embedder")
+            return Prepared(encoded, [len(text.ids) for text in encoded])
+        # Whether a language is of use to an encoder that needs none is for the classifier to say.
+        told = reading.language if self._parts.encoder.needs_language else None
+        encoded = self._embedder.encode(texts, language=told)
+        check_kind(texts, self._parts.tasks[reading.task].kind, f"task {reading.task!r}")
+        return Prepared(texts, [len(text.ids) for text in encoded])
+
+    def compute(self, reading: Reading, items: list[Any]) -> Sequence[Any]:
+        """A vector (n_embd,) or a prediction for each item of `prepare`."""
+        if reading.task is None:
+            return list(self._embedder.pool(items))
+        return self._classifier.classify(items, task=reading.task, language=reading.language)
+
+    def close(self) -> None:
+        """Give the engines' memory back."""
+        self._embedder.close()
+
+
+class Engine:
+    """The thread."""
+
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        limits: Limits,
+        *,
+        observe: Callable[[int, int], None],
+        ready: Callable[[], None] = lambda: None,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare it; `start` starts it.
+
+        Args:
+            load: Loads the model.
+            limits: Of the queue and of batches.
+            observe: See `Batcher`.
+            ready: Called when the model is loaded.
+            failed: Called where that failed, or the thread died; `failure` says how.
+        """
+        self.batcher: Batcher[Reading, Any, Any] = Batcher(
+            lambda reading, items: self.model.compute(reading, items),
+            max_waiting=limits.waiting,
+            batch_tokens=limits.batch_tokens,
+            observe=observe,
+        )
+        self.failure: BaseException | None = None
+        self._model: Model | None = None
+        self._load, self._ready, self._failed = load, ready, failed
+        self._thread = threading.Thread(target=self._run, name="mtllm-edge-engine", daemon=True)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._model is not None
+
+    @property
+    def model(self) -> Model:
+        """The loaded model.
+
+        Raises:
+            RefusedError: It is still being loaded.
+        """
+        if self._model is None:
+            raise RefusedError(503, "the model is being loaded; try again in a moment", headers={"Retry-After": "1"})
+        return self._model
+
+    def start(self) -> None:
+        """Start to load."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> bool:
+        """End the thread after the batch that it is at, and free the model.
+
+        Args:
+            seconds: How long to wait for that.
+
+        Returns:
+            Whether it has ended.
+        """
+        self.batcher.close()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            return False
+        if self._model is not None:
+            self._model.close()
+        return True
+
+    def _run(self) -> None:
+        try:
+            self._model = self._load()
+            self._ready()
+            self.batcher.run()
+        except BaseException as error:  # whatever it is, the server would wait for this thread for ever
+            self.failure = error
+            self.batcher.close()
+            self._failed()

@@ -1,0 +1,173 @@
+"""`mtllm-edge serve` as the system sees it: its lines, its signals, its exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.runtime.commandline import Run
+from tests.runtime.server.conftest import PATIENCE, until
+
+SLOW = """
+import sys, time
+from mtllm_edge.server.engine import Model
+compute = Model.compute
+def slow(self, reading, items):
+    print("at work", file=sys.stderr, flush=True)
+    time.sleep({seconds})
+    return compute(self, reading, items)
+Model.compute = slow
+"""
+MAIN = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
+BODY = {"texts": ["the team is good"], "task": "topic"}
+
+
+class Process:
+    """A running command line."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process, self._log = process, log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def url(self) -> str:
+        until(lambda: "ready after" in self.log)
+        found = re.search(r"serving tiny at (http://\S+) \(Ctrl-C stops\); loading the model\n", self.log)
+        assert found, self.log
+        return found[1]
+
+    def end(self, number: int) -> int:
+        self._process.send_signal(number)
+        return self._process.wait(PATIENCE)
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE)
+
+
+@contextmanager
+def started(folder: Path, *arguments: object, patch: str = "") -> Iterator[Process]:
+    log = folder / "stderr.txt"
+    command = [sys.executable, "-c", patch + MAIN, "serve", *map(str, arguments)]
+    with log.open("w") as errors, subprocess.Popen(command, stderr=errors, text=True) as process:
+        try:
+            yield Process(process, log)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_what_is_in_flight_is_finished(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+    with (
+        started(tmp_path, tiny_bundle, "--port", 0, patch=SLOW.format(seconds=1)) as process,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        url = process.url()
+        call = threads.submit(httpx2.post, f"{url}/classify", json=BODY, timeout=PATIENCE)
+        until(lambda: "at work" in process.log)
+        assert process.end(number) == 0
+        response = call.result(PATIENCE)
+        assert response.status_code == 200
+        assert response.json()["predictions"][0]["label"] in {"science", "sports", "travel"}
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{url}/healthz")
+    assert process.log.endswith("at work\nstopped\n")
+
+
+def test_the_end_does_not_wait_for_ever(tiny_bundle: Path, tmp_path: Path) -> None:
+    patch = SLOW.format(seconds=10 * PATIENCE) + "import mtllm_edge.server.run as run; run._LAST_BATCH_S = 0.1\n"
+    with (
+        started(tmp_path, tiny_bundle, "--port", 0, "--grace", 1, patch=patch) as process,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        call = threads.submit(httpx2.post, f"{process.url()}/classify", json=BODY, timeout=PATIENCE)
+        until(lambda: "at work" in process.log)
+        assert process.end(signal.SIGTERM) == 0
+        assert isinstance(call.exception(PATIENCE), httpx2.TransportError) or call.result().status_code >= 500
+    assert process.log.endswith("stopped\n")
+    assert "Traceback" not in process.log
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    patch = (
+        "from mtllm_edge.embedder import Embedder\n"
+        "from mtllm_edge.errors import EngineError\n"
+        "def load(*_, **__): raise EngineError('no engine here')\n"
+        "Embedder.load = load\n"
+    )
+    with started(tmp_path, tiny_bundle, "--port", 0, patch=patch) as process:
+        assert process.wait() == 1
+    assert process.log.endswith("error: no engine here\n")
+
+
+def test_a_port_in_use(run: Run, tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", tiny_bundle, "--port", port)
+    assert result.code == 2
+    assert result.err == (
+        f"error: cannot listen on port {port} of 127.0.0.1: "
+        "another program has it; choose another --port, or 0 for a free one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "message"),
+    [
+        (("--host", "0.0.0.0"), "", "other computers may reach 0.0.0.0, so a token is needed; put one into a file"),
+        (("--host", "::"), "", "other computers may reach ::, so a token is needed"),
+        (("--host", "0.0.0.0"), "short", "the token in MTLLM_EDGE_TOKEN should have at least 16 signs"),
+        (("--host", "0.0.0.0"), "a token with blanks in it", "the token in MTLLM_EDGE_TOKEN should have"),
+        (("--token-file", "absent"), "", "the token cannot be read from absent"),
+        (("--token-file", "empty"), "long-enough-but-the-file-wins", "the token in empty should have at least 16"),
+        (("--host", "192.0.2.1"), "long-enough-to-be-one", "cannot listen on port 0 of 192.0.2.1: "),
+        (("--max-queue", "10"), "", "a request may have 1024 texts, but the queue holds 10; raise --max-queue"),
+    ],
+)
+def test_one_clear_line(
+    run: Run,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    variable: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("MTLLM_EDGE_TOKEN", variable)
+    (tmp_path / "empty").touch()
+    result = run("serve", tiny_bundle, "--port", 0, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"error: {message}")
+    assert result.err.count("\n") == 1
+
+
+def test_a_damaged_bundle_is_refused_before_anything_listens(run: Run, fresh_bundle: Path) -> None:
+    shutil.rmtree(fresh_bundle / "encoder")
+    result = run("serve", fresh_bundle, "--port", 0)
+    assert result.code == 1
+    assert "encoder/model.bin: missing" in result.err
+    assert "serving" not in result.err
+
+
+def test_the_extra_is_asked_for(tiny_bundle: Path) -> None:
+    code = "import sys; sys.modules['fastapi'] = None; sys.modules['uvicorn'] = None; " + MAIN
+    command = [sys.executable, "-c", code, "serve", str(tiny_bundle)]
+    child = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=PATIENCE, check=False)
+    assert child.returncode == 2
+    assert child.stderr == (
+        "error: this command needs the extra [serve] (fastapi, uvicorn not installed); "
+        "run: pip install 'mtllm-edge[serve]'\n"
+    )
