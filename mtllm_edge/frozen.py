@@ -25,11 +25,10 @@ def freeze_support() -> None:
     """
     if not children.is_frozen():
         return
-    if sys.argv[1:2] != [children.FROZEN_ARGUMENT]:
-        children.application_answers()
-        return
-    _run(sys.argv[2], sys.argv[3:])
-    sys.exit(0)
+    children.application_answers()
+    if sys.argv[1:2] == [children.FROZEN_ARGUMENT]:
+        _run(sys.argv[2], sys.argv[3:])
+        sys.exit(0)
 
 
 def _run(module: str, arguments: list[str]) -> None:

@@ -15,7 +15,6 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QLabel,
     QLineEdit,
-    QMainWindow,
     QProgressBar,
     QPushButton,
     QSizePolicy,
@@ -31,18 +30,18 @@ from examples.desktop.painting import BarDelegate, TextDelegate
 ALL_LABELS = "all labels"
 _STYLE = """
 QTableView { border: 1px solid palette(mid); gridline-color: transparent; }
-QTableView::item { padding: 0 6px; }
 QHeaderView::section { padding: 4px 6px; border: none; border-bottom: 1px solid palette(mid); }
 QPushButton, QComboBox, QLineEdit, QDoubleSpinBox { padding: 4px 8px; }
 QLabel[error="true"] { color: #b3261e; font-weight: bold; }
 """
 
 
-class Controls:
-    """The widgets by name."""
+class Controls(QWidget):
+    """The widgets by name, in a page."""
 
-    def __init__(self, window: QMainWindow, model: QAbstractTableModel) -> None:
-        """Put all widgets into a window, around a table that shows `model`."""
+    def __init__(self, model: QAbstractTableModel) -> None:
+        """Make the page, around a table that shows `model`."""
+        super().__init__()
         self.bundles, self.choose = QComboBox(), QPushButton("Choose model …")
         self.tasks, self.languages = QComboBox(), QComboBox()
         self.file, self.paste = QPushButton("Open texts …"), QPushButton("Paste")
@@ -61,41 +60,39 @@ class Controls:
         self.status.setWordWrap(True)
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.bar.setFixedWidth(180)
-        self._rows = [
+        self._progress = ""
+        *above, below = [
             _row(QLabel("Model"), self.bundles, self.choose, QLabel("Task"), self.tasks, self.languages),
             _row(self.file, self.paste, QLabel("Text in"), self.columns, None, self.run, self.cancel),
             _row(QLabel("Show"), self.words, self.labels, QLabel("Confidence"), self.confidence, self.export),
             _row(self.bar, self.status, self.shown),
         ]
-        page = QWidget()
-        layout = QVBoxLayout(page)
-        for row in self._rows[:3]:
+        below.setStretchFactor(self.status, 1)
+        layout = QVBoxLayout(self)
+        for row in above:
             layout.addLayout(row)
         layout.addWidget(self.view, 1)
-        layout.addLayout(self._rows[3])
-        self._rows[3].setStretchFactor(self.status, 1)
-        window.setCentralWidget(page)
-        window.setWindowTitle("Texts to labels")
-        window.setStyleSheet(_STYLE)
-        window.resize(1120, 720)
+        layout.addLayout(below)
+        self.setStyleSheet(_STYLE)
         self.languages.hide()
         self.tell("choose a model, and drop a file of texts here")
-        self.enable(busy=False, ready=False, rows=0)
+        self.enable(labelling=False, ready=False, rows=0)
 
     def tell(self, message: str, *, error: bool = False) -> None:
         """Say one line at the bottom."""
         self.status.setProperty("error", error)
+        self.status.style().unpolish(self.status)
         self.status.style().polish(self.status)
         self.status.setText(message)
 
-    def enable(self, *, busy: bool, ready: bool, rows: int) -> None:
+    def enable(self, *, labelling: bool, ready: bool, rows: int) -> None:
         """Leave only those controls that make sense now."""
         for control in (self.bundles, self.choose, self.tasks, self.languages, self.file, self.paste, self.columns):
-            control.setEnabled(not busy)
-        self.run.setEnabled(ready and rows > 0 and not busy)
-        self.cancel.setEnabled(busy)
-        self.export.setEnabled(rows > 0 and not busy)
-        self.bar.setVisible(busy)
+            control.setEnabled(not labelling)
+        self.run.setEnabled(ready and not labelling)
+        self.cancel.setEnabled(labelling)
+        self.export.setEnabled(rows > 0 and not labelling)
+        self.bar.setVisible(labelling)
 
     def name_bundle(self, name: str) -> None:
         """Show a bundle in the list, by its folder's name."""
@@ -119,8 +116,11 @@ class Controls:
         self.columns.clear()
         self.columns.addItems(document.columns)
         self.columns.setCurrentText(document.text_column)
-        self.count_labels(Counter())
         self.tell(f"{len(document.records):,} texts in {document.name}")
+
+    def unsort(self) -> None:
+        """Go back to the order of the file."""
+        self.view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
 
     def count_labels(self, counts: Counter[str]) -> None:
         """Offer the labels that were given, the most frequent first."""
@@ -131,18 +131,23 @@ class Controls:
             self.labels.addItem(f"{name} ({count:,})", name)
         self.labels.setCurrentIndex(max(0, self.labels.findData(chosen)))
 
+    def begin(self) -> None:
+        """Show that work begins."""
+        self._progress = "no text"
+        self.bar.setMaximum(0)  # of unknown length
+        self.tell("reading the first texts …")
+
     def advance(self, done: int, total: int, seconds: float) -> None:
         """Show how far the work is."""
         rate = done / max(seconds, 1e-9)
         self.bar.setMaximum(total)
         self.bar.setValue(done)
-        self.tell(f"{done:,} of {total:,} texts · {rate:,.0f} texts/s · {_duration((total - done) / rate)} left")
+        self._progress = f"{done:,} of {total:,} texts · {rate:,.0f} texts/s"
+        self.tell(f"{self._progress} · {_duration((total - done) / rate)} left")
 
     def finish(self, complete: bool) -> None:
-        """Say that the work has ended; an error message stays."""
-        if not self.status.property("error"):
-            done = self.status.text().rpartition(" · ")[0]
-            self.tell(f"done: {done}" if complete else f"cancelled: {done}")
+        """Say that the work has ended."""
+        self.tell(f"{'done' if complete else 'cancelled'}: {self._progress}")
 
 
 def _table_view(model: QAbstractTableModel) -> QTableView:

@@ -36,6 +36,8 @@ class Worker(QObject):
     """Whether all texts were labelled."""
     failed = Signal(str)
     """One line."""
+    answered = Signal()
+    """After all that is said of one request."""
 
     def __init__(self, threads: int | None = None) -> None:
         """Make a worker without a classifier; `threads` as for `Classifier.load`."""
@@ -64,27 +66,34 @@ class Worker(QObject):
     @Slot(object, str, str)
     def classify(self, texts: list[str], task: str, language: str) -> None:
         """Label texts; blank ones are left out. An empty `language` is none."""
-        complete = False
         with self._told():
-            rows = [row for row, text in enumerate(texts) if text.strip()]
-            began, done = time.perf_counter(), 0
+            complete = False
+            try:
+                self._label(texts, task, language or None)
+                complete = True
+            except _CancelledError:
+                pass
+            finally:
+                self.finished.emit(complete)
 
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                self.advanced.emit(done, len(rows), time.perf_counter() - began)
-                if self.cancelled.is_set():
-                    raise _CancelledError
+    def _label(self, texts: list[str], task: str, language: str | None) -> None:
+        assert self._classifier is not None, "the window asks only after `loaded`"
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        began, done = time.perf_counter(), 0
 
-            assert self._classifier is not None, "the window asks only after `loaded`"
-            for start in range(0, len(rows), CHUNK):
-                chunk = rows[start : start + CHUNK]
-                found = self._classifier.classify(
-                    [texts[row] for row in chunk], task=task, language=language or None, progress=count
-                )
-                self.labelled.emit(chunk, [files.Label(each.label, each.confidence) for each in found])
-            complete = True
-        self.finished.emit(complete)
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            self.advanced.emit(done, len(rows), time.perf_counter() - began)
+            if self.cancelled.is_set():
+                raise _CancelledError
+
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            predictions = self._classifier.classify(
+                [texts[row] for row in chunk], task=task, language=language, progress=count
+            )
+            self.labelled.emit(chunk, [files.Label(each.label, each.confidence) for each in predictions])
 
     @Slot()
     def close(self) -> None:
@@ -98,10 +107,12 @@ class Worker(QObject):
         """Make one line of whatever goes wrong."""
         try:
             yield
-        except _CancelledError:
-            pass
-        except (MtllmError, OSError) as error:
+        except MtllmError as error:
             self.failed.emit(" ".join(str(error).split()))
+        except OSError as error:
+            self.failed.emit(f"{error.filename}: {error.strerror}")
         except Exception as error:  # a bug: told in the window, and in full where the program was started
             traceback.print_exc(file=sys.stderr)
             self.failed.emit(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
+        finally:
+            self.answered.emit()
