@@ -1,6 +1,6 @@
-"""Label a Parquet data set with Spark: `mapInPandas` loads a classifier for each partition and streams its rows through.
+"""Label a Parquet data set with Spark: `mapInPandas` loads a classifier for each partition and reads its rows with it.
 
-    python examples/spark_batch.py texts.parquet labelled/ --bundle build/reference --task topic --workers 2
+python examples/spark_batch.py texts.parquet labelled/ --bundle build/reference --task topic --workers 2
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table behind the view: a document and its labels, of which the filtered rows are shown in the chosen order.
 
-It filters and sorts its own list of row numbers. Qt's proxy model would ask for every cell on its own: 100,000 rows take
-seconds there, and a fraction of one here.
+It filters and sorts its own list of row numbers. Qt's proxy model would ask for every cell on its own: 100,000 rows
+take seconds there, and a fraction of one here.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ class Table(QAbstractTableModel):
             return None if label is None else label.confidence
         return None
 
-    def headerData(
-        self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
-    ) -> Any:
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """The columns' names, and the rows' numbers in the document from 1."""
         if role != Qt.ItemDataRole.DisplayRole:
             return None

@@ -1,7 +1,7 @@
 """What PyInstaller must know of the runtime and its engines: it finds this package by the entry point `hook-dirs`.
 
-Each ``hook-NAME.py`` beside this file is run by PyInstaller when it meets an import of NAME; nothing here is imported by
-the runtime itself.
+Each ``hook-NAME.py`` beside this file is run by PyInstaller when it meets an import of NAME; the runtime imports none
+of them.
 """
 
 from __future__ import annotations

@@ -20,16 +20,16 @@ from tests import tiny
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 is not installed (extra [desktop])", exc_type=ImportError)
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-from PySide6.QtCore import QMimeData, QPointF, QSettings, Qt, QUrl  # noqa: E402
-from PySide6.QtGui import QDropEvent  # noqa: E402
-from PySide6.QtTest import QTest  # noqa: E402
-from PySide6.QtWidgets import QApplication, QStyleOptionViewItem  # noqa: E402
+from PySide6.QtCore import QMimeData, QPointF, QSettings, Qt, QUrl
+from PySide6.QtGui import QDropEvent
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QStyleOptionViewItem
 
-from examples.desktop import worker as worker_module  # noqa: E402
-from examples.desktop.files import Document, Label, read  # noqa: E402
-from examples.desktop.model import CONFIDENCE, LABEL, TEXT, Filter, Table  # noqa: E402
-from examples.desktop.painting import is_right_to_left  # noqa: E402
-from examples.desktop.window import Window  # noqa: E402
+from examples.desktop import worker as worker_module
+from examples.desktop.files import Document, Label, read
+from examples.desktop.model import CONFIDENCE, LABEL, TEXT, Filter, Table
+from examples.desktop.painting import is_right_to_left
+from examples.desktop.window import Window
 
 PATIENCE_MS = 60_000
 TEXTS = ["the team is good", "ein Hotel", "хороший матч", "الفندق جيد.", "a, b and c", "der Zug", "bad match", "好"]

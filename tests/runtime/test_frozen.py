@@ -1,4 +1,4 @@
-"""A frozen application stands in for the Python that it lacks: one that is made of a script, without a freezing tool."""
+"""A frozen application stands in for the Python that it lacks: here one that is made of a script."""
 
 from __future__ import annotations
 
