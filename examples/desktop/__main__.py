@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import shiboken6
 from PySide6.QtCore import QSettings
 from PySide6.QtWidgets import QApplication
 
@@ -35,8 +36,10 @@ def main() -> int:
         window.label_and_export(arguments.export)
     window.start(arguments.bundle, arguments.task, arguments.file)
     application.exec()
-    if arguments.export and window.error:
-        print(f"error: {window.error}", file=sys.stderr)
+    error = window.error
+    shiboken6.delete(window)  # now, and not when Python ends: its widgets need the application
+    if arguments.export and error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
