@@ -14,17 +14,30 @@ from mtllm_edge import manifest
 
 SECONDS = 180.0
 """Longest time for one child: an 8 B model read from a slow disk fits."""
+FROZEN_ARGUMENT = "--mtllm-edge-child"
+"""First argument of a frozen application that is to run a module instead of itself."""
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+_answering_applications: set[str] = set()
+
+
+def is_frozen() -> bool:
+    """Whether `sys.executable` is an application with Python inside, and no Python (PyInstaller, cx_Freeze ...)."""
+    return bool(getattr(sys, "frozen", False))
+
+
+def application_answers() -> None:
+    """Say that this frozen application knows `FROZEN_ARGUMENT`: others would open a second window if started again."""
+    _answering_applications.add(sys.executable)
 
 
 def can_be_started() -> bool:
-    """Whether there is a Python to start: in a packaged application `sys.executable` is the application itself."""
-    return not getattr(sys, "frozen", False) and bool(sys.executable)
+    """Whether there is something to start: a Python, or a frozen application that stands in for one."""
+    return sys.executable in _answering_applications if is_frozen() else bool(sys.executable)
 
 
 def command(module: str, *arguments: str) -> list[str]:
     """The command line that runs a module of this package."""
-    return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, FROZEN_ARGUMENT if is_frozen() else "-m", module, *arguments]
 
 
 def run(command: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -39,17 +52,18 @@ def run(command: Sequence[str], seconds: float | None = None) -> subprocess.Comp
         OSError: It could not be started.
     """
     # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
-    # found this package through a path that only it has.
+    # found this package through a path that only it has. A frozen application has all of it inside, or in an archive.
     paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         command,
-        cwd=_PACKAGE_PARENT,
+        cwd=None if is_frozen() else _PACKAGE_PARENT,
         # ggml's last act would be to start a debugger on itself, which takes half a minute
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=SECONDS if seconds is None else seconds,
         check=False,
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows would show a console for a moment
     )
 
 

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 
 import mtllm_edge
+from mtllm_edge import children
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError
 from mtllm_edge.extras import EXTRAS, missing
@@ -153,6 +154,8 @@ def ask_engine(distribution: str) -> Engine:
     module, build = ENGINES[distribution]
     if missing(module):
         return Engine(fault="not installed")
+    if children.is_frozen():
+        return Engine(version=_version(distribution), build="not asked: a frozen application has no Python to start")
     # The child gets this process's module path, so that both see the same installation.
     code = (
         f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {module} as engine; "

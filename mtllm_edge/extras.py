@@ -1,7 +1,8 @@
-"""The install menu: which optional packages each extra brings, asked without importing any of them."""
+"""The install menu: which optional packages each extra brings, and what is installed, without importing any of it."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 def missing(*modules: str) -> list[str]:
     """Those of the top-level `modules` that are not installed."""
     return [module for module in dict.fromkeys(modules) if importlib.util.find_spec(module) is None]
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution; "unknown" where nothing tells, as in frozen applications."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def require(extra: str, *modules: str) -> None:

@@ -7,7 +7,6 @@ close it keeps to GGUF's vectors was measured when the bundle was made.
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 from dataclasses import dataclass
 
@@ -16,9 +15,9 @@ import msgspec
 from mtllm_edge import children
 from mtllm_edge.answers import recall, remember
 from mtllm_edge.bundle import Bundle
-from mtllm_edge.extras import missing
+from mtllm_edge.extras import missing, version_of
 from mtllm_edge.manifest import Llm
-from mtllm_edge.safety import engine_settings, machine_key
+from mtllm_edge.safety import NO_CHILDREN, engine_settings, machine_key
 
 MIN_SPEED_UP = 1.5
 """What ONNX Runtime must win by: GGUF is the form that is known best, and takes less memory."""
@@ -60,11 +59,11 @@ def choose(bundle: Bundle, threads: int, *, fresh: bool = False) -> Choice:
     if missing("onnxruntime"):
         return Choice(gguf, "ONNX Runtime is not installed (extra [onnx])")
     if not children.can_be_started():
-        return Choice(gguf, "not measured: there is no Python to start")
+        return Choice(gguf, f"not measured: {NO_CHILDREN}")
     settings = engine_settings(bundle.path / gguf.file, gguf)
     key = machine_key(bundle.path / gguf.file, gguf) | {
         "race": f"{_RACE_VERSION} {threads} {settings.switches}",
-        "onnxruntime": importlib.metadata.version("onnxruntime"),
+        "onnxruntime": version_of("onnxruntime"),
         "onnx": f"{onnx.quantization} {len(onnx.float32_matrices)} {onnx.n_layer}",
     }
     speeds = None if fresh else recall("form", key, Speeds)

@@ -10,7 +10,6 @@ kind of weights, so this costs a few seconds once.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from mtllm_edge import children, manifest
 from mtllm_edge.answers import recall, remember
 from mtllm_edge.errors import EngineError
+from mtllm_edge.extras import version_of
 from mtllm_edge.formats import gguf
 from mtllm_edge.machine import read_cpu
 
@@ -56,6 +56,7 @@ class ProbeResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str | None = None
 
 
+NO_CHILDREN = "there is no Python to start (a frozen application calls mtllm_edge.frozen.freeze_support first)"
 FAST = (True, True)
 NO_EXTRA_BUFFERS = (False, True)
 PLAIN = (False, False)
@@ -78,7 +79,7 @@ def engine_settings(path: Path, llm: manifest.Llm, *, fresh: bool = False) -> En
         EngineError: No settings work.
     """
     if not children.can_be_started():
-        return EngineSettings(*PLAIN, note="not tried: there is no Python to start, so the plain kernels are used")
+        return EngineSettings(*PLAIN, note=f"not tried: {NO_CHILDREN}, so the plain kernels are used")
     key = machine_key(path, llm) | {"probe": str(_PROBE_VERSION)}
     known = None if fresh else recall("engine", key, EngineSettings)
     if known is not None:
@@ -193,12 +194,8 @@ def machine_key(path: Path, llm: manifest.Llm) -> dict[str, str]:
 
 def engine_build() -> str:
     """Version of llama-cpp-python, and size and time of its libraries: a rebuild changes it."""
-    try:
-        version = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     spec = importlib.util.find_spec("llama_cpp")
     folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or [])] if spec else []
     libraries = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file())
     described = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in libraries]
-    return f"{version} {hashlib.sha256(' '.join(described).encode()).hexdigest()[:16]}"
+    return f"{version_of('llama-cpp-python')} {hashlib.sha256(' '.join(described).encode()).hexdigest()[:16]}"

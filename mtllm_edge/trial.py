@@ -20,7 +20,7 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError, MtllmError
 from mtllm_edge.extras import missing
 from mtllm_edge.manifest import Llm
-from mtllm_edge.safety import PYTHON_EXIT_CODES, cause_of_death
+from mtllm_edge.safety import NO_CHILDREN, PYTHON_EXIT_CODES, cause_of_death
 
 SECONDS = 600.0
 """Longest time for the child: a large bundle on a slow disk, and the first probe of the engine, fit."""
@@ -44,7 +44,7 @@ def try_bundle(path: Path) -> Trial:
         EngineError: It was refused, or the child died or gave no answer; the message says which.
     """
     if not children.can_be_started():
-        raise EngineError(f"{path} cannot be tried: there is no Python to start a child process with")
+        raise EngineError(f"{path} cannot be tried: {NO_CHILDREN}")
     try:
         child = children.run(children.command("mtllm_edge.trial", str(path.resolve())), SECONDS)
     except subprocess.TimeoutExpired:

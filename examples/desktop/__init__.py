@@ -1,0 +1,1 @@
+"""A desktop application around mtllm-edge: `python -m examples.desktop`, from the checkout's root."""

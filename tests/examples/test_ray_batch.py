@@ -1,0 +1,70 @@
+"""The Ray example over a Parquet file, in two workers, against one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtllm_edge import Classifier
+
+pytest.importorskip("ray", reason="Ray is not installed (extra [ray])")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ["the team is good", "ein Hotel", "хороший матч", "  ", "الفندق جيد.", None, "a, b and c", "好"] * 20
+
+
+def run(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+    """The example as a program; it shares no home folder with the user's Ray."""
+    return subprocess.run(
+        [sys.executable, ROOT / "examples" / "ray_batch.py", *map(str, arguments)],
+        env=os.environ
+        | {
+            "HOME": str(home),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_workers_say_what_one_process_says(tiny_bundle: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "texts.parquet", tmp_path / "out"
+    numbers = list(range(len(TEXTS)))
+    pq.write_table(pa.table({"number": numbers, "body": TEXTS, "label": ["gold"] * len(TEXTS)}), source)
+    child = run(source, out, "--bundle", tiny_bundle, "--task", "topic", "--column", "body", home=tmp_path)
+    assert child.returncode == 0, child.stderr
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*.parquet"))]).to_pylist()
+    assert [row["number"] for row in rows] == numbers
+    assert [row["body"] for row in rows] == TEXTS
+    assert {row["label"] for row in rows} == {"gold"}
+    read = [text for text in TEXTS if text and text.strip()]
+    with Classifier.load(tiny_bundle, task="topic", threads=1) as classifier:
+        expected = iter(classifier.classify(read))
+    for text, row in zip(TEXTS, rows, strict=True):
+        if not text or not text.strip():
+            assert row["predicted_label"] is None
+            assert row["confidence"] is None or row["confidence"] != row["confidence"]
+            continue
+        prediction = next(expected)
+        assert row["predicted_label"] == prediction.label
+        assert row["confidence"] == pytest.approx(prediction.confidence, abs=1e-5)
+
+
+def test_a_wrong_call_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    child = run("nothing.parquet", tmp_path / "out", "--bundle", tiny_bundle, "--task", "weather", home=tmp_path)
+    assert child.returncode == 2
+    assert child.stderr.strip() == f"error: {tiny_bundle} has no task 'weather'; it has {json_names(tiny_bundle)}"
+
+
+def json_names(bundle: Path) -> str:
+    return ", ".join(json.loads((bundle / "bundle.json").read_bytes())["tasks"])
