@@ -84,12 +84,15 @@ def main(
     threads: int | None,
     out: Path,
 ) -> None:
-    """Measure all setups, and write bench-<date>.json, .md and charts, anew after every setup."""
+    """Measure all setups, and write bench-<date>.json, .md and charts, anew after every setup.
+
+    What was measured before on the same date stays in them, so that a long run may be made in pieces.
+    """
     if (translator is None) != (teacher is None):
         raise UsageError("translate-test of the reference bundle needs both --translator and --teacher")
     threads = threads or default_threads()
     stem = f"bench-{datetime.date.today().isoformat()}"
-    setups: dict[str, Setup] = {}
+    setups = measured_before(out / f"{stem}.json")
     for name in chosen or (REFERENCE, *SHAPES):
         render.note(f"== {name}")
         if name == REFERENCE:
@@ -155,6 +158,13 @@ def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int)
             note=render.note,
         )
     )
+
+
+def measured_before(report: Path) -> dict[str, Setup]:
+    """The setups of a report that is there."""
+    if not report.exists():
+        return {}
+    return msgspec.json.decode(report.read_bytes(), type=Report).setups
 
 
 def make(folder: Path, write: Callable[[Path], object]) -> None:

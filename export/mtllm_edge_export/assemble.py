@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -39,9 +40,12 @@ from mtllm_edge_export.llm_gguf import LlmBody, tell_matrices, write_llm
 from mtllm_edge_export.llm_onnx import add_onnx, check_size, write_onnx
 from mtllm_edge_export.llm_source import fetched, open_llm
 from mtllm_edge_export.parity import Reference, Sentence, check_parity, compare, load_sentences, torch_reference
+from mtllm_edge_export.shorten import agreement, shortened
+from mtllm_edge_export.streamed import is_large, streamed_llm
 from mtllm_edge_train.checkpoint import load_framed_encoder, load_stack, read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.encoders import LoadedEncoder
+from mtllm_edge_train.model import Stack
 from mtllm_edge_train.published import as_checkpoint
 
 Array = NDArray[np.float32]
@@ -66,6 +70,7 @@ def export_bundle(
     llm_backend: Forms = "gguf",
     llm_quantization: LlmQuantization | None = None,
     calibration: Path | None = None,
+    llm_layers: int | None = None,
     force: bool = False,
     log: Log = _silent,
 ) -> Manifest:
@@ -79,6 +84,7 @@ def export_bundle(
         llm_backend: Form of the LLM; ONNX is for small ones. Of a bundle with both, the faster one is run.
         llm_quantization: Type of the LLM's weights; None is ``q8_0`` in GGUF, ``int8`` in ONNX. Of both forms, GGUF's.
         calibration: Texts whose activations tell which weights of a 4-bit LLM matter; see `importance.load_texts`.
+        llm_layers: Keep the LLM's first layers only; the log tells what that changes. None keeps all.
         force: Replace an existing bundle.
         log: Told each step as it begins.
 
@@ -86,16 +92,34 @@ def export_bundle(
         The manifest, with the comparison of every part with torch.
 
     Raises:
-        UsageError: No checkpoint there, `out` exists, the LLM's form has no such type, or the type no use for texts.
+        UsageError: No checkpoint there, `out` exists, the LLM's form has no such type, the type no use for texts, or
+            the LLM has no more layers than are kept.
         ModelError: The checkpoint cannot be exported, or the result does not follow torch.
     """
     first: LlmBackend = "gguf" if llm_backend == "both" else llm_backend
     quantization = llm_quantization or DEFAULTS[first]
-    with as_checkpoint(fetched(checkpoint)) as trained:
+    with ExitStack() as opened:
+        trained = whole = opened.enter_context(as_checkpoint(fetched(checkpoint)))
         texts, both = _texts(calibration, quantization), llm_backend == "both"
+        if llm_layers is not None:
+            trained = opened.enter_context(shortened(_checked(whole), llm_layers))
         job = _Job.open(trained, encoder_backend, encoder_quantization, first, quantization, log, texts, both=both)
         with write_bundle(out, force=force) as folder:
-            return job.write(folder, lora=read_lora(trained))
+            return job.write(folder, lora=read_lora(trained), whole=None if llm_layers is None else whole)
+
+
+def _checked(checkpoint: Path) -> Path:
+    """A checkpoint with an encoder.
+
+    Raises:
+        UsageError: No folder.
+        ModelError: Not a checkpoint, or one of an LLM alone.
+    """
+    if not checkpoint.is_dir():
+        raise UsageError(f"{checkpoint} is not a folder; name the folder of a trained checkpoint")
+    if StackConfig.load(checkpoint).encoder is None:
+        raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
+    return checkpoint
 
 
 def _texts(calibration: Path | None, quantization: LlmQuantization) -> list[Sentence]:
@@ -161,14 +185,9 @@ class _Job:
             raise UsageError(
                 f"an LLM in {llm_backend} cannot be {llm_quantization}; choose one of {', '.join(allowed)}"
             )
-        if not checkpoint.is_dir():
-            raise UsageError(f"{checkpoint} is not a folder; name the folder of a trained checkpoint")
-        config = StackConfig.load(checkpoint)
-        if config.encoder is None:
-            raise ModelError(f"{checkpoint} is an LLM without an encoder; run task distillation first and export that")
         return cls(
-            checkpoint,
-            config,
+            _checked(checkpoint),
+            StackConfig.load(checkpoint),
             encoder_backend,
             encoder_quantization,
             llm_backend,
@@ -183,15 +202,21 @@ class _Job:
         encoder: LoadedEncoder = load_framed_encoder(self.checkpoint, self.config)[0]
         return encoder
 
-    def write(self, folder: Path, *, lora: dict[str, Array]) -> Manifest:
-        """Fill an empty folder; torch's copy of the LLM is let go before the files are written."""
+    def write(self, folder: Path, *, lora: dict[str, Array], whole: Path | None = None) -> Manifest:
+        """Fill an empty folder; torch's copy of the LLM is let go before the files are written.
+
+        Args:
+            folder: The folder.
+            lora: The adapter.
+            whole: The checkpoint that this one was cut from.
+        """
         body = self._llm_body(lora)
         if self.llm_backend == "onnx" or self.both:
             check_size(body)  # before torch loads it
         self.log("loading the checkpoint in torch")
         sentences = load_sentences()
         encoder = self.encoder
-        stack = load_stack(self.checkpoint)
+        stack = self._torch_stack(body)
         self.log(f"running torch on {len(sentences)} sentences")
         kinds = {name: task.kind for name, task in self.config.tasks.items()}
         reference = torch_reference(stack, sentences, encoder.languages, kinds)
@@ -200,6 +225,11 @@ class _Job:
             self.log(f"running torch on {len(self.calibration)} calibration texts")
             weights = importance(stack, self.calibration, encoder.languages)
         del stack
+        if whole is not None:
+            uncut = replace(self, checkpoint=whole, config=StackConfig.load(whole))
+            stack = uncut._torch_stack(uncut._llm_body(read_lora(whole)))
+            self._tell_agreement(torch_reference(stack, sentences, encoder.languages, kinds), reference)
+            del stack
         self.log(f"writing the encoder ({encoder.family}, {self.encoder_quantization})")
         written = self._write_encoder(folder, encoder, reference)
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
@@ -209,6 +239,16 @@ class _Job:
         manifest = self._write_rest(folder, encoder.languages, written, llm, llm_onnx)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
+
+    def _torch_stack(self, body: LlmBody) -> Stack:
+        return load_stack(self.checkpoint, streamed_llm(body) if is_large(body) else None)
+
+    def _tell_agreement(self, whole: Reference, short: Reference) -> None:
+        for task, share in agreement(whole, short).items():
+            self.log(
+                f"with {self.config.llm.layers} layers, task {task} answers {share:.0%} of the packaged sentences "
+                "as with all; fit its head again, or measure it with `mtllm-edge eval`"
+            )
 
     def _llm_body(self, lora: dict[str, Array]) -> LlmBody:
         assert self.config.encoder is not None  # checked in `open`

@@ -63,6 +63,12 @@ _FORCE = click.option("--force", is_flag=True, help="Replace an existing bundle,
     "in 4 bits.",
 )
 @click.option(
+    "--llm-layers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep the LLM's first N layers only, and show how many answers that changes.",
+)
+@click.option(
     "--without-llm", is_flag=True, help="Write the trained parts and where the LLM comes from; `join` completes them."
 )
 @_FORCE
@@ -75,6 +81,7 @@ def export(
     llm_backend: Forms,
     llm_quantization: LlmQuantization | None,
     imatrix: Path | None,
+    llm_layers: int | None,
     without_llm: bool,
     force: bool,
 ) -> None:
@@ -87,6 +94,8 @@ def export(
         raise UsageError("join has no torch, so it cannot read --imatrix texts; leave out one of the two")
     if without_llm and encoder_backend == "onnx":
         raise UsageError("parts have their encoder for CTranslate2; leave out --without-llm or --encoder-backend onnx")
+    if without_llm and llm_layers is not None:
+        raise UsageError("parts name their LLM as it was trained; leave out --without-llm or --llm-layers")
     require("export", *EXPORT)
     _quiet_transformers()
     from mtllm_edge_export.assemble import export_bundle, export_parts
@@ -96,7 +105,8 @@ def export(
         if without_llm and llm_quantization != "int8":
             manifest = export_parts(checkpoint, out, llm_quantization=llm_quantization or "q8_0", **common)
         else:
-            common |= {"encoder_backend": encoder_backend, "llm_backend": llm_backend, "calibration": imatrix}
+            common |= {"encoder_backend": encoder_backend, "llm_backend": llm_backend}
+            common |= {"calibration": imatrix, "llm_layers": llm_layers}
             manifest = export_bundle(checkpoint, out, llm_quantization=llm_quantization, **common)
     _summary(manifest, out)
 

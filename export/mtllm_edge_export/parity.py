@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtllm_edge_train.model import Stack
 
 Array = NDArray[np.float32]
+Item = TypeVar("Item")
 
 FLOAT_COSINE_MIN = 0.999
 """What every sentence must reach where nothing was quantised."""
@@ -27,6 +28,8 @@ QUANTIZED_COSINE_MEAN = 0.9
 
 
 _STACK = "stack"
+_TOKENS = 2048
+"""Most that torch's LLM reads at once; one that is streamed is read anew for every batch."""
 _ENGLISH = "eng_Latn"
 
 
@@ -83,7 +86,7 @@ def as_read(texts: Sequence[str], kind: Kind) -> list[Input]:
 def torch_reference(
     stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str], kinds: Mapping[str, Kind]
 ) -> Reference:
-    """Run the torch stack on single sentences, so that no padding enters.
+    """Run the torch stack on sentences; encoder and bridge on one at a time, the LLM on a batch.
 
     Args:
         stack: In eval mode, on the CPU.
@@ -95,24 +98,23 @@ def torch_reference(
     import torch
 
     codes = [known_code(sentence.language, languages) for sentence in sentences]
-    ids, states, inputs, pooled = [], [], [], []
+    ids, states, inputs = [], [], []
     with torch.inference_mode():
         for sentence, code in zip(sentences, codes, strict=True):
             encoded = stack.tokenizer.encode([sentence.text], language=code)[0]
             ids_1L = torch.tensor([encoded.ids])
             mask_1L = torch.ones_like(ids_1L)
             states_1LE = stack.encode(ids_1L, mask_1L)
-            inputs_1GD, groups_1G = stack.bridge(states_1LE, mask_1L)
+            inputs_1GD, _ = stack.bridge(states_1LE, mask_1L)
             ids.append(encoded.ids)
             states.append(states_1LE[0].numpy())
             inputs.append(inputs_1GD[0].numpy())
-            pooled.append(stack.pool(inputs_1GD, groups_1G))
         texts = [sentence.text for sentence in sentences]
-        vectors: dict[Kind, Any] = {"sequence": torch.cat(pooled)}
+        vectors: dict[Kind, Any] = {"sequence": _pooled(stack, inputs)}
         for kind in sorted({*kinds.values()} - vectors.keys()):
             readings = zip(as_read(texts, kind), codes, strict=True)
-            alone = [stack.tokenizer.encode([item], language=code) for item, code in readings]
-            vectors[kind] = torch.cat([stack.read(one) for one in alone])
+            read = [stack.tokenizer.encode([item], language=code)[0] for item, code in readings]
+            vectors[kind] = torch.cat([stack.read(batch) for batch in _batches(read, lambda text: len(text.ids))])
         logits = {task: head(vectors[kinds[task]]).reshape(len(texts), -1) for task, head in stack.heads.items()}
     return Reference(
         texts,
@@ -123,6 +125,30 @@ def torch_reference(
         {kind: vectors_VD.numpy() for kind, vectors_VD in vectors.items()},
         {task: logits_NC.numpy() for task, logits_NC in logits.items()},
     )
+
+
+def _pooled(stack: Stack, inputs_GD: Sequence[Array]) -> Any:
+    """Pooled vectors (texts, D) of LLM inputs, each (groups, D)."""
+    import torch
+
+    rows = []
+    for batch in _batches(inputs_GD, len):
+        lengths_N = torch.tensor([len(one) for one in batch])
+        inputs_NGD = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(one) for one in batch], batch_first=True)
+        mask_NG = (torch.arange(inputs_NGD.shape[1])[None] < lengths_N[:, None]).long()
+        rows.append(stack.pool(inputs_NGD, mask_NG))
+    return torch.cat(rows)
+
+
+def _batches(items: Sequence[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Neighbours that take `_TOKENS` together once all are as long as the longest."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) + 1) * max(map(length, [*batch, item])) > _TOKENS:
+            yield batch
+            batch = []
+        batch.append(item)
+    yield batch
 
 
 def known_code(language: str, languages: Sequence[str]) -> str | None:

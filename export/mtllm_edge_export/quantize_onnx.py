@@ -34,7 +34,9 @@ Array = NDArray[np.float32]
 
 _FLOAT32 = {"LLM": "--llm-quantization f32", "encoder": "--encoder-quantization float32"}
 _RANKED_ON = 16
-"""Inputs on which single matrices are compared; the gate sees all."""
+"""Inputs on which groups of matrices are compared; the gate sees all."""
+_TRIALS = 64
+"""Groups that are compared; more tell better what must stay in float32, and take longer."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def quantize_within_gate(
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Quantise matrices, but for those without which the gate does not hold.
 
-    If all of them in int8 do not pass, each is tried in int8 alone, and as many of the worst as it takes stay float32.
+    If all of them in int8 do not pass, as many as it takes stay in float32, the worst first (see `_worst_first`).
 
     Args:
         full: The model in float32; the product of a matrix bears its name.
@@ -88,7 +90,7 @@ def quantize_within_gate(
     some = max(1, len(trial.texts) // _RANKED_ON)
     if trial.holds(compared(matrices)):
         return _quantized(full, ()), ()
-    worst_first = sorted(matrices, key=lambda name: compared([name], some).cosine_mean)
+    worst_first = _worst_first(matrices, lambda group: 1.0 - compared(group, some).cosine_mean)
     # How many of the worst must stay: found by halving, as the vectors come closer with every one that does.
     too_few, enough = 0, len(matrices) - 1
     if not trial.holds(found := compared(worst_first[enough:])):
@@ -105,6 +107,29 @@ def quantize_within_gate(
             too_few = middle
     kept = tuple(name for name in matrices if name in worst_first[:enough])
     return _quantized(full, kept), kept
+
+
+def _worst_first(matrices: Sequence[str], loss: Callable[[Sequence[str]], float]) -> list[str]:
+    """Matrices in the order in which they should stay in float32.
+
+    Few matrices lose most, so they are found by halving: neighbours are tried in int8 together, and of the groups the
+    one that loses most is divided, as often as `_TRIALS` allows.
+
+    Args:
+        matrices: In the order of the model.
+        loss: What the vectors lose with a group in int8 and all others in float32.
+    """
+    groups = [(loss(matrices), matrices)]
+    singles: list[tuple[float, Sequence[str]]] = []
+    for _ in range(_TRIALS // 2):
+        if not groups:
+            break
+        _, worst = groups.pop(max(range(len(groups)), key=lambda place: groups[place][0]))
+        middle = len(worst) // 2
+        for half in (worst[:middle], worst[middle:]):
+            (groups if len(half) > 1 else singles).append((loss(half), half))
+    each = {name: lost / len(group) for lost, group in groups + singles for name in group}
+    return sorted(matrices, key=each.__getitem__, reverse=True)
 
 
 def _quantized(full: onnx.ModelProto, kept: Sequence[str]) -> onnx.ModelProto:

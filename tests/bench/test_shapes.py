@@ -246,3 +246,5 @@ def test_the_ratios_of_a_run_and_its_files(tmp_path: Path) -> None:
     assert "| nllb600m_8b_strided | 0.5 |" in table
     assert "| over_torch_bf16 | not measured |" in table
     assert "random weights of true shapes" in table
+    assert script.measured_before(tmp_path / "bench-x.json") == setups
+    assert script.measured_before(tmp_path / "bench-y.json") == {}

@@ -18,7 +18,7 @@ from mtllm_edge.formats.onnx import read_graph
 from mtllm_edge.kinds import Input
 from mtllm_edge.llms.onnx import OnnxLlm
 from mtllm_edge.manifest import Llm, OnnxQuantization
-from mtllm_edge_export import cli, llm_onnx
+from mtllm_edge_export import cli, llm_onnx, quantize_onnx
 from mtllm_edge_export.assemble import export_bundle
 from mtllm_edge_export.llm_gguf import Attention, LlmBody, LlmSummary
 from mtllm_edge_export.llm_onnx import write_onnx
@@ -100,6 +100,15 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     found = cosines(expected_ND, pool(tmp_path / "ruined.onnx", ruined, "int8", singly=False))
     assert found.min() < gate  # what the gate is there for
     assert (tmp_path / "ruined.onnx").stat().st_size < (tmp_path / "llm.onnx").stat().st_size
+
+
+def test_few_trials_find_the_matrix_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_llm(tmp_path / "llm", width=WIDTH)
+    body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
+    monkeypatch.setattr(quantize_onnx, "_TRIALS", 4)  # of 14 matrices, two divisions leave groups of 3 or 4
+    kept = write_onnx(tmp_path / "llm.onnx", body, "int8", sequences()).float32_matrices
+    assert OUTLIER in kept
+    assert len(kept) <= 7
 
 
 def test_a_large_llm_is_sent_to_gguf(tmp_path: Path) -> None:

@@ -35,27 +35,28 @@ MAX_TOKENS = 160
 _WIDTH_ENCODER = 32
 
 
-def save_encoder(folder: Path, family: Family) -> None:
-    """A two-layer encoder, with a decoder where its family has one, and its tokenizer; ``m2m_100`` has NLLB's."""
+def save_encoder(folder: Path, family: Family, *, width: int = _WIDTH_ENCODER, layers: int = 2) -> None:
+    """An encoder, with a decoder where its family has one, and its tokenizer; ``m2m_100`` has NLLB's."""
     folder.mkdir(parents=True)
     tokenizer = _TOKENIZERS[family]()
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(1)
     rows = tokenizer.get_vocab_size() + 3  # like real models, some rows of the table have no token
-    _model(family, rows).save_pretrained(folder)
+    _model(family, rows, width, layers).save_pretrained(folder)
 
 
-def _model(family: Family, rows: int) -> Any:
+def _model(family: Family, rows: int, width: int, layers: int) -> Any:
+    spread = 0.2 * (_WIDTH_ENCODER / width) ** 0.5
     if family in ("bert", "xlm-roberta"):
         settings = {
             "vocab_size": rows,
-            "hidden_size": _WIDTH_ENCODER,
-            "num_hidden_layers": 2,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
-            "intermediate_size": 64,
+            "intermediate_size": 2 * width,
             "max_position_embeddings": 192,
             "layer_norm_eps": 1e-3,  # far from CTranslate2's default, so that a lost setting shows
-            "initializer_range": 0.2,
+            "initializer_range": spread,
         }
         if family == "bert":
             return transformers.BertModel(transformers.BertConfig(**settings), add_pooling_layer=False)
@@ -64,16 +65,16 @@ def _model(family: Family, rows: int) -> Any:
         )
     settings = {
         "vocab_size": rows,
-        "d_model": _WIDTH_ENCODER,
-        "encoder_layers": 2,
+        "d_model": width,
+        "encoder_layers": layers,
         "decoder_layers": 1,
         "encoder_attention_heads": 4,
         "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
+        "encoder_ffn_dim": 2 * width,
+        "decoder_ffn_dim": 2 * width,
         "max_position_embeddings": 192,
         "scale_embedding": family != "bart",
-        "init_std": 0.2,
+        "init_std": spread,
     }
     match family:
         case "bart":

@@ -136,8 +136,12 @@ def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
     return heads
 
 
-def load_stack(folder: Path) -> Stack:
+def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
     """Rebuild a trained stack in float32 on the CPU, in eval mode.
+
+    Args:
+        folder: The checkpoint.
+        llm: Its LLM where it is loaded already, adapter included.
 
     Raises:
         ModelError: A part is missing, damaged, or of another shape.
@@ -148,7 +152,7 @@ def load_stack(folder: Path) -> Stack:
     if config.encoder is None:
         raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
     encoder, tokenizer = load_framed_encoder(folder, config)
-    llm = load_llm(folder, config)
+    llm = load_llm(folder, config) if llm is None else llm
     stack = Stack(encoder.module, tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
     load_bridge(stack, folder)
     stack.heads = load_heads(folder, config, width=stack.llm.width)
