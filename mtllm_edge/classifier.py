@@ -16,6 +16,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.fitting import FitReport, check_labels, fit_head, without_repeats
 from mtllm_edge.framing import Encoded
+from mtllm_edge.gpu import GpuLayers
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
 from mtllm_edge.manifest import LlmBackend
@@ -73,6 +74,7 @@ class Classifier:
         task: str | None = None,
         threads: int | None = None,
         llm_backend: LlmBackend | None = None,
+        gpu_layers: GpuLayers = 0,
     ) -> Classifier:
         """Load a bundle.
 
@@ -81,16 +83,22 @@ class Classifier:
             task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
+            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see `mtllm_edge.gpu`).
+
+        Warns:
+            GpuWarning: A GPU was asked for, and something runs on the CPU all the same.
 
         Raises:
-            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named.
+            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named;
+                `threads` or `gpu_layers` is out of bounds.
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         heads = load_heads(bundle)
         task = bundle.task_name(task)
-        return cls(Embedder.load(bundle, threads=threads, llm_backend=llm_backend), heads, task)
+        embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers)
+        return cls(embedder, heads, task)
 
     @property
     def task(self) -> str | None:

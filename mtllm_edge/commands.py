@@ -21,6 +21,8 @@ from mtllm_edge import outputs, render
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.columns import Columns, inputs_of
 from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.gpu import GpuLayers
+from mtllm_edge.gpu_options import gpu_layers_option
 from mtllm_edge.kinds import Input, parts_of
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.sheets import STDIN, Sheet, read_sheet
@@ -63,6 +65,7 @@ def _reading_options(command: _Command) -> _Command:
             callback=lambda _context, _option, value: None if value == "auto" else value,
             help="Form of the LLM, in a bundle that has several; auto takes the faster one here.",
         ),
+        gpu_layers_option,
     ]
     for option in reversed(options):
         command = option(command)
@@ -101,6 +104,7 @@ def classify(
     choices_columns: tuple[str, ...],
     threads: int | None,
     llm_backend: LlmBackend | None,
+    gpu_layers: GpuLayers,
     output: Path | None,
     form: str | None,
     force: bool,
@@ -119,7 +123,9 @@ def classify(
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
 
-            classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
+            classifier = Classifier.load(
+                opened, task=task, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers
+            )
         with classifier, render.counting(len(inputs)) as progress:
             started = time.perf_counter()
             predictions = classifier.classify(inputs, language=language, progress=progress)
@@ -176,6 +182,7 @@ def embed(
     text_column: str | None,
     threads: int | None,
     llm_backend: LlmBackend | None,
+    gpu_layers: GpuLayers,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -191,7 +198,7 @@ def embed(
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
 
-            embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
+            embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers)
         with embedder, render.counting(len(sheet.texts)) as progress:
             started = time.perf_counter()
             encoded = embedder.encode(sheet.texts, language=language)
@@ -266,15 +273,19 @@ def package(bundle: Path, *, name: str, output: Path, version: str, force: bool)
 
 @click.command()
 @click.argument("bundle", type=_PATH, required=False)
+@gpu_layers_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def doctor(bundle: Path | None, *, as_json: bool) -> None:
+def doctor(bundle: Path | None, *, gpu_layers: GpuLayers, as_json: bool) -> None:
     """Show what is installed and whether it works here.
 
-    With a BUNDLE, its model is tried in a process of its own, and the settings that are safe here are shown.
+    With a BUNDLE, its model is tried in a process of its own, with --gpu-layers also on the GPU, and the settings that
+    are safe here are shown.
     """
+    if bundle is None and gpu_layers != 0:
+        raise UsageError("--gpu-layers tries a model on a GPU; name its BUNDLE, too")
     opened = None if bundle is None else Bundle.open(bundle)
     with render.busy("asking the engines"):
-        report = checkup.examine(opened)
+        report = checkup.examine(opened, gpu_layers)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:

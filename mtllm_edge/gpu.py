@@ -1,0 +1,268 @@
+"""The GPU, where the caller asks for one: tried in child processes first, and left alone where it does not work.
+
+llama.cpp puts layers of the LLM there, if it was built for that, and CTranslate2 the encoder, on CUDA alone. Drivers
+can end a process or compute nonsense as CPU kernels can, so a child (`mtllm_edge.llms.probe`, `mtllm_edge.gpu_child`)
+compares the numbers with the CPU's before anything is loaded into the user's process. What is learned is kept by GPU,
+build and model; a mere refusal, as for want of memory, is not: it may be over the next time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mtllm_edge import children
+from mtllm_edge.answers import recall, remember
+from mtllm_edge.bundle import Bundle
+from mtllm_edge.errors import UsageError
+from mtllm_edge.manifest import Encoder, Llm, LlmBackend
+from mtllm_edge.safety import (
+    MIN_COSINE,
+    PLAIN,
+    EngineSettings,
+    Failure,
+    NoChildError,
+    ask_child,
+    engine_settings,
+    machine_key,
+    min_cosine,
+    pooled_by_child,
+)
+
+GpuLayers = int | Literal["all"]
+Device = Literal["cpu", "cuda"]
+"""Where CTranslate2 computes."""
+_CHILD = "mtllm_edge.gpu_child"
+_TRIAL_VERSION = "1"
+_LIBRARY = re.compile(r"(?:lib)?ggml-(cuda|metal|vulkan|hip|sycl|opencl|musa|cann)\b")
+_ADVICE = "; see `mtllm-edge doctor`"
+
+
+class GpuWarning(UserWarning):
+    """What was to run on a GPU runs on the CPU."""
+
+
+class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the engines see of GPUs; an engine that cannot be imported sees none."""
+
+    llama: tuple[str, ...] = ()
+    """Names of those that llama.cpp can use."""
+    cuda: int = 0
+    """CUDA devices that CTranslate2 can use."""
+    compute_types: tuple[str, ...] = ()
+    """What CTranslate2 computes with on them."""
+    fault: str | None = None
+    """Why nothing is known."""
+
+
+class EncoderTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the child reports of an encoder on CUDA."""
+
+    cosine: float = 0.0
+    """Least agreement of a text's states with those of the CPU, in float32."""
+    error: str | None = None
+    """CTranslate2's one-line refusal."""
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What of a bundle runs on a GPU."""
+
+    encoder: Device = "cpu"
+    llm: EngineSettings | None = None
+    """Settings of an LLM in GGUF with layers on the GPU; None leaves all of the LLM on the CPU."""
+    reasons: tuple[str, ...] = ()
+    """Why something that was to run there does not, a sentence each without its end."""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether everything runs on the CPU."""
+        return self.encoder == "cpu" and self.llm is None
+
+    def warn(self) -> None:
+        """Warn the caller's caller, in one line, of what runs on the CPU against their wish."""
+        if self.reasons:
+            where = "everything runs on the CPU: " if self.is_none else ""
+            reasons = "; ".join(reason.removesuffix(_ADVICE) for reason in self.reasons)
+            warnings.warn(f"{where}{reasons}{_ADVICE}", GpuWarning, stacklevel=3)
+
+
+ON_CPU = Offload()
+
+
+class _LlmAnswer(msgspec.Struct, frozen=True):
+    """Kept: the switches with which the GPU computes right, or why it does not."""
+
+    switches: tuple[bool, bool] | None
+    fault: str = ""
+
+
+class _EncoderAnswer(msgspec.Struct, frozen=True):
+    """Kept: why CUDA does not compute right; None where it does."""
+
+    fault: str | None
+
+
+def check_gpu_layers(gpu_layers: object) -> GpuLayers:
+    """A number of layers, or "all" of them.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if gpu_layers == "all":
+        return "all"
+    if isinstance(gpu_layers, int) and not isinstance(gpu_layers, bool) and gpu_layers >= 0:
+        return gpu_layers
+    raise UsageError(f"the number of layers on the GPU is {gpu_layers!r}, expected 0 or more, or 'all'")
+
+
+def plan_offload(
+    bundle: Bundle, gpu_layers: GpuLayers, llm_backend: LlmBackend | None = None, *, fresh: bool = False
+) -> Offload:
+    """What of a bundle runs on a GPU, found out once on each machine.
+
+    Args:
+        bundle: What is to be run.
+        gpu_layers: Layers of the LLM that are asked for; 0 leaves everything on the CPU, and nothing is looked for.
+        llm_backend: Form of the LLM that is asked for; only GGUF can run on a GPU.
+        fresh: Try again even where the cache has an answer.
+
+    Raises:
+        EngineError: llama.cpp cannot run the LLM on the CPU either.
+    """
+    if gpu_layers == 0:
+        return ON_CPU
+    seen = look()
+    if seen.fault is not None:
+        return Offload(reasons=(f"no GPU is used, since {seen.fault}",))
+    reasons: list[str] = []
+    device: Device = "cpu"
+    fault = _encoder_fault(bundle, seen, fresh=fresh)
+    if fault is None:
+        device = "cuda"
+    elif seen.cuda:  # where there is no CUDA, nobody expects the encoder there
+        reasons.append(fault)
+    outcome = _llm_outcome(bundle, gpu_layers, seen, llm_backend, fresh=fresh)
+    if isinstance(outcome, EngineSettings):
+        return Offload(device, outcome, tuple(reasons))
+    return Offload(device, None, (outcome, *reasons))
+
+
+def look() -> Seen:
+    """Ask the engines in a child process what they see; never raises."""
+    if not children.can_be_started():
+        return Seen(fault="there is no Python to start")
+    try:
+        seen = ask_child(children.command(_CHILD, "look"), Seen)
+    except NoChildError as error:
+        return Seen(fault=str(error))
+    return Seen(fault=f"looking for one {seen.reason}") if isinstance(seen, Failure) else seen
+
+
+def gpu_backends() -> list[str]:
+    """What this build of llama.cpp could use, by the names of its libraries: ``CUDA``, ``Metal``, ``Vulkan`` ..."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or [])] if spec else []
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    found = {match.group(1) for match in map(_LIBRARY.match, names) if match}
+    return sorted(name.capitalize() if name in ("metal", "vulkan") else name.upper() for name in found)
+
+
+def _llm_outcome(
+    bundle: Bundle, gpu_layers: GpuLayers, seen: Seen, llm_backend: LlmBackend | None, *, fresh: bool
+) -> EngineSettings | str:
+    """The settings with which the LLM runs on the GPU, or why it does not."""
+    llm = bundle.manifest.llm
+    if llm.backend != "gguf" or llm_backend == "onnx":
+        return "an LLM in ONNX runs on the CPU alone"
+    if not seen.llama:
+        built = gpu_backends()
+        return (
+            f"llama.cpp sees no GPU here (this build is for {', '.join(built)})"
+            if built
+            else "this build of llama-cpp-python is for the CPU alone"
+        )
+    path = bundle.path / llm.file
+    layers = llm.n_layer + 1 if gpu_layers == "all" else min(gpu_layers, llm.n_layer + 1)
+    cpu = engine_settings(path, llm)
+    key = machine_key(path, llm) | {
+        "trial": f"{_TRIAL_VERSION} {cpu.switches}",
+        "gpus": ", ".join(seen.llama),
+        "layers": f"{layers} of {llm.n_layer}",
+    }
+    answer = None if fresh else recall("gpu-llm", key, _LlmAnswer)
+    if answer is None:
+        try:
+            answer, lasting = _try_llm(path, llm, cpu, layers)
+        except NoChildError as error:
+            answer, lasting = _LlmAnswer(None, f"not tried: {error}"), False
+        if lasting:
+            remember("gpu-llm", key, answer)
+    if answer.switches is None:
+        return f"the LLM runs on the CPU, since {seen.llama[0]} {answer.fault}"
+    return EngineSettings(*answer.switches, f"tried here: {layers} layers on {seen.llama[0]} work", gpu_layers=layers)
+
+
+def _try_llm(path: Path, llm: Llm, cpu: EngineSettings, layers: int) -> tuple[_LlmAnswer, bool]:
+    """The answer about an LLM on the GPU, and whether it will be the same the next time."""
+    reference = pooled_by_child(path, llm, cpu.switches)
+    if isinstance(reference, Failure):
+        return _LlmAnswer(None, f"was not tried: on the CPU, the child process {reference.reason}"), False
+    faults = []
+    for switches in dict.fromkeys((cpu.switches, PLAIN)):
+        outcome = pooled_by_child(path, llm, switches, layers)
+        if isinstance(outcome, Failure):
+            faults.append(outcome.reason)
+            if outcome.error is not None:
+                return _LlmAnswer(None, outcome.reason), False
+        elif (cosine := min_cosine(outcome, reference)) < MIN_COSINE:
+            faults.append(f"computed wrong numbers (cosine {cosine:.3f} with the CPU)")
+        else:
+            return _LlmAnswer(switches), True
+    return _LlmAnswer(None, faults[0]), True
+
+
+def _encoder_fault(bundle: Bundle, seen: Seen, *, fresh: bool) -> str | None:
+    """Why the encoder runs on the CPU; None where it runs on CUDA."""
+    encoder = bundle.manifest.encoder
+    if encoder.backend != "ctranslate2":
+        return "an encoder in ONNX runs on the CPU alone"
+    if not seen.cuda:
+        return "CTranslate2 sees no CUDA device"
+    key = {
+        "trial": _TRIAL_VERSION,
+        "ctranslate2": importlib.metadata.version("ctranslate2"),
+        "gpus": f"{seen.cuda} {', '.join(seen.compute_types)}; {', '.join(seen.llama)}",
+        "encoder": f"{encoder.family} {encoder.quantization} {encoder.d_model}",
+    }
+    answer = None if fresh else recall("gpu-encoder", key, _EncoderAnswer)
+    if answer is None:
+        fault, lasting = _try_encoder(bundle.path / encoder.path, encoder)
+        answer = _EncoderAnswer(fault)
+        if lasting:
+            remember("gpu-encoder", key, answer)
+    return None if answer.fault is None else f"the encoder runs on the CPU, since CTranslate2 on CUDA {answer.fault}"
+
+
+def _try_encoder(folder: Path, encoder: Encoder) -> tuple[str | None, bool]:
+    """What is wrong with an encoder on CUDA, and whether it will be the same the next time."""
+    described = msgspec.json.encode(encoder).decode()
+    try:
+        trial = ask_child(children.command(_CHILD, "encode", str(folder.resolve()), described), EncoderTrial)
+    except NoChildError as error:
+        return f"was not tried: {error}", False
+    if isinstance(trial, Failure):
+        return trial.reason, True
+    if trial.error is not None:
+        return f"failed: {trial.error}", False
+    if trial.cosine < MIN_COSINE:
+        return f"computed wrong numbers (cosine {trial.cosine:.3f} with the CPU)", True
+    return None, True
