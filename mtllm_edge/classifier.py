@@ -15,12 +15,13 @@ from mtllm_edge.embedder import Embedder, warn_of_cuts
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.fitting import FitReport, check_labels, fit_head, without_repeats
+from mtllm_edge.folds import Groups, check_groups
 from mtllm_edge.framing import Encoded
 from mtllm_edge.gpu import GpuLayers
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
 from mtllm_edge.manifest import LlmBackend
-from mtllm_edge.tasks import add_task
+from mtllm_edge.tasks import add_task, task_source
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,14 @@ class Classifier:
             for text, pooled_CE in zip(encoded, choices, strict=False)  # of no texts, numpy makes one piece
         ]
 
-    def fit(self, texts: Sequence[Input], labels: Sequence[str], *, language: str | None = None) -> Classifier:
+    def fit(
+        self,
+        texts: Sequence[Input],
+        labels: Sequence[str],
+        *,
+        language: str | None = None,
+        groups: Groups | None = None,
+    ) -> Classifier:
         """Learn a task from labelled texts: a calibrated logistic regression on the bundle's vectors.
 
         The bundle itself is left as it is; `save_task` writes the task into it. Texts that come twice with the same
@@ -179,6 +187,8 @@ class Classifier:
             texts: The texts, or pairs ``(text, text_pair)``.
             labels: The label of each, a word; two different texts or more of every label.
             language: Code of the language of all texts, for encoders that must be told.
+            groups: What each belongs to, a word or a number: the texts of one document or author are judged, in
+                cross-validation, by a head that has seen none of them. None is a group for each.
 
         Returns:
             The classifier itself, whose `task` is the fitted one now.
@@ -187,7 +197,7 @@ class Classifier:
             TruncationWarning: Some texts were cut.
 
         Raises:
-            DataError: A text or label cannot be used, they differ in number, or nothing can be learned from them.
+            DataError: A text, label or group cannot be used, they differ in number, or nothing can be learned from them.
             UsageError: scikit-learn is not installed, the task is one of multiple choice, or the language is wrong.
             EngineError: An engine failed.
         """
@@ -196,14 +206,17 @@ class Classifier:
         if len(texts) != len(labels):
             raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
         check_labels(labels)
+        if groups is not None:
+            check_groups(labels, groups)
         kept = without_repeats(texts, labels)
         texts, labels = [texts[index] for index in kept], [labels[index] for index in kept]
+        groups = None if groups is None else [groups[index] for index in kept]
         check_labels(labels)
         kind = kind_of(texts[0]) or "sequence"
         encoded = self._embedder.encode(texts, language=language)
         check_kind(texts, kind, "a task that reads the first text")
         warn_of_cuts(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
-        head, report = fit_head(self._embedder.pool(encoded), labels, kind)
+        head, report = fit_head(self._embedder.pool(encoded), labels, kind, groups=groups)
         self._heads = {**self._heads, None: head}
         self._task, self._report = None, report
         return self
@@ -224,21 +237,23 @@ class Classifier:
         rows = [[*prediction.probabilities.values()] for prediction in predictions]
         return np.array(rows, np.float64).reshape(len(rows), len(self.labels))
 
-    def save_task(self, name: str, *, force: bool = False) -> None:
+    def save_task(self, name: str, *, licence: str | None = None, force: bool = False) -> None:
         """Write the task of `fit` into the bundle, whose folder is changed in one step; it has this name then.
 
         Args:
             name: The task's.
+            licence: Under which it may be used, an SPDX identifier; None claims none.
             force: Replace a task of that name.
 
         Raises:
-            UsageError: Nothing was fitted, or the name is taken.
+            UsageError: Nothing was fitted, or the name is taken, or the licence is none.
             ModelError: The bundle is damaged.
         """
         head = self._heads.get(None)
         if head is None:
             raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
-        self._embedder.bundle = add_task(self._embedder.bundle, name, head, force=force)
+        source = task_source(name, "labelled texts", licence)
+        self._embedder.bundle = add_task(self._embedder.bundle, name, head, source=source, force=force)
         self._heads = {**self._heads, name: head}
         self._task = name
 
