@@ -197,12 +197,12 @@ class Classifier:
             TruncationWarning: Some texts were cut.
 
         Raises:
-            DataError: A text, label or group cannot be used, they differ in number, or nothing can be learned from them.
+            DataError: A text, label or group cannot be used, their numbers differ, or nothing can be learned of them.
             UsageError: scikit-learn is not installed, the task is one of multiple choice, or the language is wrong.
             EngineError: An engine failed.
         """
         require("fit", "sklearn")
-        texts, labels = list(texts), list(labels)
+        texts, labels, groups = list(texts), list(labels), None if groups is None else list(groups)
         if len(texts) != len(labels):
             raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
         check_labels(labels)

@@ -36,7 +36,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     deadline = time.monotonic() + SECONDS
     while (handle := _locked(path)) is None:
         if time.monotonic() > deadline:
-            raise UsageError(f"{folder} has been locked by another process for {SECONDS:g} s; try again when it is done")
+            raise UsageError(f"{folder} has been locked by another process for {SECONDS:g} s; try again later")
         time.sleep(_PAUSE)
     try:
         yield
