@@ -30,9 +30,7 @@ ENGINES = {
     "onnxruntime": ("onnxruntime", "''"),
 }
 """Distribution -> its module, and the expression for what it was compiled for."""
-_REINSTALL = (
-    "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python"
-)
+_REINSTALL = "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python"
 AMX_BUILD = f"CMAKE_ARGS=\"-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'\" {_REINSTALL}"
 """A build in which AMX works: GCC otherwise removes the stores that fill the tile configuration."""
 GPU_BUILDS = {

@@ -225,7 +225,6 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     )
 
 
-
 def _load_engines(
     bundle: Bundle, llm_backend: LlmBackend | None, threads: int, max_tokens: int, offload: Offload
 ) -> tuple[Encoder, Llm]:

@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

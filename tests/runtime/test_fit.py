@@ -252,7 +252,7 @@ def test_the_licence_of_a_fitted_task(run: Run, fresh_bundle: Path) -> None:
     assert Bundle.open(fresh_bundle).manifest.sources == (*before, source)
     (line,) = (line for line in run("info", fresh_bundle).out.splitlines() if "task words" in line and "in.csv" in line)
     assert "CC-BY-NC-4.0 (NON-COMMERCIAL USE ONLY)" in line
-    assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--force").code == 0  # another task, of which none is known
+    assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--force").code == 0  # another task, not known where from
     assert Bundle.open(fresh_bundle).manifest.sources == before
 
 

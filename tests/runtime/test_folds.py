@@ -76,7 +76,7 @@ def test_groups_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
     both = [(np.arange(2, 60), np.arange(2)), (np.arange(2), np.arange(2, 60))]
     monkeypatch.setattr(StratifiedGroupKFold, "split", lambda *_: iter(both))
-    with pytest.raises(DataError, match="cannot be dealt out to 5 folds .* leave the groups out"):
+    with pytest.raises(DataError, match=r"cannot be dealt out to 5 folds .* leave the groups out"):
         deal_out(["rare"] * 2 + ["a"] * 29 + ["b"] * 29, [*range(60)])
 
 

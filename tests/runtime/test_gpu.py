@@ -16,7 +16,6 @@ from typing import Any
 
 import ctranslate2
 import msgspec
-import numpy as np
 import pytest
 
 from mtllm_edge import Bundle, Classifier, Embedder, children, gpu, gpu_child, safety
@@ -166,7 +165,7 @@ def test_everything_that_can_goes_to_the_gpu(
         (found,) = classifier.classify(["the team is good"])
     assert [kwargs["layers"] for kwargs in loaded] == [layers]
     assert cuda == [("cuda", "float32")]
-    assert tried == [(PLAIN, 0), (FAST, 0), (FAST, 0), (FAST, layers)]  # what is safe on the CPU; then the GPU beside it
+    assert tried == [(PLAIN, 0), (FAST, 0), (FAST, 0), (FAST, layers)]  # first what is safe on the CPU
     with Classifier.load(tiny_bundle, task="topic") as classifier:
         (expected,) = classifier.classify(["the team is good"])
     assert found.probabilities == pytest.approx(expected.probabilities, rel=1e-4)
@@ -325,7 +324,9 @@ def test_where_no_child_can_be_started(tiny_bundle: Path, monkeypatch: pytest.Mo
     assert offload.reasons == ("no GPU is used, since there is no Python to start",)
 
 
-@pytest.mark.parametrize(("program", "fault"), [("import os; os._exit(3)", "ended the process (exit code 3)"), ("1/0", "could not run")])
+@pytest.mark.parametrize(
+    ("program", "fault"), [("import os; os._exit(3)", "ended the process (exit code 3)"), ("1/0", "could not run")]
+)
 def test_looking_can_fail(monkeypatch: pytest.MonkeyPatch, program: str, fault: str) -> None:
     monkeypatch.setattr(children, "command", lambda *_: [sys.executable, "-c", program])
     assert fault in (gpu.look().fault or "")
