@@ -181,7 +181,7 @@ def _tried_gpu(bundle: Bundle, gpu_layers: GpuLayers) -> str:
     offload = plan_offload(bundle, gpu_layers, fresh=True)
     found = [] if offload.llm is None else [offload.llm.note]
     found += ["the encoder runs on CUDA"] if offload.encoder == "cuda" else []
-    return "; ".join([*found, *offload.reasons])
+    return "; ".join([*found, *filter(None, [offload.shortfall])])
 
 
 def ask_engine(distribution: str) -> Engine:

@@ -100,7 +100,7 @@ class Embedder:
             try:
                 engines = _load_engines(bundle, llm_backend, threads, room, offload)
             except EngineError as error:  # the memory that a trial had may be taken by now
-                offload = Offload(reasons=(str(error),))
+                offload = Offload(faults=(("LLM", str(error)),))
         encoder, llm = engines or _load_engines(bundle, llm_backend, threads, room, ON_CPU)
         offload.warn()
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)

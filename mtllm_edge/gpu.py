@@ -8,7 +8,6 @@ build and model; a mere refusal, as for want of memory, is not: it may be over t
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 import warnings
@@ -54,6 +53,8 @@ class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     llama: tuple[str, ...] = ()
     """Names of those that llama.cpp can use."""
+    ctranslate2: str = ""
+    """Version of CTranslate2."""
     cuda: int = 0
     """CUDA devices that CTranslate2 can use."""
     compute_types: tuple[str, ...] = ()
@@ -78,20 +79,25 @@ class Offload:
     encoder: Device = "cpu"
     llm: EngineSettings | None = None
     """Settings of an LLM in GGUF with layers on the GPU; None leaves all of the LLM on the CPU."""
-    reasons: tuple[str, ...] = ()
-    """Why something that was to run there does not, a sentence each without its end."""
+    faults: tuple[tuple[str, str], ...] = ()
+    """What was to run there and does not, and why."""
 
     @property
     def is_none(self) -> bool:
         """Whether everything runs on the CPU."""
         return self.encoder == "cpu" and self.llm is None
 
+    @property
+    def shortfall(self) -> str:
+        """What runs on the CPU against the caller's wish, in one line; empty where nothing does."""
+        if self.faults and self.is_none:
+            return "everything runs on the CPU: " + "; ".join(fault for _, fault in self.faults)
+        return "; ".join(f"the {part} runs on the CPU: {fault}" for part, fault in self.faults)
+
     def warn(self) -> None:
-        """Warn the caller's caller, in one line, of what runs on the CPU against their wish."""
-        if self.reasons:
-            where = "everything runs on the CPU: " if self.is_none else ""
-            reasons = "; ".join(reason.removesuffix(_ADVICE) for reason in self.reasons)
-            warnings.warn(f"{where}{reasons}{_ADVICE}", GpuWarning, stacklevel=3)
+        """Warn the caller's caller of `shortfall`."""
+        if self.faults:
+            warnings.warn(f"{self.shortfall.removesuffix(_ADVICE)}{_ADVICE}", GpuWarning, stacklevel=3)
 
 
 ON_CPU = Offload()
@@ -141,29 +147,24 @@ def plan_offload(
         return ON_CPU
     seen = look()
     if seen.fault is not None:
-        return Offload(reasons=(f"no GPU is used, since {seen.fault}",))
-    reasons: list[str] = []
-    device: Device = "cpu"
+        return Offload(faults=(("LLM", seen.fault),))
     fault = _encoder_fault(bundle, seen, fresh=fresh)
-    if fault is None:
-        device = "cuda"
-    elif seen.cuda:  # where there is no CUDA, nobody expects the encoder there
-        reasons.append(fault)
     outcome = _llm_outcome(bundle, gpu_layers, seen, llm_backend, fresh=fresh)
-    if isinstance(outcome, EngineSettings):
-        return Offload(device, outcome, tuple(reasons))
-    return Offload(device, None, (outcome, *reasons))
+    settings, faults = (outcome, []) if isinstance(outcome, EngineSettings) else (None, [("LLM", outcome)])
+    if fault is not None and seen.cuda:  # where there is no CUDA, nobody expects the encoder there
+        faults.append(("encoder", fault))
+    return Offload("cuda" if fault is None else "cpu", settings, tuple(faults))
 
 
 def look() -> Seen:
     """Ask the engines in a child process what they see; never raises."""
     if not children.can_be_started():
-        return Seen(fault="there is no Python to start")
+        return Seen(fault="a GPU cannot be tried, since there is no Python to start")
     try:
         seen = ask_child(children.command(_CHILD, "look"), Seen)
     except NoChildError as error:
-        return Seen(fault=str(error))
-    return Seen(fault=f"looking for one {seen.reason}") if isinstance(seen, Failure) else seen
+        return Seen(fault=f"a GPU cannot be tried, since {error}")
+    return Seen(fault=f"looking for a GPU {seen.reason}") if isinstance(seen, Failure) else seen
 
 
 def gpu_backends() -> list[str]:
@@ -181,7 +182,7 @@ def _llm_outcome(
     """The settings with which the LLM runs on the GPU, or why it does not."""
     llm = bundle.manifest.llm
     if llm.backend != "gguf" or llm_backend == "onnx":
-        return "an LLM in ONNX runs on the CPU alone"
+        return "an LLM in ONNX has no GPU"
     if not seen.llama:
         built = gpu_backends()
         return (
@@ -202,11 +203,11 @@ def _llm_outcome(
         try:
             answer, lasting = _try_llm(path, llm, cpu, layers)
         except NoChildError as error:
-            answer, lasting = _LlmAnswer(None, f"not tried: {error}"), False
+            answer, lasting = _LlmAnswer(None, f"was not tried: {error}"), False
         if lasting:
             remember("gpu-llm", key, answer)
     if answer.switches is None:
-        return f"the LLM runs on the CPU, since {seen.llama[0]} {answer.fault}"
+        return f"{seen.llama[0]} {answer.fault}"
     return EngineSettings(*answer.switches, f"tried here: {layers} layers on {seen.llama[0]} work", gpu_layers=layers)
 
 
@@ -233,12 +234,12 @@ def _encoder_fault(bundle: Bundle, seen: Seen, *, fresh: bool) -> str | None:
     """Why the encoder runs on the CPU; None where it runs on CUDA."""
     encoder = bundle.manifest.encoder
     if encoder.backend != "ctranslate2":
-        return "an encoder in ONNX runs on the CPU alone"
+        return "an encoder in ONNX has no GPU"
     if not seen.cuda:
         return "CTranslate2 sees no CUDA device"
     key = {
         "trial": _TRIAL_VERSION,
-        "ctranslate2": importlib.metadata.version("ctranslate2"),
+        "ctranslate2": seen.ctranslate2,
         "gpus": f"{seen.cuda} {', '.join(seen.compute_types)}; {', '.join(seen.llama)}",
         "encoder": f"{encoder.family} {encoder.quantization} {encoder.d_model}",
     }
@@ -248,7 +249,7 @@ def _encoder_fault(bundle: Bundle, seen: Seen, *, fresh: bool) -> str | None:
         answer = _EncoderAnswer(fault)
         if lasting:
             remember("gpu-encoder", key, answer)
-    return None if answer.fault is None else f"the encoder runs on the CPU, since CTranslate2 on CUDA {answer.fault}"
+    return None if answer.fault is None else f"CTranslate2 on CUDA {answer.fault}"
 
 
 def _try_encoder(folder: Path, encoder: Encoder) -> tuple[str | None, bool]:

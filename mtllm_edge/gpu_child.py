@@ -27,7 +27,7 @@ _SEED = 20240618
 def look() -> Seen:
     """What the engines see; one that cannot be imported sees nothing."""
     llama: tuple[str, ...] = ()
-    cuda, compute_types = 0, ()
+    version, cuda, compute_types = "", 0, ()
     try:
         from mtllm_edge.llms.devices import gpus
 
@@ -37,10 +37,10 @@ def look() -> Seen:
     try:
         from mtllm_edge.encoders.ctranslate2 import cuda_devices
 
-        cuda, compute_types = cuda_devices()
+        version, cuda, compute_types = cuda_devices()
     except (ImportError, OSError, RuntimeError, AttributeError):
         pass
-    return Seen(llama=llama, cuda=cuda, compute_types=compute_types)
+    return Seen(llama=llama, ctranslate2=version, cuda=cuda, compute_types=compute_types)
 
 
 def try_encoder(folder: Path, expected: manifest.Encoder) -> EncoderTrial:

@@ -91,10 +91,11 @@ class CTranslate2Encoder:
         self._encoder = None
 
 
-def cuda_devices() -> tuple[int, tuple[str, ...]]:
-    """How many CUDA devices CTranslate2 sees, and what it computes with on them; only child processes ask."""
+def cuda_devices() -> tuple[str, int, tuple[str, ...]]:
+    """CTranslate2's version, how many CUDA devices it sees, and what it computes with on them; for child processes."""
     count = ctranslate2.get_cuda_device_count()
-    return count, tuple(sorted(ctranslate2.get_supported_compute_types("cuda"))) if count else ()
+    types = sorted(ctranslate2.get_supported_compute_types("cuda")) if count else []
+    return ctranslate2.__version__, count, tuple(types)
 
 
 def _compute_type(quantization: str, device: str) -> str:

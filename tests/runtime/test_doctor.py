@@ -133,8 +133,8 @@ def test_gpus_and_builds_for_them(
         "llama.cpp": "built for CUDA; sees CUDA0 (NVIDIA T4)",
         "CTranslate2": "1 on CUDA, computing in float32, int8",
     }
-    monkeypatch.setattr(doctor, "look", lambda: Seen(fault="looking for one ended the process (SIGSEGV)"))
-    assert doctor.examine().gpu["llama.cpp"] == "not known: looking for one ended the process (SIGSEGV)"
+    monkeypatch.setattr(doctor, "look", lambda: Seen(fault="looking for a GPU ended the process (SIGSEGV)"))
+    assert doctor.examine().gpu["llama.cpp"] == "not known: looking for a GPU ended the process (SIGSEGV)"
 
 
 def test_a_bundle_on_a_gpu(
@@ -146,14 +146,17 @@ def test_a_bundle_on_a_gpu(
 
     def plan(bundle: Bundle, layers: object, *, fresh: bool) -> Offload:
         asked.append((bundle.path, layers, fresh))
-        return Offload("cuda", tried, ("but one thing",))
+        return Offload("cuda", tried, (("wheel", "it is round"),))
 
     monkeypatch.setattr(doctor, "plan_offload", plan)
     assert doctor.examine(Bundle.open(tiny_bundle)).bundle.keys() >= {"reason"}
     assert asked == []
     assert main(["doctor", str(tiny_bundle), "--gpu-layers", "all", "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
-    assert report["bundle"]["GPU"] == "3 layers on a T4 work; the encoder runs on CUDA; but one thing"
+    assert (
+        report["bundle"]["GPU"]
+        == "3 layers on a T4 work; the encoder runs on CUDA; the wheel runs on the CPU: it is round"
+    )
     assert asked == [(tiny_bundle, "all", True)]
     assert main(["doctor", "--gpu-layers", "all"]) == 2
     assert "name its BUNDLE" in capsys.readouterr().err

@@ -34,7 +34,7 @@ from tests.runtime.test_safety import ABORTS, CRASHES, GOOD, REFUSES, SILENT, WR
 from tests.tiny_onnx import add_onnx_form
 
 NONE = Seen()
-ONE = Seen(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float16", "float32", "int8"))
+ONE = Seen(llama=("CUDA0 (NVIDIA T4)",), ctranslate2="4", cuda=1, compute_types=("float16", "float32", "int8"))
 _NO_CORE = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); " if sys.platform != "win32" else ""
 Tried = list[tuple[tuple[bool, bool], int]]
 
@@ -177,7 +177,7 @@ def test_the_answer_is_kept_by_gpu_and_layers(tiny_bundle: Path, machine: Callab
     bundle, tried = Bundle.open(tiny_bundle), machine(ONE)
     first = plan_offload(bundle, "all")
     assert first.llm is not None
-    assert (first.llm.gpu_layers, first.encoder, first.reasons) == (3, "cuda", ())
+    assert (first.llm.gpu_layers, first.encoder, first.faults) == (3, "cuda", ())
     assert "3 layers on CUDA0 (NVIDIA T4)" in first.llm.note
     tried.clear()
     assert plan_offload(bundle, 3) == first
@@ -212,7 +212,7 @@ def test_an_llm_that_fails_on_the_gpu_stays_on_the_cpu(
     kept: bool,
 ) -> None:
     tried = machine(ONE, {(FAST, True): program, (PLAIN, True): program})
-    with pytest.warns(GpuWarning, match=r"^the LLM runs on the CPU, since CUDA0 \(NVIDIA T4\) .*doctor`$") as warned:
+    with pytest.warns(GpuWarning, match=r"^the LLM runs on the CPU: CUDA0 \(NVIDIA T4\) .*doctor`$") as warned:
         Embedder.load(tiny_bundle, gpu_layers=2).close()
     assert reason in str(warned[0].message)
     assert loaded[0]["layers"] == 0
@@ -252,7 +252,7 @@ def test_an_encoder_that_fails_on_cuda_stays_on_the_cpu(
     machine(ONE, encoder=program)
     with pytest.warns(GpuWarning) as warned:
         Embedder.load(tiny_bundle, gpu_layers="all").close()
-    expected = f"the encoder runs on the CPU, since CTranslate2 on CUDA {reason}; see `mtllm-edge doctor`"
+    expected = f"the encoder runs on the CPU: CTranslate2 on CUDA {reason}; see `mtllm-edge doctor`"
     assert [str(warning.message) for warning in warned] == [expected]
     assert (loaded[0]["layers"], cuda[0][0]) == (3, "cpu")
 
@@ -297,13 +297,13 @@ def test_metal_and_vulkan_have_the_llm_alone(tiny_bundle: Path, machine: Callabl
     """CTranslate2 knows no GPU but NVIDIA's, so that nothing is to be warned of."""
     machine(Seen(llama=("Metal (Apple M2)",)))
     offload = plan_offload(Bundle.open(tiny_bundle), "all")
-    assert (offload.encoder, offload.llm is not None, offload.reasons) == ("cpu", True, ())
+    assert (offload.encoder, offload.llm is not None, offload.faults) == ("cpu", True, ())
 
 
 def test_an_llm_in_onnx_has_no_gpu(tmp_path: Path, machine: Callable[..., Tried]) -> None:
     tried = machine(ONE)
     bundle = Bundle.open(add_onnx_form(tiny.make_tiny_bundle(tmp_path / "bundle")))
-    assert plan_offload(bundle, 2, "onnx") == Offload("cuda", None, ("an LLM in ONNX runs on the CPU alone",))
+    assert plan_offload(bundle, 2, "onnx") == Offload("cuda", None, (("LLM", "an LLM in ONNX has no GPU"),))
     assert tried == []
     assert plan_offload(bundle, 2).llm is not None
 
@@ -321,7 +321,7 @@ def test_where_no_child_can_be_started(tiny_bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     offload = plan_offload(Bundle.open(tiny_bundle), "all")
     assert offload.is_none
-    assert offload.reasons == ("no GPU is used, since there is no Python to start",)
+    assert offload.shortfall.startswith("everything runs on the CPU: a GPU cannot be tried, since there is no Python")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_looking_here() -> None:
 def test_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 2)
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda device: {"int8", f"float32 of {device}"})
-    assert cuda_devices() == (2, ("float32 of cuda", "int8"))
+    assert cuda_devices() == (ctranslate2.__version__, 2, ("float32 of cuda", "int8"))
     monkeypatch.setattr(devices.llama_cpp, "llama_supports_gpu_offload", lambda: True)
     monkeypatch.setattr(devices, "devices", lambda: iter([(1, "CUDA0 (T4)"), (0, "CPU (x)"), (2, "Vulkan0 (iGPU)")]))
     assert devices.gpus() == ("CUDA0 (T4)", "Vulkan0 (iGPU)")
