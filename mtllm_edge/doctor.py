@@ -19,7 +19,8 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError
 from mtllm_edge.extras import EXTRAS, missing
 from mtllm_edge.forms import choose
-from mtllm_edge.gpu import GpuLayers, Seen, gpu_backends, look, plan_offload
+from mtllm_edge.gpu import GpuLayers, plan_offload
+from mtllm_edge.gpu_trials import Seen, gpu_backends, look
 from mtllm_edge.machine import available_cores, default_threads, read_cpu
 from mtllm_edge.safety import engine_settings
 

@@ -1,75 +1,29 @@
-"""The GPU, where the caller asks for one: tried in child processes first, and left alone where it does not work.
+"""What of a bundle runs on a GPU, where the caller asks for one.
 
-llama.cpp puts layers of the LLM there, if it was built for that, and CTranslate2 the encoder, on CUDA alone. Drivers
-can end a process or compute nonsense as CPU kernels can, so a child (`mtllm_edge.llms.probe`, `mtllm_edge.gpu_child`)
-compares the numbers with the CPU's before anything is loaded into the user's process. What is learned is kept by GPU,
-build and model; a mere refusal, as for want of memory, is not: it may be over the next time.
+llama.cpp puts layers of the LLM there, if it was built for that, and CTranslate2 the encoder, on CUDA alone. What does not
+work there (see `mtllm_edge.gpu_trials`) runs on the CPU, and the caller is told.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import msgspec
-
-from mtllm_edge import children
-from mtllm_edge.answers import recall, remember
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import UsageError
-from mtllm_edge.manifest import Encoder, Llm, LlmBackend
-from mtllm_edge.safety import (
-    MIN_COSINE,
-    PLAIN,
-    EngineSettings,
-    Failure,
-    NoChildError,
-    ask_child,
-    engine_settings,
-    machine_key,
-    min_cosine,
-    pooled_by_child,
-)
+from mtllm_edge.gpu_trials import encoder_fault, llm_outcome, look
+from mtllm_edge.manifest import LlmBackend
+from mtllm_edge.safety import EngineSettings
 
 GpuLayers = int | Literal["all"]
 Device = Literal["cpu", "cuda"]
 """Where CTranslate2 computes."""
-_CHILD = "mtllm_edge.gpu_child"
-_TRIAL_VERSION = "1"
-_LIBRARY = re.compile(r"(?:lib)?ggml-(cuda|metal|vulkan|hip|sycl|opencl|musa|cann)\b")
 _ADVICE = "; see `mtllm-edge doctor`"
 
 
 class GpuWarning(UserWarning):
     """What was to run on a GPU runs on the CPU."""
-
-
-class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the engines see of GPUs; an engine that cannot be imported sees none."""
-
-    llama: tuple[str, ...] = ()
-    """Names of those that llama.cpp can use."""
-    ctranslate2: str = ""
-    """Version of CTranslate2."""
-    cuda: int = 0
-    """CUDA devices that CTranslate2 can use."""
-    compute_types: tuple[str, ...] = ()
-    """What CTranslate2 computes with on them."""
-    fault: str | None = None
-    """Why nothing is known."""
-
-
-class EncoderTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the child reports of an encoder on CUDA."""
-
-    cosine: float = 0.0
-    """Least agreement of a text's states with those of the CPU, in float32."""
-    error: str | None = None
-    """CTranslate2's one-line refusal."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +55,6 @@ class Offload:
 
 
 ON_CPU = Offload()
-
-
-class _LlmAnswer(msgspec.Struct, frozen=True):
-    """Kept: the switches with which the GPU computes right, or why it does not."""
-
-    switches: tuple[bool, bool] | None
-    fault: str = ""
-
-
-class _EncoderAnswer(msgspec.Struct, frozen=True):
-    """Kept: why CUDA does not compute right; None where it does."""
-
-    fault: str | None
 
 
 def check_gpu_layers(gpu_layers: object) -> GpuLayers:
@@ -148,15 +89,17 @@ def plan_offload(
     seen = look()
     if seen.fault is not None:
         return Offload(faults=(("LLM", seen.fault),))
-    fault = _encoder_fault(bundle, seen, fresh=fresh)
-    outcome = _llm_outcome(bundle, gpu_layers, seen, llm_backend, fresh=fresh)
+    encoder, llm = bundle.manifest.encoder, bundle.manifest.llm
+    fault = encoder_fault(bundle.path / encoder.path, encoder, seen, fresh=fresh)
+    outcome: EngineSettings | str = "an LLM in ONNX has no GPU"
+    if llm.backend == "gguf" and llm_backend != "onnx":
+        layers = llm.n_layer + 1 if gpu_layers == "all" else min(gpu_layers, llm.n_layer + 1)  # one more: its last norm
+        outcome = llm_outcome(bundle.path / llm.file, llm, layers, seen, fresh=fresh)
     settings, faults = (outcome, []) if isinstance(outcome, EngineSettings) else (None, [("LLM", outcome)])
     if fault is not None and seen.cuda:  # where there is no CUDA, nobody expects the encoder there
         faults.append(("encoder", fault))
     return Offload("cuda" if fault is None else "cpu", settings, tuple(faults))
 
-
-def look() -> Seen:
     """Ask the engines in a child process what they see; never raises."""
     if not children.can_be_started():
         return Seen(fault="a GPU cannot be tried, since there is no Python to start")
@@ -176,7 +119,7 @@ def gpu_backends() -> list[str]:
     return sorted(name.capitalize() if name in ("metal", "vulkan") else name.upper() for name in found)
 
 
-def _llm_outcome(
+def llm_outcome(
     bundle: Bundle, gpu_layers: GpuLayers, seen: Seen, llm_backend: LlmBackend | None, *, fresh: bool
 ) -> EngineSettings | str:
     """The settings with which the LLM runs on the GPU, or why it does not."""
@@ -230,7 +173,7 @@ def _try_llm(path: Path, llm: Llm, cpu: EngineSettings, layers: int) -> tuple[_L
     return _LlmAnswer(None, faults[0]), True
 
 
-def _encoder_fault(bundle: Bundle, seen: Seen, *, fresh: bool) -> str | None:
+def encoder_fault(bundle: Bundle, seen: Seen, *, fresh: bool) -> str | None:
     """Why the encoder runs on the CPU; None where it runs on CUDA."""
     encoder = bundle.manifest.encoder
     if encoder.backend != "ctranslate2":

@@ -1,13 +1,14 @@
-"""The child of `mtllm_edge.gpu`: says what the engines see of GPUs, or tries an encoder on CUDA, or dies trying.
+"""The child of `mtllm_edge.gpu_trials`: says what the engines see of GPUs, or tries an encoder on CUDA, or dies trying.
 
 Run as ``python -m mtllm_edge.gpu_child look`` or ``... encode FOLDER ENCODER``, where ENCODER is the manifest's part as
-JSON. The last line of the output is `mtllm_edge.gpu.Seen` or `mtllm_edge.gpu.EncoderTrial` as JSON.
+JSON. The last line of the output is `Seen` or `EncoderTrial` of `mtllm_edge.gpu_trials` as JSON.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mtllm_edge import children, manifest
 from mtllm_edge.errors import MtllmError
 from mtllm_edge.formats.ctranslate2 import read_shapes
-from mtllm_edge.gpu import Device, EncoderTrial, Seen
+from mtllm_edge.gpu_trials import EncoderTrial, Seen
 from mtllm_edge.machine import default_threads
 from mtllm_edge.safety import min_cosine
 
@@ -54,7 +55,9 @@ def try_encoder(folder: Path, expected: manifest.Encoder) -> EncoderTrial:
     return EncoderTrial(cosine=min_cosine(_means(folder, expected, batch, "cuda"), reference_ND))
 
 
-def _means(folder: Path, expected: manifest.Encoder, batch: list[list[int]], device: Device) -> NDArray[np.float32]:
+def _means(
+    folder: Path, expected: manifest.Encoder, batch: list[list[int]], device: Literal["cpu", "cuda"]
+) -> NDArray[np.float32]:
     """Mean state of each text, (texts, d_model)."""
     from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
 

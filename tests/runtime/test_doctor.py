@@ -11,7 +11,8 @@ from mtllm_edge import doctor
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.cli import main
 from mtllm_edge.errors import EngineError
-from mtllm_edge.gpu import Offload, Seen
+from mtllm_edge.gpu import Offload
+from mtllm_edge.gpu_trials import Seen
 from mtllm_edge.machine import Cpu
 from mtllm_edge.safety import EngineSettings
 

@@ -18,11 +18,12 @@ import ctranslate2
 import msgspec
 import pytest
 
-from mtllm_edge import Bundle, Classifier, Embedder, children, gpu, gpu_child, safety
+from mtllm_edge import Bundle, Classifier, Embedder, children, gpu, gpu_child, gpu_trials, safety
 from mtllm_edge.answers import CACHE_VARIABLE
 from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder, cuda_devices
 from mtllm_edge.errors import UsageError
-from mtllm_edge.gpu import EncoderTrial, GpuWarning, Offload, Seen, check_gpu_layers, plan_offload
+from mtllm_edge.gpu import GpuWarning, Offload, check_gpu_layers, plan_offload
+from mtllm_edge.gpu_trials import EncoderTrial, Seen
 from mtllm_edge.llms import devices, gguf
 from mtllm_edge.llms.gguf import GgufLlm
 from mtllm_edge.safety import FAST, PLAIN, EngineSettings
@@ -285,7 +286,7 @@ def test_without_a_gpu(
     tiny_bundle: Path, machine: Callable[..., Tried], monkeypatch: pytest.MonkeyPatch, built: list[str], reason: str
 ) -> None:
     tried = machine(NONE)
-    monkeypatch.setattr(gpu, "gpu_backends", lambda: built)
+    monkeypatch.setattr(gpu_trials, "gpu_backends", lambda: built)
     with pytest.warns(GpuWarning) as warned:
         Embedder.load(tiny_bundle, gpu_layers="all").close()
     assert len(warned) == 1
@@ -329,11 +330,11 @@ def test_where_no_child_can_be_started(tiny_bundle: Path, monkeypatch: pytest.Mo
 )
 def test_looking_can_fail(monkeypatch: pytest.MonkeyPatch, program: str, fault: str) -> None:
     monkeypatch.setattr(children, "command", lambda *_: [sys.executable, "-c", program])
-    assert fault in (gpu.look().fault or "")
+    assert fault in (gpu_trials.look().fault or "")
 
 
 def test_looking_here() -> None:
-    seen = gpu.look()
+    seen = gpu_trials.look()
     assert seen.fault is None
     assert bool(seen.compute_types) == (seen.cuda > 0)
     assert seen == gpu_child.look()
@@ -399,7 +400,7 @@ def test_the_build_is_told_by_its_libraries(
     spec = ModuleSpec("llama_cpp", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: spec)
-    assert gpu.gpu_backends() == backends
+    assert gpu_trials.gpu_backends() == backends
 
 
 @pytest.mark.parametrize("wrong", [-1, "many", "-1", "3", 1.5, True, None])
