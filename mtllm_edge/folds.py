@@ -24,7 +24,10 @@ _DRAWS = 20
 def fold_count(labels: Sequence[str], groups: Groups | None = None) -> int:
     """Number of folds of texts with these labels, each of which stands at two or more."""
     counts = Counter(labels).values()
-    return min(MAX_FOLDS, min(counts)) if groups is None else min(MAX_FOLDS, len(set(groups)), max(counts))
+    if groups is None:
+        return min(MAX_FOLDS, *counts)
+    found = len(set(groups))
+    return found if found <= MAX_FOLDS else min(MAX_FOLDS, max(counts))
 
 
 def deal_out(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
@@ -39,10 +42,11 @@ def deal_out(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-    count, names_N = fold_count(labels, groups), np.array(labels)
+    names_N = np.array(labels)
     if groups is None:
-        return [*StratifiedKFold(count, shuffle=True, random_state=_SEED).split(names_N, names_N)]
+        return [*StratifiedKFold(fold_count(labels), shuffle=True, random_state=_SEED).split(names_N, names_N)]
     check_groups(labels, groups)
+    count = fold_count(labels, groups)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     groups_N = np.array([numbers[group] for group in groups])
     if len(numbers) == count:  # a fold for each: a label that is in two groups is always learned

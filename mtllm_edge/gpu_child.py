@@ -28,7 +28,8 @@ _SEED = 20240618
 def look() -> Seen:
     """What the engines see; one that cannot be imported sees nothing."""
     llama: tuple[str, ...] = ()
-    version, cuda, compute_types = "", 0, ()
+    compute_types: tuple[str, ...] = ()
+    version, cuda = "", 0
     try:
         from mtllm_edge.llms.devices import gpus
 

@@ -53,7 +53,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
     """Sets what the engines see, and the programs that stand for the trials; returns the settings that were tried."""
 
-    def set_up(seen: Seen, llm: dict[tuple[tuple[bool, bool], bool], str] | None = None, encoder: str = "") -> Tried:
+    def set_up(
+        seen: Seen, llm: dict[tuple[tuple[bool, bool], bool], str] | None = None, encoder: str | None = None
+    ) -> Tried:
         tried: Tried = []
         real = children.command
 
@@ -63,7 +65,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
 
         def command(module: str, *arguments: str) -> list[str]:
             if module == "mtllm_edge.gpu_child" and arguments[0] == "encode":
-                return [sys.executable, "-c", _NO_CORE + (encoder or says(EncoderTrial(cosine=1.0)))]
+                return [
+                    sys.executable,
+                    "-c",
+                    _NO_CORE + (says(EncoderTrial(cosine=1.0)) if encoder is None else encoder),
+                ]
             return real(module, *arguments)
 
         monkeypatch.setattr(gpu, "look", lambda: seen)
