@@ -371,7 +371,7 @@ def test_an_encoder_is_compared_with_the_cpu(
     folder = tiny_variant(encoder_quantization="int8") / "encoder"
     int8 = msgspec.structs.replace(ENCODER, quantization="int8")
     assert gpu_child.try_encoder(folder, int8).cosine > tiny.INT8_COSINE - 0.1
-    assert cuda == [("cuda", "int8"), ("cpu", "float32")]
+    assert cuda == [("cpu", "float32"), ("cuda", "int8")]
     encode = CTranslate2Encoder.encode
     monkeypatch.setattr(
         CTranslate2Encoder,
