@@ -80,7 +80,7 @@ def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[s
     """A second bundle, with a task of its own: each answers as it does alone, whatever the other is asked meanwhile."""
     second = Path(shutil.copytree(bundle, tmp_path / "second"))
     learn_science(second, topics)
-    texts = [text for language in ("rus_Cyrl", "tha_Thai") for _, text in topics[language]]
+    texts = [text for language in ("rus_Cyrl", "tha_Thai") for _, text in topics[language][:4]]
     alone: dict[str, NDArray[np.float64]] = {}
     for path, task in ((bundle, "topic"), (second, "science")):
         with Classifier.load(path, task=task) as classifier:
@@ -107,7 +107,7 @@ def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[s
 
 def learn_science(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
     """Give a bundle one task, of two labels, in the place of its own."""
-    rows = [row for language in ("eng_Latn", "deu_Latn", "zho_Hans") for row in topics[language]]
+    rows = [row for language in ("eng_Latn", "deu_Latn") for row in topics[language]]
     labels = ["science" if label == "science/technology" else "other" for label, _ in rows]
     for name in ("topic", "sentiment"):
         remove_task(Bundle.open(bundle), name)
