@@ -24,8 +24,9 @@ from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, vectors_of
 from mtllm_edge.language_options import RowLanguages
 from mtllm_edge.manifest import UNSURE, Task
+from mtllm_edge.rewriting import refuse_installed
 from mtllm_edge.sheets import Sheet, read_sheet
-from mtllm_edge.tasks import refuse_installed, set_confidence
+from mtllm_edge.tasks import set_confidence
 
 _PATH = click.Path(path_type=Path)
 _SUFFIXES = (".csv", ".jsonl")

@@ -16,11 +16,13 @@ from mtllm_edge.embedder import Embedder, warn_of_cuts
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.fitting import FitReport, check_labels, fit_head, without_repeats
+from mtllm_edge.folds import Groups, check_groups
 from mtllm_edge.framing import Encoded
+from mtllm_edge.gpu import GpuLayers
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
 from mtllm_edge.manifest import LlmBackend
-from mtllm_edge.tasks import add_task
+from mtllm_edge.tasks import add_task, task_source
 from mtllm_edge.windows import Long, check_long
 
 
@@ -82,6 +84,7 @@ class Classifier:
         task: str | None = None,
         threads: int | None = None,
         llm_backend: LlmBackend | None = None,
+        gpu_layers: GpuLayers = 0,
     ) -> Classifier:
         """Load a bundle.
 
@@ -90,16 +93,22 @@ class Classifier:
             task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
+            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see `mtllm_edge.gpu`).
+
+        Warns:
+            GpuWarning: A GPU was asked for, and something runs on the CPU all the same.
 
         Raises:
-            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named.
+            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named;
+                `threads` or `gpu_layers` is out of bounds.
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         heads = load_heads(bundle)
         task = bundle.task_name(task)
-        return cls(Embedder.load(bundle, threads=threads, llm_backend=llm_backend), heads, task)
+        embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers)
+        return cls(embedder, heads, task)
 
     @property
     def task(self) -> str | None:
@@ -187,7 +196,14 @@ class Classifier:
             rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
         return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
 
-    def fit(self, texts: Sequence[Input], labels: Sequence[str], *, language: str | None = None) -> Classifier:
+    def fit(
+        self,
+        texts: Sequence[Input],
+        labels: Sequence[str],
+        *,
+        language: str | None = None,
+        groups: Groups | None = None,
+    ) -> Classifier:
         """Learn a task from labelled texts: a calibrated logistic regression on the bundle's vectors.
 
         The bundle itself is left as it is; `save_task` writes the task into it. Texts that come twice with the same
@@ -197,6 +213,8 @@ class Classifier:
             texts: The texts, or pairs ``(text, text_pair)``.
             labels: The label of each, a word; two different texts or more of every label.
             language: Code or name of the language of all texts, or ``auto``, for encoders that must be told.
+            groups: What each belongs to, a word or a number: the texts of one document or author are judged, in
+                cross-validation, by a head that has seen none of them. None is a group for each.
 
         Returns:
             The classifier itself, whose `task` is the fitted one now.
@@ -205,23 +223,26 @@ class Classifier:
             TruncationWarning: Some texts were cut.
 
         Raises:
-            DataError: A text or label cannot be used, they differ in number, or nothing can be learned from them.
+            DataError: A text, label or group cannot be used, their numbers differ, or nothing can be learned of them.
             UsageError: scikit-learn is not installed, the task is one of multiple choice, or the language is wrong.
             EngineError: An engine failed.
         """
         require("fit", "sklearn")
-        texts, labels = list(texts), list(labels)
+        texts, labels, groups = list(texts), list(labels), None if groups is None else list(groups)
         if len(texts) != len(labels):
             raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
         check_labels(labels)
+        if groups is not None:
+            check_groups(labels, groups)
         kept = without_repeats(texts, labels)
         texts, labels = [texts[index] for index in kept], [labels[index] for index in kept]
+        groups = None if groups is None else [groups[index] for index in kept]
         check_labels(labels)
         kind = kind_of(texts[0]) or "sequence"
         encoded = self._embedder.encode(texts, language=language)
         check_kind(texts, kind, "a task that reads the first text")
         warn_of_cuts(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
-        head, report = fit_head(self._embedder.pool(encoded), labels, kind)
+        head, report = fit_head(self._embedder.pool(encoded), labels, kind, groups=groups)
         self._heads = {**self._heads, None: head}
         self._task, self._report = None, report
         return self
@@ -247,21 +268,23 @@ class Classifier:
         rows = [[*prediction.probabilities.values()] for prediction in predictions]
         return np.array(rows, np.float64).reshape(len(rows), len(self.labels))
 
-    def save_task(self, name: str, *, force: bool = False) -> None:
+    def save_task(self, name: str, *, licence: str | None = None, force: bool = False) -> None:
         """Write the task of `fit` into the bundle, whose folder is changed in one step; it has this name then.
 
         Args:
             name: The task's.
+            licence: Under which it may be used, an SPDX identifier; None claims none.
             force: Replace a task of that name.
 
         Raises:
-            UsageError: Nothing was fitted, or the name is taken.
+            UsageError: Nothing was fitted, or the name is taken, or the licence is none.
             ModelError: The bundle is damaged.
         """
         head = self._heads.get(None)
         if head is None:
             raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
-        self._embedder.bundle = add_task(self._embedder.bundle, name, head, force=force)
+        source = task_source(name, "labelled texts", licence)
+        self._embedder.bundle = add_task(self._embedder.bundle, name, head, source=source, force=force)
         self._heads = {**self._heads, name: head}
         self._task = name
 

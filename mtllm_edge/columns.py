@@ -104,12 +104,21 @@ def label_of(record: Mapping[str, Any], column: str, place: str) -> str:
         UsageError: There is no such column.
         DataError: It is empty, or neither a word nor a whole number.
     """
+    return _word(record, column, place, "label")
+
+
+def group_of(record: Mapping[str, Any], column: str, place: str) -> str:
+    """The name of what a record belongs to; arguments and errors as for `label_of`."""
+    return _word(record, column, place, "group")
+
+
+def _word(record: Mapping[str, Any], column: str, place: str, what: str) -> str:
     if column not in record:
         raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
-    label = record[column]
-    if not isinstance(label, (str, int)) or isinstance(label, bool) or not str(label).strip():
-        raise DataError(f"{place} has the label {label!r}, expected a word or a whole number")
-    return str(label).strip()
+    word = record[column]
+    if not isinstance(word, (str, int)) or isinstance(word, bool) or not str(word).strip():
+        raise DataError(f"{place} has the {what} {word!r}, expected a word or a whole number")
+    return str(word).strip()
 
 
 def _cell(record: Mapping[str, Any], column: str, place: str) -> Any:

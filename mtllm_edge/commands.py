@@ -22,6 +22,8 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention
 from mtllm_edge.columns import Columns
 from mtllm_edge.errors import EngineError, UsageError
+from mtllm_edge.gpu import GpuLayers
+from mtllm_edge.gpu_options import gpu_layers_option
 from mtllm_edge.jobs.performing import Order, perform, sources_of
 from mtllm_edge.jobs.reading import Asked, Request
 from mtllm_edge.jobs.running import Answer, Model
@@ -84,6 +86,7 @@ def _reading_options(command: _Command) -> _Command:
             callback=lambda _context, _option, value: None if value == "auto" else value,
             help="Form of the LLM, in a bundle that has several; auto takes the faster one here.",
         ),
+        gpu_layers_option,
     ]
     command = language_options.notes_on_languages(command)
     for option in reversed(options):
@@ -128,6 +131,7 @@ def classify(
     choices_columns: tuple[str, ...],
     threads: int | None,
     llm_backend: LlmBackend | None,
+    gpu_layers: GpuLayers,
     long: Long,
     threshold: float | None,
     abstain: str | None,
@@ -165,7 +169,9 @@ def classify(
         with render.busy("loading the model"):
             from mtllm_edge.classifier import Classifier
 
-            classifier = Classifier.load(opened, task=task, threads=threads, llm_backend=llm_backend)
+            classifier = Classifier.load(
+                opened, task=task, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers
+            )
 
         def answer(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
             spoken, texts = zip(*rows, strict=True)
@@ -236,6 +242,7 @@ def embed(
     text_column: str | None,
     threads: int | None,
     llm_backend: LlmBackend | None,
+    gpu_layers: GpuLayers,
     long: Long,
     output: Path | None,
     strict: bool,
@@ -259,7 +266,7 @@ def embed(
         with render.busy("loading the model"):
             from mtllm_edge.embedder import Embedder
 
-            embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend)
+            embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers)
 
         def answer(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
             spoken, texts = zip(*rows, strict=True)
@@ -352,15 +359,19 @@ def package(bundle: Path, *, name: str, output: Path, version: str, force: bool)
 
 @click.command()
 @click.argument("bundle", type=_PATH, required=False)
+@gpu_layers_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def doctor(bundle: Path | None, *, as_json: bool) -> None:
+def doctor(bundle: Path | None, *, gpu_layers: GpuLayers, as_json: bool) -> None:
     """Show what is installed and whether it works here.
 
-    With a BUNDLE, its model is tried in a process of its own, and the settings that are safe here are shown.
+    With a BUNDLE, its model is tried in a process of its own, with --gpu-layers also on the GPU, and the settings that
+    are safe here are shown.
     """
+    if bundle is None and gpu_layers != 0:
+        raise UsageError("--gpu-layers tries a model on a GPU; name its BUNDLE, too")
     opened = None if bundle is None else Bundle.open(bundle)
     with render.busy("asking the engines"):
-        report = checkup.examine(opened)
+        report = checkup.examine(opened, gpu_layers)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:

@@ -20,6 +20,8 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import EngineError
 from mtllm_edge.extras import EXTRAS, missing
 from mtllm_edge.forms import choose
+from mtllm_edge.gpu import GpuLayers, plan_offload
+from mtllm_edge.gpu_trials import Seen, gpu_backends, look
 from mtllm_edge.machine import available_cores, default_threads, read_cpu
 from mtllm_edge.safety import engine_settings
 
@@ -30,11 +32,15 @@ ENGINES = {
     "onnxruntime": ("onnxruntime", "''"),
 }
 """Distribution -> its module, and the expression for what it was compiled for."""
-AMX_BUILD = (
-    "CMAKE_ARGS=\"-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'\" "
-    "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python"
-)
+_REINSTALL = "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python"
+AMX_BUILD = f"CMAKE_ARGS=\"-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'\" {_REINSTALL}"
 """A build in which AMX works: GCC otherwise removes the stores that fill the tile configuration."""
+GPU_BUILDS = {
+    "NVIDIA, with the CUDA toolkit": f'CMAKE_ARGS="-DGGML_CUDA=on" {_REINSTALL}',
+    "Apple": f'CMAKE_ARGS="-DGGML_METAL=on" {_REINSTALL}',
+    "others, with the Vulkan SDK": f'CMAKE_ARGS="-DGGML_VULKAN=on" {_REINSTALL}',
+}
+"""Whose GPU it is -> how llama.cpp is built for it."""
 _FLAG_PREFIXES = ("avx", "amx", "fma", "f16c", "asimd", "sve", "i8mm", "bf16")
 _ASK_SECONDS = 120
 """A first import from a cold disk can take long; a hang is a fault all the same."""
@@ -70,6 +76,8 @@ class Report:
     engines: dict[str, Engine]
     missing_for_extras: dict[str, list[str]]
     """Extra -> the modules that it still needs; empty where it is installed."""
+    gpu: dict[str, str] = field(default_factory=dict)
+    """Engine -> what it could do with a GPU, and which it sees."""
     bundle: dict[str, str] = field(default_factory=dict)
     """Outcome of the probe with a bundle's LLM."""
     advice: tuple[str, ...] = ()
@@ -90,17 +98,19 @@ class Report:
             facts[name] = engine.version or engine.fault or ""
             if engine.build:
                 facts[f"{name} build"] = engine.build
+        facts |= {f"GPUs of {engine}": found for engine, found in self.gpu.items()}
         facts |= self.libraries
         for extra, absent in self.missing_for_extras.items():
             facts[f"extra [{extra}]"] = f"not installed: {', '.join(absent)}" if absent else "installed"
         return facts | self.bundle
 
 
-def examine(bundle: Bundle | None = None) -> Report:
+def examine(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
     """Look at everything; never raises for what it finds, and never imports an engine into this process.
 
     Args:
         bundle: If given, its LLM is tried, whatever the cache remembers; one for ONNX Runtime is not.
+        gpu_layers: Layers of that LLM that are tried on a GPU, and with them the encoder.
     """
     cpu = read_cpu()
     backends = set() if bundle is None else {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
@@ -132,6 +142,11 @@ def examine(bundle: Bundle | None = None) -> Report:
                 advice.append(
                     f"This processor has AMX, which this build of llama.cpp cannot use. A build that can:\n{AMX_BUILD}"
                 )
+    if bundle is not None and gpu_layers != 0 and not faults:
+        tried["GPU"] = _tried_gpu(bundle, gpu_layers)
+    backends_of_build = gpu_backends()
+    if engines["llama-cpp-python"].fault is None and not backends_of_build:
+        advice.append(_gpu_advice())
     return Report(
         mtllm_edge=mtllm_edge.__version__,
         python=f"{platform.python_version()} ({sys.executable})",
@@ -142,11 +157,33 @@ def examine(bundle: Bundle | None = None) -> Report:
         threads=default_threads(),
         libraries={name: _version(name) for name in LIBRARIES},
         engines=engines,
+        gpu=_gpu_facts(look(), backends_of_build),
         missing_for_extras={extra: missing(*modules) for extra, modules in EXTRAS.items()},
         bundle=tried,
         advice=tuple(advice),
         faults=tuple(faults),
     )
+
+
+def _gpu_facts(seen: Seen, backends: list[str]) -> dict[str, str]:
+    if seen.fault is not None:
+        return {"llama.cpp": f"not known: {seen.fault}", "CTranslate2": f"not known: {seen.fault}"}
+    built = f"built for {', '.join(backends)}" if backends else "built for the CPU alone"
+    cuda = f"{seen.cuda} on CUDA, computing in {', '.join(seen.compute_types)}" if seen.cuda else "sees no CUDA device"
+    return {"llama.cpp": f"{built}; sees {', '.join(seen.llama) or 'none'}", "CTranslate2": cuda}
+
+
+def _gpu_advice() -> str:
+    lines = [f"{whose}:\n{build}" for whose, build in GPU_BUILDS.items()]
+    return "\n".join(["For --gpu-layers, llama.cpp must be built for your GPU.", *lines])
+
+
+def _tried_gpu(bundle: Bundle, gpu_layers: GpuLayers) -> str:
+    """What came of trying a bundle on a GPU."""
+    offload = plan_offload(bundle, gpu_layers, fresh=True)
+    found = [] if offload.llm is None else [offload.llm.note]
+    found += ["the encoder runs on CUDA"] if offload.encoder == "cuda" else []
+    return "; ".join([*found, *filter(None, [offload.shortfall])])
 
 
 def ask_engine(distribution: str) -> Engine:

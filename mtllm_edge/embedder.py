@@ -13,22 +13,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge import manifest
-from mtllm_edge.batching import TOKENS_PER_BATCH, llm_room, plan_batches
+from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.bridge import Bridge
 from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.encoders.loading import load_encoder
 from mtllm_edge.errors import EngineError, UsageError
-from mtllm_edge.extras import importing, require
 from mtllm_edge.forms import choose
 from mtllm_edge.framing import Encoded, distinct, grouped
+from mtllm_edge.gpu import ON_CPU, GpuLayers, Offload, check_gpu_layers, plan_offload
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.llms.base import Llm
+from mtllm_edge.llms.loading import load_llm
 from mtllm_edge.machine import check_threads, default_threads
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.overlap import ahead
-from mtllm_edge.safety import engine_settings
 from mtllm_edge.tokenizer import Tokenizer
 from mtllm_edge.windows import Long, Windows
 
@@ -65,6 +64,7 @@ class Embedder:
         *,
         threads: int | None = None,
         llm_backend: LlmBackend | None = None,
+        gpu_layers: GpuLayers = 0,
         batch_tokens: int = TOKENS_PER_BATCH,
     ) -> Embedder:
         """Load a bundle.
@@ -76,25 +76,35 @@ class Embedder:
             bundle: The bundle, its folder, or the name of an installed one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
+            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see `mtllm_edge.gpu`).
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
+        Warns:
+            GpuWarning: A GPU was asked for, and something runs on the CPU all the same.
+
         Raises:
-            UsageError: `bundle` is no folder or lacks the form, `threads` or `batch_tokens` is out of bounds, or
-                encoder or LLM need the extra [onnx].
+            UsageError: `bundle` is no folder or lacks the form, `threads`, `gpu_layers` or `batch_tokens` is out of
+                bounds, or encoder or LLM need the extra [onnx].
             ModelError: The bundle is incomplete or damaged.
             EngineError: An engine is missing or refuses.
         """
         threads = default_threads() if threads is None else threads
         check_threads(threads)
+        gpu_layers = check_gpu_layers(gpu_layers)
         if not 1 <= batch_tokens <= MAX_BATCH_TOKENS:
             raise UsageError(f"batch_tokens is {batch_tokens}, expected 1 to {MAX_BATCH_TOKENS}")
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        folder, parts = bundle.path, bundle.manifest
         tokenizer = load_tokenizer(bundle)
-        bridge = Bridge.load(folder / BRIDGE_NAME, stride=parts.bridge.stride)
-        encoder = load_encoder(bundle, threads=threads)
-        form = choose(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
-        llm = _load_llm(bundle, form, threads, _tokens_per_batch(bundle, batch_tokens))
+        bridge = Bridge.load(bundle.path / BRIDGE_NAME, stride=bundle.manifest.bridge.stride)
+        room = _tokens_per_batch(bundle, batch_tokens)
+        offload, engines = plan_offload(bundle, gpu_layers, llm_backend), None
+        if not offload.is_none:
+            try:
+                engines = _load_engines(bundle, llm_backend, threads, room, offload)
+            except EngineError as error:  # the memory that a trial had may be taken by now
+                offload = Offload(faults=(("LLM", str(error)),))
+        encoder, llm = engines or _load_engines(bundle, llm_backend, threads, room, ON_CPU)
+        offload.warn()
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
     def embed(
@@ -239,21 +249,17 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     )
 
 
-def _load_llm(bundle: Bundle, llm: manifest.Llm, threads: int, max_tokens: int) -> Llm:
-    """The LLM in the engine of its form, the only one that is imported."""
-    path = bundle.path / llm.file
-    if llm.backend == "onnx":
-        require("onnx", "onnxruntime")
-        with importing():
-            from mtllm_edge.llms.onnx import OnnxLlm
-        return OnnxLlm(path, llm, threads=threads)
-    settings = engine_settings(path, llm)
-    with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
-        from mtllm_edge.llms.gguf import GgufLlm
-    tasks = bundle.manifest.tasks.items()
-    adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
-    room = llm_room(max_tokens, bundle.manifest.bridge.stride)
-    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room, adapters=adapters)
+def _load_engines(
+    bundle: Bundle, llm_backend: LlmBackend | None, threads: int, max_tokens: int, offload: Offload
+) -> tuple[Encoder, Llm]:
+    """Encoder and LLM, in batches of `max_tokens` encoder states. An LLM with layers on a GPU is in GGUF."""
+    encoder = load_encoder(bundle, threads=threads, device=offload.encoder)
+    if offload.llm is not None:
+        form = bundle.llm("gguf")
+    else:
+        form = choose(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
+    llm = load_llm(bundle, form, threads=threads, max_tokens=max_tokens, settings=offload.llm)
+    return encoder, llm
 
 
 def _tokens_per_batch(bundle: Bundle, asked: int) -> int:

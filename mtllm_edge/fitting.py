@@ -9,21 +9,20 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.calibration import calibration_error, fit_temperature, log_loss
 from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.folds import Groups, deal_out, fold_count
 from mtllm_edge.heads import Head, softmax
 from mtllm_edge.kinds import Input, Kind, parts_of
 from mtllm_edge.manifest import has_control_characters
 
-MAX_FOLDS = 5
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Values of scikit-learn's C that are tried: the inverse of the regularisation, on standardised vectors."""
-_SEED = 0
 _Linear = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Weight (labels, n_embd) and bias (labels,) on raw vectors."""
 
@@ -40,7 +39,7 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What cross-validation says of a fitted head: every text was judged by a head that had not seen it.
+    """What cross-validation says of a fitted head: every text was judged by a head that had not seen it or its group.
 
     Regularisation and temperature were chosen on the same folds: two numbers, whose effect is small.
     """
@@ -59,6 +58,8 @@ class FitReport:
     """The chosen one of `STRENGTHS`."""
     temperature: float
     """The logits are divided by it; above 1 where the head was too sure."""
+    groups: int | None = None
+    """Number of groups, where there are any: the texts of one were all judged by the same head."""
 
 
 def check_labels(labels: Sequence[str]) -> dict[str, int]:
@@ -118,6 +119,7 @@ def fit_head(
     labels: Sequence[str],
     kind: Kind,
     progress: Callable[[int], None] | None = None,
+    groups: Groups | None = None,
 ) -> tuple[Head, FitReport]:
     """Fit a head.
 
@@ -125,13 +127,14 @@ def fit_head(
         pooled_NE: Vectors of different texts or pairs.
         labels: The label of each; `check_labels` says what is refused.
         kind: The kind of the task.
-        progress: Called after every regression with 1; there are `regressions(labels)` of them.
+        progress: Called after every regression with 1; there are `regressions(labels, groups)` of them.
+        groups: The group of each text; the texts of one stay in one fold. None is a group for each.
 
     Returns:
         The head, on raw vectors and calibrated, its labels sorted; and the cross-validated report.
 
     Raises:
-        DataError: As for `check_labels`.
+        DataError: As for `check_labels` and `mtllm_edge.folds.deal_out`.
         UsageError: The kind is multiple choice.
     """
     check_fit_kind(kind)
@@ -139,7 +142,7 @@ def fit_head(
     names = tuple(counts)
     vectors_NE = pooled_NE.astype(np.float64)
     classes_N = np.array([names.index(label) for label in labels])
-    folds = list(_folds(classes_N, _fold_count(counts)))
+    folds = deal_out(labels, groups)
     best: tuple[float, float, float, NDArray[np.float64]] | None = None
     for c in STRENGTHS:
         logits_NC = np.empty((len(labels), len(names)))
@@ -158,24 +161,13 @@ def fit_head(
     if progress is not None:
         progress(1)
     head = Head(kind, names, weight_CE.astype(np.float32), bias_C.astype(np.float32), temperature)
-    return head, _report(softmax(logits_NC / temperature), classes_N, counts, len(folds), c, temperature)
+    report = _report(softmax(logits_NC / temperature), classes_N, counts, len(folds), c, temperature)
+    return head, report if groups is None else replace(report, groups=len(set(groups)))
 
 
-def regressions(labels: Sequence[str]) -> int:
+def regressions(labels: Sequence[str], groups: Groups | None = None) -> int:
     """How many regressions `fit_head` computes."""
-    return len(STRENGTHS) * _fold_count(Counter(labels)) + 1
-
-
-def _fold_count(counts: dict[str, int] | Counter[str]) -> int:
-    return min(MAX_FOLDS, *counts.values())
-
-
-def _folds(classes_N: NDArray[np.int64], count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Training and test indices of each fold; every label is in all of them."""
-    from sklearn.model_selection import StratifiedKFold
-
-    splitter = StratifiedKFold(count, shuffle=True, random_state=_SEED)
-    return [*splitter.split(classes_N, classes_N)]
+    return len(STRENGTHS) * fold_count(labels, groups) + 1
 
 
 def _regress(vectors_NE: NDArray[np.float64], classes_N: NDArray[np.int64], c: float) -> _Linear:

@@ -261,8 +261,10 @@ def counts(labels: Mapping[str, int]) -> str:
 
 def fit_view(report: FitReport) -> RenderableType:
     """What cross-validation says of a fitted task, for people."""
+    folds = f"{report.folds} folds" + ("" if report.groups is None else f" of {count(report.groups, 'group')}")
+    unseen = "it" if report.groups is None else "its group"
     facts = {
-        "judged": f"{count(report.texts, 'text')} in {report.folds} folds, each by a head that had not seen it",
+        "judged": f"{count(report.texts, 'text')} in {folds}, each by a head that had not seen {unseen}",
         "accuracy": f"{report.accuracy:.3f} (the commonest label alone: {report.commonest:.3f})",
         "macro F1": f"{report.macro_f1:.3f}",
         "calibration error": f"{report.calibration_error:.3f}",

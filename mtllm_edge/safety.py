@@ -15,6 +15,7 @@ import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ MIN_COSINE = 0.95
 """Least agreement of two settings. Rounding leaves 0.999 and more, a wrong kernel about 0."""
 PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad options: no engine dies with them
 _PROBE_VERSION = 1
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class EngineSettings:
     flash_attention: bool
     note: str
     """Why these: one sentence for people."""
+    gpu_layers: int = 0
+    """Layers of the LLM that llama.cpp puts on the GPU; one more than the LLM has is all of it."""
 
     @property
     def switches(self) -> tuple[bool, bool]:
@@ -86,7 +90,7 @@ def engine_settings(path: Path, llm: manifest.Llm, *, fresh: bool = False) -> En
         return known
     try:
         settings = _probe_all(path, llm)
-    except _NoChildError as error:
+    except NoChildError as error:
         return EngineSettings(*PLAIN, note=f"not tried: {error}, so the plain kernels are used")
     remember("engine", key, settings)
     return settings
@@ -94,22 +98,22 @@ def engine_settings(path: Path, llm: manifest.Llm, *, fresh: bool = False) -> En
 
 def _probe_all(path: Path, llm: manifest.Llm) -> EngineSettings:
     """Try the settings from fast to plain; the plain kernels are the reference for the others' numbers."""
-    reference = _pooled_by_child(path, llm, PLAIN)
-    if isinstance(reference, _Failure) and reference.error is not None:
+    reference = pooled_by_child(path, llm, PLAIN)
+    if isinstance(reference, Failure) and reference.error is not None:
         raise EngineError(f"{path}: {reference.error}; run `mtllm-edge doctor`")
     failures = []
     for switches in (FAST, NO_EXTRA_BUFFERS):
-        outcome = _pooled_by_child(path, llm, switches)
-        if isinstance(outcome, _Failure):
+        outcome = pooled_by_child(path, llm, switches)
+        if isinstance(outcome, Failure):
             failures.append(f"{_NAMES[switches]} {outcome.reason}")
-        elif isinstance(reference, _Failure):
+        elif isinstance(reference, Failure):
             failures.append(f"{_NAMES[PLAIN]} {reference.reason}")
             return _settings(switches, failures)
         elif (cosine := min_cosine(outcome, reference)) < MIN_COSINE:
             failures.append(f"{_NAMES[switches]} computed wrong numbers (cosine {cosine:.3f} with {_NAMES[PLAIN]})")
         else:
             return _settings(switches, failures)
-    if isinstance(reference, _Failure):
+    if isinstance(reference, Failure):
         failures.append(f"{_NAMES[PLAIN]} {reference.reason}")
         raise EngineError(f"{path}: llama.cpp does not work here ({'; '.join(failures)}); run `mtllm-edge doctor`")
     return _settings(PLAIN, failures)
@@ -119,45 +123,64 @@ def _settings(switches: tuple[bool, bool], failures: list[str]) -> EngineSetting
     return EngineSettings(*switches, note="; ".join([f"tried here: {_NAMES[switches]} work", *failures]))
 
 
-class _NoChildError(Exception):
+class NoChildError(Exception):
     """This process cannot start a Python that has this package: a sandbox, or Python inside another program."""
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """What became of a child that was to compute something."""
+
     reason: str
     """The end of a sentence."""
     error: str | None = None
     """The child's own words, where it lived to tell: the fault is then in the file more likely than in the settings."""
 
 
-def _pooled_by_child(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> NDArray[np.float32] | _Failure:
-    """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them."""
-    try:
-        child = children.run(_child_command(path, llm, switches))
-    except subprocess.TimeoutExpired:
-        return _Failure(f"gave no answer in {children.SECONDS:g} s")
-    except OSError as error:
-        raise _NoChildError(f"no child process could be started ({error.strerror})") from None
-    if child.returncode in PYTHON_EXIT_CODES:
-        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise _NoChildError(f"the child process could not run ({''.join(last)})")
-    if child.returncode != 0:
-        return _Failure(f"ended the process ({cause_of_death(child.returncode)})")
-    try:
-        result = msgspec.json.decode(child.stdout.splitlines()[-1], type=ProbeResult)
-    except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
-        return _Failure("gave an unreadable answer")
+def pooled_by_child(
+    path: Path, llm: manifest.Llm, switches: tuple[bool, bool], gpu_layers: int = 0
+) -> NDArray[np.float32] | Failure:
+    """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them.
+
+    Raises:
+        NoChildError: None could be started.
+    """
+    result = ask_child(_child_command(path, llm, switches, gpu_layers), ProbeResult)
+    if isinstance(result, Failure):
+        return result
     if result.pooled is None:
-        return _Failure(f"failed: {result.error}", error=result.error)
+        return Failure(f"failed: {result.error}", error=result.error)
     pooled_NE = np.array(result.pooled, np.float32)
     if pooled_NE.ndim != 2 or not np.isfinite(pooled_NE).all():
-        return _Failure("gave numbers that are not finite")
+        return Failure("gave numbers that are not finite")
     return pooled_NE
 
 
-def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool]) -> list[str]:
-    arguments = (*children.llm_arguments(path, llm), *map(str, map(int, switches)))
+def ask_child(command: list[str], kind: type[_Answer]) -> _Answer | Failure:
+    """What a child says in the last line of its output, or what became of it.
+
+    Raises:
+        NoChildError: None could be started.
+    """
+    try:
+        child = children.run(command)
+    except subprocess.TimeoutExpired:
+        return Failure(f"gave no answer in {children.SECONDS:g} s")
+    except OSError as error:
+        raise NoChildError(f"no child process could be started ({error.strerror})") from None
+    if child.returncode in PYTHON_EXIT_CODES:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise NoChildError(f"the child process could not run ({''.join(last)})")
+    if child.returncode != 0:
+        return Failure(f"ended the process ({cause_of_death(child.returncode)})")
+    try:
+        return msgspec.json.decode(child.stdout.splitlines()[-1], type=kind)
+    except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
+        return Failure("gave an unreadable answer")
+
+
+def _child_command(path: Path, llm: manifest.Llm, switches: tuple[bool, bool], gpu_layers: int) -> list[str]:
+    arguments = (*children.llm_arguments(path, llm), *map(str, map(int, (*switches, gpu_layers))))
     return children.command("mtllm_edge.llms.probe", *arguments)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,18 +13,27 @@ import click
 
 from mtllm_edge import language_options, render
 from mtllm_edge.bundle import Bundle
-from mtllm_edge.columns import LABEL_COLUMN, Columns, inputs_of, label_of
+from mtllm_edge.columns import LABEL_COLUMN, Columns, group_of, inputs_of, label_of
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.fitting import check_fit_kind, check_labels, fit_head, regressions, without_repeats
+from mtllm_edge.folds import check_groups
+from mtllm_edge.gpu import GpuLayers
+from mtllm_edge.gpu_options import gpu_layers_option
 from mtllm_edge.kinds import Kind
 from mtllm_edge.sheets import read_sheet
-from mtllm_edge.tasks import add_task, check_can_adapt, check_task_name, read_head, remove_task
+from mtllm_edge.tasks import add_task, check_can_adapt, check_task_name, read_head, remove_task, task_source
 
 _PATH = click.Path(path_type=Path)
 _CONVERTERS = "mtllm_edge.adapters"
 """Entry points that turn adapters of other layouts into GGUF: the runtime imports no exporter."""
 _SUFFIXES = (".csv", ".jsonl")
+_licence = click.option(
+    "--license",
+    "licence",
+    metavar="ID",
+    help="Licence of the task, as an SPDX identifier, for the manifest; without it, none is claimed.",
+)
 
 
 @click.command()
@@ -34,8 +43,11 @@ _SUFFIXES = (".csv", ".jsonl")
 @click.option("--text-column", metavar="NAME", help="Column that holds the text.  [default: text]")
 @click.option("--label-column", metavar="NAME", default=LABEL_COLUMN, show_default=True, help="Column of the label.")
 @click.option("--pair-column", metavar="NAME", help="Column of a pair's second text.  [default: text_pair]")
+@click.option("--group-column", metavar="NAME", help="Column of what belongs together: a document, an author ...")
 @language_options.lang
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
+@gpu_layers_option
+@_licence
 @click.option("--force", is_flag=True, help="Replace a task of that name.")
 @language_options.notes_on_languages
 def fit(
@@ -46,15 +58,19 @@ def fit(
     text_column: str | None,
     label_column: str,
     pair_column: str | None,
+    group_column: str | None,
     language: str | None,
     threads: int | None,
+    gpu_layers: GpuLayers,
+    licence: str | None,
     force: bool,
 ) -> None:
     """Learn a task from labelled texts, and add it to a BUNDLE.
 
     FILES are .csv or .jsonl, with the columns 'text' and 'label', for pairs also 'text_pair'. A logistic regression is
     fitted to the bundle's vectors of the texts, in any languages that it knows; the model itself is not trained. What
-    is shown was found by cross-validation: each text is judged by a regression that has not seen it.
+    is shown was found by cross-validation: each text is judged by a regression that has not seen it, nor, with
+    --group-column, any other text of its group.
     """
     require("fit", "sklearn")
     other = [name for name in files if Path(name).suffix.lower() not in _SUFFIXES]
@@ -65,11 +81,14 @@ def fit(
     sheet = read_sheet(files, text_column=text_column)
     opened = Bundle.open(bundle)
     check_task_name(opened, task, force=force)
+    source = task_source(task, _origin(files), licence)
     columns = Columns(pair_column)
     kind = columns.kind(sheet.records[0], files[0])
     check_fit_kind(kind)
     inputs = inputs_of(sheet, kind, columns)
-    labels = [label_of(record, label_column, place) for record, place in zip(sheet.records, sheet.places, strict=True)]
+    rows = [*zip(sheet.records, sheet.places, strict=True)]
+    labels = [label_of(record, label_column, place) for record, place in rows]
+    groups = None if group_column is None else [group_of(record, group_column, place) for record, place in rows]
     kept = without_repeats(inputs, labels)
     if len(kept) < len(inputs):
         render.note(
@@ -77,10 +96,13 @@ def fit(
         )
     inputs, labels = [inputs[index] for index in kept], [labels[index] for index in kept]
     render.note(f"{render.count(len(labels), 'text')}: {render.counts(check_labels(labels))}")
+    if groups is not None:
+        groups = [groups[index] for index in kept]
+        check_groups(labels, groups)
     with render.busy("loading the model"):
         from mtllm_edge.embedder import Embedder
 
-        embedder = Embedder.load(opened, threads=threads)
+        embedder = Embedder.load(opened, threads=threads, gpu_layers=gpu_layers)
     with embedder:
         encoded = embedder.encode(inputs, language=language)
         with render.counting(len(inputs)) as progress:
@@ -88,9 +110,9 @@ def fit(
     truncated, limit = sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens
     if truncated:
         render.note(f"note: {render.count(truncated, 'text')} longer than {limit} tokens lost the end")
-    with render.counting(regressions(labels), "regressions") as progress:
-        head, report = fit_head(pooled_NE, labels, kind, progress)
-    add_task(opened, task, head, force=force)
+    with render.counting(regressions(labels, groups), "regressions") as progress:
+        head, report = fit_head(pooled_NE, labels, kind, progress, groups)
+    add_task(opened, task, head, source=source, force=force)
     render.show(render.fit_view(report))
     render.note(f"task {task!r} is in {bundle}; use it with: mtllm-edge classify -b {bundle} -t {task} ...")
 
@@ -125,6 +147,7 @@ def list_tasks(bundle: Path) -> None:
     help="LoRA that the LLM wears for this task: GGUF, or a folder of PEFT's (extra [export]).",
 )
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="The logits are divided by it.")
+@_licence
 @click.option("--force", is_flag=True, help="Replace a task of that name.")
 def add(
     bundle: Path,
@@ -135,6 +158,7 @@ def add(
     kind: Kind,
     adapter: Path | None,
     temperature: float,
+    licence: str | None,
     force: bool,
 ) -> None:
     """Add the task NAME to a BUNDLE: a head that was trained elsewhere on its vectors.
@@ -144,10 +168,17 @@ def add(
     """
     opened = Bundle.open(bundle)
     check_task_name(opened, name, force=force)
+    source = task_source(name, _origin((str(head),)), licence)
     read = read_head(head, kind, labels, temperature)
     with _in_gguf(adapter, opened) as lora:
-        add_task(opened, name, read, adapter=lora, force=force)
+        add_task(opened, name, read, adapter=lora, source=source, force=force)
     render.note(f"task {name!r} is in {bundle}")
+
+
+def _origin(files: Sequence[str]) -> str:
+    """What the manifest calls the files that a task came from."""
+    names = [render.plain(Path(file).name) for file in files]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")
 
 
 @contextmanager

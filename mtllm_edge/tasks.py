@@ -1,20 +1,12 @@
-"""Tasks are added to a bundle and taken out of it, and a crash in between leaves the bundle as it was.
-
-New files come first, under names that the bundle does not list; then `bundle.json` is replaced in one step; files that
-only the old one listed go last. So a crash leaves at worst a file that is not listed, which harms nothing.
-"""
+"""The tasks of a bundle: heads read, checked, added to its folder and taken out of it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
-import secrets
-from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import safetensors.numpy
 
@@ -26,12 +18,13 @@ from mtllm_edge.formats.gguf import read_header
 from mtllm_edge.formats.lora import adapter_faults
 from mtllm_edge.formats.safetensors import read_shapes
 from mtllm_edge.heads import Head
-from mtllm_edge.installed import installed_bundles
 from mtllm_edge.kinds import Kind
-from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest, Task
+from mtllm_edge.manifest import Manifest, Source, Task, has_control_characters
+from mtllm_edge.rewriting import Change, refuse_installed, rewrite
 
 FOLDER = "tasks"
 _NAME = re.compile(r"\w(?:[\w.-]{0,62}\w)?")
+_MAX_LICENCE = 200
 
 
 def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
@@ -78,7 +71,28 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     return Head(kind, labels, arrays["weight"], arrays.get("bias"), temperature)
 
 
-def add_task(bundle: Bundle, name: str, head: Head, *, adapter: Path | None = None, force: bool = False) -> Bundle:
+def task_source(name: str, origin: str, licence: str | None) -> Source | None:
+    """Where a task came from and under which licence, as the manifest says it; None where no licence is claimed.
+
+    Raises:
+        UsageError: The licence cannot be one.
+    """
+    if licence is None:
+        return None
+    if not licence.strip() or len(licence) > _MAX_LICENCE or has_control_characters(licence):
+        raise UsageError(f"{licence!r} is no licence; give an SPDX identifier as CC-BY-4.0, or a few words")
+    return Source(part=f"task {name}", name=origin, license=licence.strip())
+
+
+def add_task(
+    bundle: Bundle,
+    name: str,
+    head: Head,
+    *,
+    adapter: Path | None = None,
+    source: Source | None = None,
+    force: bool = False,
+) -> Bundle:
     """Add a task to the bundle on disk.
 
     Args:
@@ -86,44 +100,39 @@ def add_task(bundle: Bundle, name: str, head: Head, *, adapter: Path | None = No
         name: The task's.
         head: Its head.
         adapter: A LoRA in GGUF that the LLM wears for it; the file is copied.
+        source: What `task_source` says of it; None claims nothing.
         force: Replace a task of that name.
 
     Returns:
         The bundle with the task.
 
     Raises:
-        UsageError: The name is taken, or cannot be one; or the LLM can wear no adapter.
+        UsageError: The name is taken, or cannot be one; the LLM can wear no adapter; or others keep the bundle locked.
         ModelError: Head or adapter do not fit the bundle.
     """
-    bundle = Bundle.open(bundle.path)
-    check_task_name(bundle, name, force=force)
-    expected = (len(head.labels) or 1, bundle.manifest.llm.n_embd)
-    if head.weight_CE.shape != expected or (head.bias_C is not None and head.bias_C.shape != expected[:1]):
-        bias = "none" if head.bias_C is None else list(head.bias_C.shape)
-        raise ModelError(
-            f"the head of task {name!r} has weight {list(head.weight_CE.shape)} and bias {bias}, "
-            f"expected {list(expected)} and {[expected[0]]} or none; use one made for this bundle"
+
+    def change(bundle: Bundle) -> Change:
+        check_task_name(bundle, name, force=force)
+        content = _checked_head(bundle, name, head)
+        path = _free_path(bundle.manifest, f"{FOLDER}/{name}/head.safetensors", content)
+        added, lora_path = {path: content}, None
+        if adapter is not None:
+            lora = _checked_adapter(bundle, adapter)
+            lora_path = _free_path(bundle.manifest, f"{FOLDER}/{name}/adapter.gguf", lora)
+            added[lora_path] = lora
+        task = Task(
+            kind=head.kind,
+            labels=head.labels,
+            head=path,
+            temperature=head.temperature,
+            adapter=lora_path,
+            temperatures=dict(head.temperatures),
+            threshold=head.threshold,
+            abstain=head.abstain,
         )
-    arrays = {"weight": head.weight_CE} | ({} if head.bias_C is None else {"bias": head.bias_C})
-    # Of an array in Fortran's order, safetensors would write the bytes as they lie.
-    content = safetensors.numpy.save({key: np.ascontiguousarray(array, np.float32) for key, array in arrays.items()})
-    path = _free_path(bundle.manifest, f"{FOLDER}/{name}/head.safetensors", content)
-    added, lora_path = {path: content}, None
-    if adapter is not None:
-        lora = _checked_adapter(bundle, adapter)
-        lora_path = _free_path(bundle.manifest, f"{FOLDER}/{name}/adapter.gguf", lora)
-        added[lora_path] = lora
-    task = Task(
-        kind=head.kind,
-        labels=head.labels,
-        head=path,
-        temperature=head.temperature,
-        adapter=lora_path,
-        temperatures=dict(head.temperatures),
-        threshold=head.threshold,
-        abstain=head.abstain,
-    )
-    return _rewrite(bundle, bundle.manifest.tasks | {name: task}, added, changed=name)
+        return Change(name, task, added, () if source is None else (source,))
+
+    return rewrite(bundle, change)
 
 
 def set_confidence(bundle: Bundle, name: str, task: Task) -> Bundle:
@@ -138,18 +147,20 @@ def set_confidence(bundle: Bundle, name: str, task: Task) -> Bundle:
         The bundle with the task.
 
     Raises:
-        UsageError: The task was changed meanwhile, or the bundle is an installed one.
+        UsageError: The task was changed meanwhile, the bundle is an installed one, or others keep it locked.
         ModelError: Something of them cannot be.
     """
-    now = Bundle.open(bundle.path)
-    refuse_installed(now)
     weights = [path for path in (task.head, task.adapter) if path is not None]
-    same = name in now.manifest.tasks and all(
-        now.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
-    )
-    if not same or _weights(now.manifest.tasks[name]) != _weights(task):
-        raise UsageError(f"task {name!r} of {bundle.path} was changed meanwhile; calibrate it again")
-    return _rewrite(now, now.manifest.tasks | {name: task}, {}, changed=None)
+
+    def change(now: Bundle) -> Change:
+        same = name in now.manifest.tasks and all(
+            now.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
+        )
+        if not same or _weights(now.manifest.tasks[name]) != _weights(task):
+            raise UsageError(f"task {name!r} of {bundle.path} was changed meanwhile; calibrate it again")
+        return Change(name, task, {}, sources=None)
+
+    return rewrite(bundle, change)
 
 
 def _weights(task: Task) -> tuple[object, ...]:
@@ -164,23 +175,14 @@ def remove_task(bundle: Bundle, name: str) -> Bundle:
         The bundle without the task.
 
     Raises:
-        UsageError: No such task.
+        UsageError: No such task, or others keep the bundle locked.
     """
-    bundle = Bundle.open(bundle.path)
-    refuse_installed(bundle)
-    bundle.task_name(name)
-    tasks = {other: task for other, task in bundle.manifest.tasks.items() if other != name}
-    return _rewrite(bundle, tasks, {}, changed=name)
 
+    def change(bundle: Bundle) -> Change:
+        bundle.task_name(name)
+        return Change(name, None, {})
 
-def refuse_installed(bundle: Bundle) -> None:
-    """An installed bundle is pip's: it has recorded its files, and would replace them.
-
-    Raises:
-        UsageError: The bundle is one.
-    """
-    if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
-        raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
+    return rewrite(bundle, change)
 
 
 def check_can_adapt(bundle: Bundle) -> None:
@@ -192,6 +194,20 @@ def check_can_adapt(bundle: Bundle) -> None:
     backend = bundle.manifest.llm.backend
     if backend != "gguf":
         raise UsageError(f"{bundle.path} has its LLM in {backend.upper()}, which wears no adapters; export it in GGUF")
+
+
+def _checked_head(bundle: Bundle, name: str, head: Head) -> bytes:
+    """A head as a file, after its shapes were found to fit the LLM."""
+    expected = (len(head.labels) or 1, bundle.manifest.llm.n_embd)
+    if head.weight_CE.shape != expected or (head.bias_C is not None and head.bias_C.shape != expected[:1]):
+        bias = "none" if head.bias_C is None else list(head.bias_C.shape)
+        raise ModelError(
+            f"the head of task {name!r} has weight {list(head.weight_CE.shape)} and bias {bias}, "
+            f"expected {list(expected)} and {[expected[0]]} or none; use one made for this bundle"
+        )
+    arrays = {"weight": head.weight_CE} | ({} if head.bias_C is None else {"bias": head.bias_C})
+    # Of an array in Fortran's order, safetensors would write the bytes as they lie.
+    return safetensors.numpy.save({key: np.ascontiguousarray(array, np.float32) for key, array in arrays.items()})
 
 
 def _checked_adapter(bundle: Bundle, adapter: Path) -> bytes:
@@ -215,64 +231,3 @@ def _free_path(manifest: Manifest, path: str, content: bytes) -> str:
         return path
     stem, _, suffix = path.rpartition(".")
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
-
-
-def _rewrite(bundle: Bundle, tasks: Mapping[str, Task], added: Mapping[str, bytes], *, changed: str | None) -> Bundle:
-    """Write the added files, then the manifest, then delete what it no longer lists.
-
-    The sources of the task whose weights are `changed` go.
-    """
-    old = bundle.manifest
-    gone = _files_of(old.tasks) - _files_of(tasks)
-    files = {name: file for name, file in old.files.items() if name not in gone}
-    files |= {
-        name: File(size=len(content), sha256=hashlib.sha256(content).hexdigest()) for name, content in added.items()
-    }
-    sources = tuple(source for source in old.sources if source.part != f"task {changed}")
-    manifest = msgspec.structs.replace(old, tasks=dict(tasks), files=files, sources=sources)
-    Manifest.from_json(
-        manifest.to_json(), origin=str(bundle.path / MANIFEST_NAME)
-    )  # raises where it contradicts itself
-    new = Bundle(bundle.path, manifest)
-    written = [name for name in added if name not in old.files]
-    try:
-        for name in written:
-            _write(bundle.path, name, added[name])
-        new.check()
-        _write(bundle.path, MANIFEST_NAME, manifest.to_json())
-    except BaseException:
-        _delete(bundle.path, written)
-        raise
-    _delete(bundle.path, [name for name in gone if name in old.files])
-    return new
-
-
-def _files_of(tasks: Mapping[str, Task]) -> set[str]:
-    return {path for task in tasks.values() for path in (task.head, task.adapter) if path is not None}
-
-
-def _write(root: Path, name: str, content: bytes) -> None:
-    """Write one file of a bundle whole or not at all, and wait until the disk has it."""
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.resolve().is_relative_to(root.resolve()):
-        raise ModelError(f"{path.parent} is a link that leaves the bundle; copy the folder itself into the bundle")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _delete(root: Path, names: list[str]) -> None:
-    """Delete files that no manifest lists, and the folders that held nothing else."""
-    for name in names:
-        try:
-            (root / name).unlink(missing_ok=True)
-            (root / name).parent.rmdir()
-        except OSError:  # still in use, or the folder holds more: unlisted files harm nothing
-            continue

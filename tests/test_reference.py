@@ -6,13 +6,16 @@ import csv
 import json
 import shutil
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mtllm_edge import Bundle, Classifier, Embedder
-from mtllm_edge.errors import ModelError
+from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.tasks import remove_task
 from mtllm_edge_export.join import join
 from tests.runtime.children import run_python
 from tests.runtime.test_isolation import OFFLINE, UNIMPORTABLE
@@ -71,6 +74,46 @@ def test_a_batch_is_its_single_texts(bundle: Path, topics: dict[str, list[tuple[
     # Sums come out in another order, and int8 rounds some numbers to the other side.
     lengths = np.linalg.norm(batched, axis=1) * np.linalg.norm(single, axis=1)
     assert ((batched * single).sum(axis=1) / lengths).min() > 0.9999
+
+
+def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[str, str]]], tmp_path: Path) -> None:
+    """A second bundle, with a task of its own: each answers as it does alone, whatever the other is asked meanwhile."""
+    second = Path(shutil.copytree(bundle, tmp_path / "second"))
+    learn_science(second, topics)
+    texts = [text for language in ("rus_Cyrl", "tha_Thai") for _, text in topics[language][:4]]
+    alone: dict[str, NDArray[np.float64]] = {}
+    for path, task in ((bundle, "topic"), (second, "science")):
+        with Classifier.load(path, task=task) as classifier:
+            alone[task] = classifier.predict_proba(texts)
+    assert {task: answer_NC.shape[1] for task, answer_NC in alone.items()} == {"topic": 7, "science": 2}
+
+    def check_together(*classifiers: Classifier) -> None:
+        with ThreadPoolExecutor(len(classifiers)) as threads:
+            answers = [(asked, threads.submit(asked.predict_proba, texts)) for _ in range(2) for asked in classifiers]
+        for asked, answer in answers:
+            np.testing.assert_allclose(answer.result(), alone[str(asked.task)], atol=1e-3)
+
+    with Classifier.load(bundle, task="topic") as one:
+        with Classifier.load(second) as other:
+            check_together(one, other)
+        with pytest.raises(EngineError, match="closed"):
+            other.classify(texts)
+        check_together(one)
+        with Classifier.load(second) as again:
+            check_together(one, again)
+            one.close()
+            check_together(again)
+
+
+def learn_science(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+    """Give a bundle one task, of two labels, in the place of its own."""
+    rows = [row for language in ("eng_Latn", "deu_Latn") for row in topics[language]]
+    labels = ["science" if label == "science/technology" else "other" for label, _ in rows]
+    for name in ("topic", "sentiment"):
+        remove_task(Bundle.open(bundle), name)
+    with Embedder.load(bundle) as embedder:
+        Classifier(embedder).fit([text for _, text in rows], labels).save_task("science")
+    assert set(Bundle.open(bundle).manifest.tasks) == {"science"}
 
 
 def test_the_demo_runs_offline_and_without_torch(bundle: Path, tmp_path: Path) -> None:

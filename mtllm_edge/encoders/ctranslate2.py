@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,25 +25,29 @@ class CTranslate2Encoder:
     pads = False
     """It leaves padding out of all but attention."""
 
-    def __init__(self, folder: Path, expected: manifest.Encoder, *, threads: int) -> None:
+    def __init__(
+        self, folder: Path, expected: manifest.Encoder, *, threads: int, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
         """Load the model folder.
 
         Args:
             folder: The bundle's `encoder/`, whose header has been checked.
             expected: The manifest's word on it.
             threads: CPU threads.
+            device: Where it computes. On CUDA, weights in int8 become float32 where the GPU has no arithmetic for them.
 
         Raises:
-            EngineError: CTranslate2 refuses the folder or the quantisation.
+            EngineError: CTranslate2 refuses the folder, the quantisation or the device.
         """
+        self._on_cpu = device == "cpu"
         self._folder = folder
         self._d_model = expected.d_model
         self._vocabulary_size = read_shapes(folder / "model.bin")["encoder/embeddings_0/weight"][0]
         try:
             self._encoder: ctranslate2.Encoder | None = ctranslate2.Encoder(
                 str(folder),
-                device="cpu",
-                compute_type=expected.quantization,
+                device=device,
+                compute_type=_compute_type(expected.quantization, device),
                 inter_threads=1,
                 intra_threads=threads,
             )
@@ -65,7 +70,10 @@ class CTranslate2Encoder:
         check_ids(batch, vocabulary_size=self._vocabulary_size, path=self._folder)
         try:
             output = self._encoder.forward_batch([list(ids) for ids in batch])
-            hidden_NLD = np.array(output.last_hidden_state, dtype=np.float32)
+            states = output.last_hidden_state
+            if not self._on_cpu:  # numpy cannot read a GPU's memory
+                states = states.to_device(ctranslate2.Device.cpu)
+            hidden_NLD = np.array(states, dtype=np.float32)
         except Exception as error:  # as above
             raise EngineError(
                 f"{self._folder}: CTranslate2 failed ({_one_line(error)}); see `mtllm-edge doctor`"
@@ -81,6 +89,19 @@ class CTranslate2Encoder:
     def close(self) -> None:
         """Give the memory back; harmless when repeated."""
         self._encoder = None
+
+
+def cuda_devices() -> tuple[str, int, tuple[str, ...]]:
+    """CTranslate2's version, how many CUDA devices it sees, and what it computes with on them; for child processes."""
+    count = ctranslate2.get_cuda_device_count()
+    types = sorted(ctranslate2.get_supported_compute_types("cuda")) if count else []
+    return ctranslate2.__version__, count, tuple(types)
+
+
+def _compute_type(quantization: str, device: str) -> str:
+    if device == "cpu" or quantization in ctranslate2.get_supported_compute_types(device):
+        return quantization
+    return "float32"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.encoders.base import Encoder
 from mtllm_edge.extras import importing, require
 
 
-def load_encoder(bundle: Bundle, *, threads: int) -> Encoder:
+def load_encoder(bundle: Bundle, *, threads: int, device: Literal["cpu", "cuda"] = "cpu") -> Encoder:
     """Load the encoder.
+
+    Args:
+        bundle: What it is in.
+        threads: CPU threads.
+        device: Where CTranslate2 computes; ONNX Runtime takes the CPU.
 
     Raises:
         UsageError: It needs the extra [onnx].
@@ -23,4 +30,4 @@ def load_encoder(bundle: Bundle, *, threads: int) -> Encoder:
         return OnnxEncoder(path, expected, threads=threads)
     with importing():
         from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
-    return CTranslate2Encoder(path, expected, threads=threads)
+    return CTranslate2Encoder(path, expected, threads=threads, device=device)

@@ -1,4 +1,4 @@
-"""The LLM body in llama.cpp, fed with embeddings: the only file that touches `llama_cpp`.
+"""The LLM body in llama.cpp, fed with embeddings: beside `devices`, the only file that touches `llama_cpp`.
 
 llama.cpp ends the process where an assertion fails, so everything that could reach one is checked before each call.
 """
@@ -35,6 +35,7 @@ import llama_cpp  # noqa: E402
 _MAX_TEXTS, _MAX_TOKENS = 256, 2**16  # LLAMA_MAX_SEQ; beyond, working memory is terabytes
 _NO_ADAPTERS: Mapping[str, Path] = MappingProxyType({})
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR as ggml.h counts; the binding's own table of levels is out of date
+_NO_GPUS = (ctypes.c_void_p * 1)(None)  # as llama.cpp reads "none"; it lives as long as who may read it
 _last_errors: deque[str] = deque(maxlen=8)
 
 
@@ -297,7 +298,9 @@ class _Batch:
 
 def _model_parameters(settings: EngineSettings) -> Any:
     parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers = 0
+    parameters.n_gpu_layers = settings.gpu_layers
+    if not settings.gpu_layers:
+        parameters.devices = ctypes.addressof(_NO_GPUS)
     parameters.use_extra_bufts = settings.extra_buffers
     return parameters
 
@@ -321,7 +324,7 @@ def _context_parameters(
     )
     parameters.flash_attn_type = int(settings.flash_attention)
     parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.offload_kqv = parameters.op_offload = False
+    parameters.offload_kqv = parameters.op_offload = settings.gpu_layers > 0
     return parameters
 
 

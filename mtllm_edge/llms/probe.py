@@ -1,7 +1,7 @@
 """The child of `mtllm_edge.safety`: pools random inputs with given settings and prints the vectors, or dies trying.
 
-Run as ``python -m mtllm_edge.llms.probe FILE LLM EXTRA_BUFFERS FLASH_ATTENTION``, where LLM is the manifest's part as
-JSON and the switches are 0 or 1. The last line of the output is one JSON object.
+Run as ``python -m mtllm_edge.llms.probe FILE LLM EXTRA_BUFFERS FLASH_ATTENTION GPU_LAYERS``, where LLM is the
+manifest's part as JSON and the switches are 0 or 1. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def probe(path: Path, llm: manifest.Llm, settings: EngineSettings) -> ProbeResul
 def main(arguments: list[str]) -> None:
     """Run the probe as the command line says and print its result."""
     children.leave_no_core_file()
-    path, described, extra_buffers, flash_attention = arguments
+    path, described, extra_buffers, flash_attention, gpu_layers = arguments
     llm = msgspec.json.decode(described, type=manifest.Llm)
-    settings = EngineSettings(extra_buffers == "1", flash_attention == "1", note="under probe")
+    settings = EngineSettings(extra_buffers == "1", flash_attention == "1", "under probe", gpu_layers=int(gpu_layers))
     try:
         result = probe(Path(path), llm, settings)
     except (MtllmError, ImportError, OSError) as error:

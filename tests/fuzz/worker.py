@@ -11,8 +11,9 @@ import resource
 import sys
 import warnings
 
-from mtllm_edge import Classifier, embedder
+from mtllm_edge import Classifier
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.llms import loading
 from mtllm_edge.safety import EngineSettings
 
 TEXTS = ["the team is good", "a", "das Hotel ist schlecht " * 8]
@@ -25,7 +26,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     warnings.simplefilter("ignore")
     settings = EngineSettings(sys.argv[1] == "1", sys.argv[2] == "1", note="found by the parent")
-    embedder.engine_settings = lambda *_: settings  # type: ignore[attr-defined]  # no child for every mutant
+    loading.engine_settings = lambda *_: settings  # type: ignore[attr-defined]  # no child for every mutant
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # engines print, too
     for line in sys.stdin:

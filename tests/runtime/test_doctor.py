@@ -11,6 +11,8 @@ from mtllm_edge import doctor
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.cli import main
 from mtllm_edge.errors import EngineError
+from mtllm_edge.gpu import Offload
+from mtllm_edge.gpu_trials import Seen
 from mtllm_edge.machine import Cpu
 from mtllm_edge.safety import EngineSettings
 
@@ -95,7 +97,7 @@ def test_advice_where_amx_had_to_be_avoided(
 
     fast = EngineSettings(extra_buffers=True, flash_attention=True, note="all is well")
     monkeypatch.setattr(doctor, "engine_settings", lambda *_, fresh: fast)
-    assert doctor.examine(Bundle.open(tiny_bundle)).advice == ()
+    assert not any(doctor.AMX_BUILD in advice for advice in doctor.examine(Bundle.open(tiny_bundle)).advice)
 
 
 def test_an_llm_that_no_settings_can_run_is_a_fault(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +108,59 @@ def test_an_llm_that_no_settings_can_run_is_a_fault(tiny_bundle: Path, monkeypat
     monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
     monkeypatch.setattr(doctor, "engine_settings", refuse)
     assert doctor.examine(Bundle.open(tiny_bundle)).faults == ("llm.gguf: llama.cpp does not work here",)
+
+
+def test_gpus_and_builds_for_them(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
+    monkeypatch.setattr(doctor, "look", lambda: Seen())
+    monkeypatch.setattr(doctor, "gpu_backends", lambda: [])
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("GPUs of llama.cpp" in line and line.endswith("built for the CPU alone; sees none") for line in lines)
+    assert any("GPUs of CTranslate2" in line and "sees no CUDA device" in line for line in lines)
+    for setting in ("-DGGML_CUDA=on", "-DGGML_METAL=on", "-DGGML_VULKAN=on"):
+        (line,) = (line for line in lines if setting in line)
+        assert line.startswith(f'CMAKE_ARGS="{setting}" pip install --force-reinstall --no-cache-dir')
+        assert line.endswith("--no-binary llama-cpp-python llama-cpp-python")
+
+    seen = Seen(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float32", "int8"))
+    monkeypatch.setattr(doctor, "look", lambda: seen)
+    monkeypatch.setattr(doctor, "gpu_backends", lambda: ["CUDA"])
+    report = doctor.examine()
+    assert report.advice == ()
+    assert report.gpu == {
+        "llama.cpp": "built for CUDA; sees CUDA0 (NVIDIA T4)",
+        "CTranslate2": "1 on CUDA, computing in float32, int8",
+    }
+    monkeypatch.setattr(doctor, "look", lambda: Seen(fault="looking for a GPU ended the process (SIGSEGV)"))
+    assert doctor.examine().gpu["llama.cpp"] == "not known: looking for a GPU ended the process (SIGSEGV)"
+
+
+def test_a_bundle_on_a_gpu(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
+    asked: list[object] = []
+    tried = EngineSettings(extra_buffers=True, flash_attention=True, note="3 layers on a T4 work", gpu_layers=3)
+
+    def plan(bundle: Bundle, layers: object, *, fresh: bool) -> Offload:
+        asked.append((bundle.path, layers, fresh))
+        return Offload("cuda", tried, (("wheel", "it is round"),))
+
+    monkeypatch.setattr(doctor, "plan_offload", plan)
+    assert doctor.examine(Bundle.open(tiny_bundle)).bundle.keys() >= {"reason"}
+    assert asked == []
+    assert main(["doctor", str(tiny_bundle), "--gpu-layers", "all", "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out)
+    assert (
+        report["bundle"]["GPU"]
+        == "3 layers on a T4 work; the encoder runs on CUDA; the wheel runs on the CPU: it is round"
+    )
+    assert asked == [(tiny_bundle, "all", True)]
+    assert main(["doctor", "--gpu-layers", "all"]) == 2
+    assert "name its BUNDLE" in capsys.readouterr().err
 
 
 def test_nothing_heavy_is_imported() -> None:

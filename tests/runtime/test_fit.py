@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.fitting import check_labels, fit_head, regressions, without_repeats
+from mtllm_edge.fitting import STRENGTHS, check_labels, fit_head, regressions, without_repeats
 from mtllm_edge.heads import softmax
+from mtllm_edge.manifest import Source
 from tests import tiny
 from tests.runtime.commandline import Run
 
@@ -92,7 +93,7 @@ def test_the_report_tells_labels_apart() -> None:
 
 def test_counts_of_labels_and_of_regressions() -> None:
     assert check_labels(["b", "a", "b", "a", "a"]) == {"a": 3, "b": 2}
-    assert regressions(["a"] * 9 + ["b"] * 3) == 5 * 3 + 1
+    assert regressions(["a"] * 9 + ["b"] * 3) == len(STRENGTHS) * 3 + 1
     done: list[int] = []
     vectors_NE, labels = clouds({"a": 9, "b": 3})
     fit_head(vectors_NE, labels, "sequence", done.append)
@@ -139,7 +140,9 @@ def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle:
         np.testing.assert_allclose(probabilities_NC.sum(axis=1), 1)
         (topic,) = classifier.classify(TEXTS[:1], task="topic")
         assert tuple(topic.probabilities) == tiny.TASKS["topic"]
-        classifier.save_task("words")
+        with pytest.raises(UsageError, match="is no licence"):
+            classifier.save_task("words", licence=" ")
+        classifier.save_task("words", licence="CC-BY-4.0")
         assert classifier.task == "words"
         with pytest.raises(UsageError, match=r"has a task 'words' already; .* --force"):
             classifier.save_task("words")
@@ -149,6 +152,8 @@ def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle:
         np.testing.assert_allclose(loaded.predict_proba(TEXTS), probabilities_NC, atol=1e-3)
         assert loaded.classify(TEXTS[:1])[0].label == again.label
         assert list(Bundle.open(fresh_bundle).manifest.tasks) == ["topic", "sentiment", "words"]
+    source = Bundle.open(fresh_bundle).manifest.sources[-1]
+    assert (source.part, source.name, source.license) == ("task words", "labelled texts", "CC-BY-4.0")
 
 
 def test_pairs_are_learned_and_choices_are_not(embedder: Embedder) -> None:
@@ -208,6 +213,23 @@ def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     assert run("verify", fresh_bundle).code == 0
     shown = run("classify", "-b", fresh_bundle, "-t", "words", "cat", "--format", "jsonl").out
     assert '"label":"animals"' in shown
+
+
+def test_the_licence_of_a_fitted_task(run: Run, fresh_bundle: Path) -> None:
+    write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
+    before = Bundle.open(fresh_bundle).manifest.sources
+    for wrong in ("", "two\nlines", "x" * 201):
+        refused = run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", wrong)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "is no licence; give an SPDX identifier" in refused.err
+    assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", "CC-BY-NC-4.0").code == 0
+    Bundle.open(fresh_bundle).verify()
+    source = Source(part="task words", name="in.csv", license="CC-BY-NC-4.0")
+    assert Bundle.open(fresh_bundle).manifest.sources == (*before, source)
+    (line,) = (line for line in run("info", fresh_bundle).out.splitlines() if "task words" in line and "in.csv" in line)
+    assert "CC-BY-NC-4.0 (NON-COMMERCIAL USE ONLY)" in line
+    assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--force").code == 0  # another task, not known where from
+    assert Bundle.open(fresh_bundle).manifest.sources == before
 
 
 def test_force_replaces_a_task(run: Run, fresh_bundle: Path) -> None:

@@ -44,12 +44,12 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[bool, bool
     def replace(programs: dict[tuple[bool, bool], str]) -> list[tuple[bool, bool]]:
         tried: list[tuple[bool, bool]] = []
 
-        def command(path: Path, llm: object, switches: tuple[bool, bool]) -> list[str]:
+        def command(path: Path, llm: object, switches: tuple[bool, bool], gpu_layers: int) -> list[str]:
             tried.append(switches)
             if switches in programs:
                 # A shell's core file, where the system writes them, would land in the checkout.
                 return [sys.executable, "-c", f"{_NO_CORE}; {programs[switches]}"]
-            return real(path, llm, switches)  # type: ignore[arg-type]
+            return real(path, llm, switches, gpu_layers)  # type: ignore[arg-type]
 
         monkeypatch.setattr(safety, "_child_command", command)
         return tried

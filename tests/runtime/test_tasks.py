@@ -86,6 +86,22 @@ def test_a_replaced_task_loses_its_source(fresh_bundle: Path) -> None:
     assert add_task(bundle, "topic", head, force=True).manifest.sources == sources[:-1]
 
 
+def test_the_licence_of_an_added_task(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
+    before = files_of(fresh_bundle)
+    sources = Bundle.open(fresh_bundle).manifest.sources
+    save_head(tmp_path / "head.safetensors")
+    arguments = ["--head", "head.safetensors", "--label", "a", "--label", "b"]
+    refused = run("task", "add", fresh_bundle, "mood", *arguments, "--license", " ")
+    assert (refused.code, "is no licence" in refused.err) == (2, True)
+    assert run("task", "add", fresh_bundle, "mood", *arguments, "--license", "MIT").code == 0
+    source = Source(part="task mood", name="head.safetensors", license="MIT")
+    assert Bundle.open(fresh_bundle).manifest.sources == (*sources, source)
+    assert run("task", "remove", fresh_bundle, "mood").code == 0
+    assert files_of(fresh_bundle) == before
+    assert run("task", "add", fresh_bundle, "mood", *arguments).code == 0
+    assert Bundle.open(fresh_bundle).manifest.sources == sources
+
+
 def test_a_head_of_another_width(fresh_bundle: Path) -> None:
     head = Head("sequence", ("a", "b"), np.ones((2, 7), np.float32), np.ones(2, np.float32), 1.0)
     before = files_of(fresh_bundle)
