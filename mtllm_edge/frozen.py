@@ -33,8 +33,8 @@ def freeze_support() -> None:
 
 def _run(module: str, arguments: list[str]) -> None:
     """Run one of the modules that are made to be children; a freezing tool finds them by these imports."""
-    from mtllm_edge import trial
+    from mtllm_edge import gpu_child, trial
     from mtllm_edge.llms import probe, race
 
-    mains = {known.__name__: known.main for known in (probe, race, trial)}
+    mains = {known.__name__: known.main for known in (gpu_child, probe, race, trial)}
     mains[module](arguments)
