@@ -81,6 +81,11 @@ def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[s
     second = Path(shutil.copytree(bundle, tmp_path / "second"))
     learn_science(second, topics)
     texts = [text for language in ("rus_Cyrl", "tha_Thai") for _, text in topics[language][:4]]
+    alone: dict[str, NDArray[np.float64]] = {}
+    for path, task in ((bundle, "topic"), (second, "science")):
+        with Classifier.load(path, task=task) as classifier:
+            alone[task] = classifier.predict_proba(texts)
+    assert {task: answer_NC.shape[1] for task, answer_NC in alone.items()} == {"topic": 7, "science": 2}
 
     def check_together(*classifiers: Classifier) -> None:
         with ThreadPoolExecutor(len(classifiers)) as threads:
@@ -90,8 +95,6 @@ def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[s
 
     with Classifier.load(bundle, task="topic") as one:
         with Classifier.load(second) as other:
-            alone: dict[str, NDArray[np.float64]] = {str(each.task): each.predict_proba(texts) for each in (one, other)}
-            assert {task: answer_NC.shape[1] for task, answer_NC in alone.items()} == {"topic": 7, "science": 2}
             check_together(one, other)
         with pytest.raises(EngineError, match="closed"):
             other.classify(texts)
@@ -104,7 +107,7 @@ def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[s
 
 def learn_science(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
     """Give a bundle one task, of two labels, in the place of its own."""
-    rows = topics["eng_Latn"]
+    rows = [row for language in ("eng_Latn", "deu_Latn") for row in topics[language]]
     labels = ["science" if label == "science/technology" else "other" for label, _ in rows]
     for name in ("topic", "sentiment"):
         remove_task(Bundle.open(bundle), name)
