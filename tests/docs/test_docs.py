@@ -45,8 +45,12 @@ COMING = ("desktop.md", "scale_out.md", "images/desktop.png", "images/serve.png"
 
 PAGES = sorted(path for path in DOCS.glob("*.md"))
 RUN = [path for path in PAGES if path.name not in PENDING | ELSEWHERE]
-TRAINING = ("export.md", "measuring.md", "training.md")
-"""Pages of which the commands need torch."""
+LAYOUTS = {
+    "export.md": workbench.lay_out_training,
+    "measuring.md": workbench.lay_out_stack,
+    "training.md": workbench.lay_out_training,
+}
+"""Page -> what lies in its folder beside the files of the runtime."""
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +60,15 @@ def runtime_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def training_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training_files")
-    workbench.lay_out_training(folder)
-    return folder
-
-
 @pytest.fixture
-def page_folder(
-    tmp_path: Path, runtime_files: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Path]:
+def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Makes the folder of a page, and goes there."""
 
     def make(page: str) -> Path:
         folder = tmp_path / "page"
         shutil.copytree(runtime_files, folder)
-        if page in TRAINING:
-            shutil.copytree(request.getfixturevalue("training_files"), folder, dirs_exist_ok=True)
+        if page in LAYOUTS:
+            LAYOUTS[page](folder)
         monkeypatch.chdir(folder)
         monkeypatch.setattr(measure, "CANDIDATES", (512,))  # a process for every size of batch takes its time
         return folder

@@ -82,6 +82,22 @@ def lay_out_training(folder: Path) -> None:
     (folder / "counts.tsv").write_text("lang\tsentences\ndeu_Latn\t100000\ntam_Taml\t5000\n", encoding="utf-8")
 
 
+def lay_out_stack(folder: Path) -> None:
+    """What a person has who has trained: a stack, its teacher and a translator."""
+    from mtllm_edge_export.translator_ctranslate2 import export_translator
+    from mtllm_edge_train.config import TaskConfig
+    from tests.train import test_translation
+    from tests.train.test_eval import save_teacher
+
+    tasks = {"topic": TaskConfig(kind="sequence", labels=TOPICS)}
+    make_tiny_bundle(folder / "my-stack", tasks={"topic": TOPICS})
+    save_teacher(folder / "teacher", tasks)
+    test_translation.run(folder / "translator", test_translation.tiny_bert(folder / "bert"), steps=1)
+    export_translator(folder / "translator", folder / "mt", quantization="float32", force=False)
+    german = [row for row in _NEWS if row["lang"] == "deu_Latn"]
+    _write_csv(folder / "german.csv", [{"text": row["text"], "label": row["category"]} for row in german])
+
+
 def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
