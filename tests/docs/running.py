@@ -6,10 +6,15 @@ last of an option that is given twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,26 +37,73 @@ AFFORDABLE: dict[tuple[str, ...], tuple[str, ...]] = {
 _SHELL = set("|<>;&$`")
 
 
+class Server:
+    """The server of a page: one for all of its blocks, on a port of its own instead of the page's."""
+
+    SHOWN = "127.0.0.1:8000"
+
+    def __init__(self) -> None:
+        self._address = self.SHOWN
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def moved(self, text: str) -> str:
+        """A block's text with the server's real address."""
+        return text.replace(self.SHOWN, self._address)
+
+    def start(self, words: list[str]) -> None:
+        """Run `mtllm-edge serve`, and wait until it has loaded its model."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._address = f"127.0.0.1:{port}"
+        program = [sys.executable, "-m", "mtllm_edge.cli"]
+        self._child = subprocess.Popen([*program, *words, "--port", str(port)])
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._child.poll() is None:
+            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"http://{self._address}/healthz"):
+                return
+            time.sleep(0.1)
+        pytest.fail(f"{PROGRAM} {shlex.join(words)} did not get ready")
+
+    def stop(self) -> None:
+        """End it, as Ctrl-C would."""
+        if self._child is not None:
+            self._child.terminate()
+            self._child.wait(60)
+
+
 def run_blocks(blocks: Iterable[Block], capsys: pytest.CaptureFixture[str]) -> None:
     """Run the blocks of one page in the working folder; names of the Python blocks live on to the next."""
-    names: dict[str, Any] = {"__name__": "page"}
-    said = ""
-    for block in blocks:
-        if block.language == "text" and said and block.text.startswith("error:"):
-            assert block.text.split() == said.split(), f"{block.place} shows another error"
+    server = Server()
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        names: dict[str, Any] = {"__name__": "page"}
         said = ""
-        if not block.is_run:
+        for block in blocks:
+            if block.language == "text" and said and block.text.startswith("error:"):
+                assert block.text.split() == said.split(), f"{block.place} shows another error"
+            said = ""
+            if block.is_run and block.language == "python":
+                exec(compile(server.moved(block.text), block.place, "exec"), names)
+                capsys.readouterr()
+            elif block.is_run:
+                said = _run_commands(block, server, capsys)
+
+
+def _run_commands(block: Block, server: Server, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a shell block; returns what its last command said on stderr."""
+    commands = block.commands()
+    assert commands, f"{block.place} holds no command"
+    said = ""
+    for number, command in enumerate(commands, 1):
+        words = split(command)
+        if words[:2] == [PROGRAM, "serve"]:
+            server.start(words[1:])
             continue
-        if block.language == "python":
-            exec(compile(block.text, block.place, "exec"), names)
-            capsys.readouterr()
-            continue
-        commands = block.commands()
-        assert commands, f"{block.place} holds no command"
-        for number, command in enumerate(commands, 1):
-            expected = block.exit_code if number == len(commands) else 0
-            code, out, said = run(command, capsys)
-            assert code == expected, f"{block.place}: {command}\n{out}\n{said}"
+        expected = block.exit_code if number == len(commands) else 0
+        code, out, said = run(server.moved(command), capsys)
+        assert code == expected, f"{block.place}: {command}\n{out}\n{said}"
+    return said
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ TOPICS = ("entertainment", "geography", "health", "politics", "science/technolog
 ENCODER, LLM = "facebook/nllb-200-distilled-600M", "HuggingFaceTB/SmolLM2-135M-Instruct"
 PUBLISHED = "fdschmidt93/NLLB-LLM2Vec-Meta-Llama-31-8B-Instruct-mntp-unsup-simcse"
 
+_MOODS = ("negative", "neutral", "positive")
 _THINGS = ("pump", "lift", "door", "printer", "heating", "network", "gate", "screen")
 _MAILS = [
     {"text": text.format(thing), "body": f"Hello, {text.format(thing)}", "label": label}
@@ -38,12 +40,20 @@ _NEWS = [
 
 def lay_out_runtime(folder: Path) -> None:
     """What a person has who uses bundles: one of them, mails, notes and the demo's sentences."""
-    kinds = {"topic": TOPICS, "sentiment": ("negative", "neutral", "positive")}
-    make_tiny_bundle(folder / "build" / "reference", tasks=kinds)
+    make_tiny_bundle(folder / "build" / "reference", tasks={"topic": TOPICS, "sentiment": _MOODS})
     _write_csv(folder / "mails.csv", _MAILS)
     _write_csv(folder / "new_mails.csv", [{"text": row["text"], "sender": "a@example.org"} for row in _MAILS])
     _write_jsonl(folder / "mails.jsonl", _MAILS)
     (folder / "notes.txt").write_text("".join(f"{row['text']}\n" for row in _MAILS), encoding="utf-8")
+    _write_csv(folder / "checked.csv", [{"text": row["text"], "label": _MOODS[i % 3]} for i, row in enumerate(_MAILS)])
+    (folder / "long.txt").write_text("The pump is on fire! " * 40 + "\n", encoding="utf-8")
+    (folder / "broken.jsonl").write_text('{"text": "The lift is stuck."}\n{"text": 5}\n', encoding="utf-8")
+    (folder / "news").mkdir()
+    _write_jsonl(folder / "news" / "monday.jsonl", _MAILS[:4])
+    (folder / "old").mkdir()
+    _write_csv(folder / "old" / "2024.csv", _MAILS[4:8])
+    plain = folder / "old" / "2024.csv"
+    plain.with_suffix(".csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
     (folder / "benchmarks").mkdir()
     with (ROOT / "benchmarks" / "demo_topics.csv").open(encoding="utf-8", newline="") as file:
         _write_csv(folder / "benchmarks" / "demo_topics.csv", list(csv.DictReader(file))[::60])
