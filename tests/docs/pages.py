@@ -83,4 +83,3 @@ def links_of(path: Path) -> list[str]:
     """Targets of the links and images of a page, outside of its blocks."""
     text = re.sub(r"^(\s*)(`{3,}).*?^\1\2\s*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return _LINK.findall(text)
-

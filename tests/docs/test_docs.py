@@ -21,8 +21,8 @@ import mtllm_edge
 from mtllm_edge.cli import cli
 from mtllm_edge_bench import measure
 from tests.docs import workbench
-from tests.docs.pages import NOT_RUN, Block, blocks_of, links_of
-from tests.docs.running import PROGRAM, run_blocks, split
+from tests.docs.pages import NOT_RUN, blocks_of, links_of
+from tests.docs.running import PROGRAM, run_blocks
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,45 +77,33 @@ def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
-def test_the_blocks_run(
-    page: Path, page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_blocks_run(page: Path, page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     page_folder(page.name)
     run_blocks(blocks_of(page), capsys)
 
 
-def test_the_blocks_of_the_readme_run(
-    page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Those of the runtime; of the extras' commands the options are read, and the pages of docs/ run them."""
+def test_the_blocks_of_the_readme_run(page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the runtime; of the extras' commands the options are read, and the pages of docs/ run such."""
     page_folder(README.name)
-    of_the_runtime = set(cli.commands)
-    for block in blocks_of(README):
-        if not block.is_run:
-            continue
-        commands = [split(command) for command in block.commands()] if block.language == "sh" else []
-        others = [words for words in commands if words[0] == PROGRAM and words[1] not in of_the_runtime]
-        for words in others:
-            parse(words[1:], block)
-        if not others:
-            run_blocks([block], capsys)
-        else:
-            assert len(others) == len(commands), f"{block.place}: keep commands of the runtime in blocks of their own"
+    run_blocks(blocks_of(README), capsys, instead=parsed)
 
 
-def parse(words: list[str], block: Block) -> None:
-    """Read a command's arguments as it would itself, and do nothing."""
+def parsed(words: list[str]) -> bool:
+    """Read the arguments of an extra's command as it would itself, and do nothing; False for all other commands."""
+    if words[0] != PROGRAM or words[1] in cli.commands:
+        return False
     command: click.Command = cli
-    context = click.Context(cli)
+    name, *rest = words
     while isinstance(command, click.Group):
-        name, *words = words
-        found = command.get_command(context, name)
-        assert found is not None, f"{block.place}: no command {name}"
+        name, *rest = rest
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"README.md: no command {name}"
         command = found
     try:
-        command.make_context(name, words)
+        command.make_context(name, rest)
     except click.UsageError as error:
-        pytest.fail(f"{block.place}: {error.format_message()}")
+        pytest.fail(f"README.md: {' '.join(words)}: {error.format_message()}")
+    return True
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)

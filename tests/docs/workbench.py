@@ -1,4 +1,4 @@
-"""The files that the commands of the pages find in their folder: tiny bundles, checkpoints and sheets, named as there."""
+"""The files that the pages' commands find in their folder: tiny bundles, checkpoints and sheets, named as there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import safetensors.numpy
 
-from tests.tiny import N_EMBD, make_tiny_bundle, write_lora, lora_weights
+from tests.tiny import N_EMBD, lora_weights, make_tiny_bundle, write_lora
 
 ROOT = Path(__file__).parents[2]
 TOPICS = ("entertainment", "geography", "health", "politics", "science/technology", "sports", "travel")
@@ -31,7 +31,12 @@ _MAILS = [
 ]
 _WORDS = {"deu_Latn": "abba dada", "eng_Latn": "head dab", "tam_Taml": "bad egg"}
 _NEWS = [
-    {"lang": lang, "text": f"{words} {'abcdefgh'[i % 8]} {'bcdefgha'[i // 3]}", "category": TOPICS[i % 3], "split": split}
+    {
+        "lang": lang,
+        "text": f"{words} {'abcdefgh'[i % 8]} {'bcdefgha'[i // 3]}",
+        "category": TOPICS[i % 3],
+        "split": split,
+    }
     for lang, words in _WORDS.items()
     for split, count in (("train", 12), ("test", 6))
     for i in range(count)
@@ -86,7 +91,9 @@ def lay_out_training(folder: Path) -> None:
     _write_jsonl(folder / "reviews.jsonl", [{"text": row["text"], "label": row["label"]} for row in _MAILS])
     pairs = [{"premise": row["text"], "hypothesis": row["body"], "label": row["label"]} for row in _MAILS]
     _write_csv(folder / "nli.csv", pairs)
-    choices = [{"text": row["text"], "choice1": "yes", "choice2": "no", "label": str(i % 2)} for i, row in enumerate(_MAILS)]
+    choices = [
+        {"text": row["text"], "choice1": "yes", "choice2": "no", "label": str(i % 2)} for i, row in enumerate(_MAILS)
+    ]
     _write_csv(folder / "copa.csv", choices)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_NEWS), folder / "sib200.parquet")
     (folder / "counts.tsv").write_text("lang\tsentences\ndeu_Latn\t100000\ntam_Taml\t5000\n", encoding="utf-8")
