@@ -71,11 +71,14 @@ def lay_out_runtime(folder: Path) -> None:
 def lay_out_training(folder: Path) -> None:
     """What a person has who trains and exports: models under the names of the hub's, texts, labels, a checkpoint."""
     # Here, so that the pages of the runtime are tested without torch.
+    import torch
+
     from tests.export.tiny_checkpoint import save_checkpoint, save_encoder
     from tests.export.tiny_published import save_published
     from tests.train import test_translation
     from tests.train.tiny_llm import save_llm_and_tokenizer
 
+    torch.set_num_threads(1)  # the models are tiny: a second thread would only wait
     save_encoder(folder / ENCODER, "m2m_100")
     save_llm_and_tokenizer(folder / LLM)
     save_checkpoint(folder / "trained")
