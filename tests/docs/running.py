@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import shlex
 import socket
 import subprocess
@@ -34,6 +35,8 @@ AFFORDABLE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("bench",): ("--repeats", "1", "--threads", "1"),
 }
 """Command -> what a test adds to it."""
+_PATIENCE = 300
+"""Seconds until a child counts as hung."""
 _SHELL = set("|<>;&$`")
 
 
@@ -58,7 +61,7 @@ class Server:
         self._address = f"127.0.0.1:{port}"
         program = [sys.executable, "-m", "mtllm_edge.cli"]
         self._child = subprocess.Popen([*program, *words, "--port", str(port)])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline and self._child.poll() is None:
             with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"http://{self._address}/healthz"):
                 return
@@ -69,7 +72,7 @@ class Server:
         """End it, as Ctrl-C would."""
         if self._child is not None:
             self._child.terminate()
-            self._child.wait(60)
+            self._child.wait(_PATIENCE)
 
 
 def run_blocks(
@@ -123,6 +126,8 @@ def run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str
     if words[0] == PROGRAM and not _SHELL & set("".join(_unquoted(command))):
         code = main([*words[1:], *_affordable(words[1:])])
         return code, *capsys.readouterr()
+    if words[0] == "python":
+        return _run_script(words[1:]), *capsys.readouterr()
     # As in an activated environment: `python` and `mtllm-edge` are those of this one.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     child = subprocess.run(
@@ -131,10 +136,21 @@ def run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=_PATIENCE,
         check=False,
     )
     return child.returncode, child.stdout, child.stderr
+
+
+def _run_script(words: list[str]) -> int:
+    """Run a script as `python SCRIPT ...` would, in this process, which has torch already; returns the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as exit:
+            return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    return 0
 
 
 def split(command: str) -> list[str]:

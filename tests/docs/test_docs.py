@@ -160,7 +160,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "docs" / name).parent.mkdir(exist_ok=True)
             (folder / "docs" / name).write_text("# Coming\n", encoding="utf-8")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder / "site")]
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert built.returncode == 0, built.stderr
     return folder / "site"
 
