@@ -28,7 +28,7 @@ from tests.docs.pages import Block
 PROGRAM = "mtllm-edge"
 _SMALL = ("--batch-size", "4", "--dtype", "float32", "--base-dtype", "float32", "--device", "cpu")
 AFFORDABLE: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("train", "adapt"): ("--steps", "2", "--lora-rank", "2", *_SMALL),
+    ("train", "adapt"): ("--steps", "2", "--lora-rank", "2", "--max-tokens", "64", *_SMALL),
     ("train", "finetune"): ("--epochs", "1", "--lora-rank", "2", *_SMALL),
     ("train", "distill"): ("--epochs", "1", *_SMALL),
     ("eval",): ("--resamples", "100", "--device", "cpu"),
