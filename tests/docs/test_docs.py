@@ -19,7 +19,6 @@ import pytest
 
 import mtllm_edge
 from mtllm_edge.cli import cli
-from mtllm_edge_bench import measure
 from tests.docs import workbench
 from tests.docs.pages import NOT_RUN, blocks_of, links_of
 from tests.docs.running import PROGRAM, run_blocks
@@ -67,13 +66,23 @@ def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyP
     def make(page: str) -> Path:
         folder = tmp_path / "page"
         shutil.copytree(runtime_files, folder)
+        monkeypatch.chdir(folder)
         if page in LAYOUTS:
             LAYOUTS[page](folder)
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(measure, "CANDIDATES", (512,))  # a process for every size of batch takes its time
+            _hurry(monkeypatch)
         return folder
 
     return make
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer sizes of batches, each of which is a process, and fewer sentences to compare with torch."""
+    from mtllm_edge_bench import measure
+    from mtllm_edge_export import assemble
+
+    sentences = assemble.load_sentences()[::8]
+    monkeypatch.setattr(measure, "CANDIDATES", (512,))
+    monkeypatch.setattr(assemble, "load_sentences", lambda: sentences)
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
