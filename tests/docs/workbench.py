@@ -50,7 +50,9 @@ def lay_out_runtime(folder: Path) -> None:
     _write_csv(folder / "new_mails.csv", [{"text": row["text"], "sender": "a@example.org"} for row in _MAILS])
     _write_jsonl(folder / "mails.jsonl", _MAILS)
     (folder / "notes.txt").write_text("".join(f"{row['text']}\n" for row in _MAILS), encoding="utf-8")
-    _write_csv(folder / "checked.csv", [{"text": row["text"], "label": _MOODS[i % 3]} for i, row in enumerate(_MAILS)])
+    texts = [row[column] for column in ("text", "body") for row in _MAILS]
+    checked = [{"text": text, "label": _MOODS[index % 3]} for index, text in enumerate(texts)]
+    _write_csv(folder / "checked.csv", checked)
     (folder / "long.txt").write_text("The pump is on fire! " * 40 + "\n", encoding="utf-8")
     (folder / "broken.jsonl").write_text('{"text": "The lift is stuck."}\n{"text": 5}\n', encoding="utf-8")
     (folder / "news").mkdir()
