@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from mtllm_edge.cli import main
-from tests.docs.pages import Block
+from tests.docs.pages import NOT_RUN, Block
 
 PROGRAM = "mtllm-edge"
 _SMALL = ("--batch-size", "4", "--dtype", "float32", "--base-dtype", "float32", "--device", "cpu")
@@ -51,7 +51,7 @@ class Server:
 
     def moved(self, text: str) -> str:
         """A block's text with the server's real address."""
-        return text.replace(self.SHOWN, self._address)
+        return text.replace(self.SHOWN, self._address).replace("localhost:8000", self._address)
 
     def start(self, words: list[str]) -> None:
         """Run `mtllm-edge serve`, and wait until it has loaded its model."""
@@ -114,6 +114,7 @@ def _run_commands(
             continue
         if instead(words):
             continue
+        assert not command.startswith(NOT_RUN), f"{block.place}: mark the block as not run, or keep it from {command}"
         expected = block.exit_code if number == len(commands) else 0
         code, out, said = run(server.moved(command), capsys)
         assert code == expected, f"{block.place}: {command}\n{out}\n{said}"

@@ -46,12 +46,14 @@ _NEWS = [
 def lay_out_runtime(folder: Path) -> None:
     """What a person has who uses bundles: one of them, mails, notes and the demo's sentences."""
     make_tiny_bundle(folder / "build" / "reference", tasks={"topic": TOPICS, "sentiment": _MOODS})
-    _write_csv(folder / "mails.csv", _MAILS)
+    shutil.copytree(folder / "build" / "reference", folder / "my-bundle")  # what the README exports
+    _write_csv(folder / "mails.csv", [row | {"lang": "en"} for row in _MAILS])
+    _write_csv(folder / "reports.csv", [{"text": row["text"] * 10} for row in _MAILS])
     _write_csv(folder / "new_mails.csv", [{"text": row["text"], "sender": "a@example.org"} for row in _MAILS])
     _write_jsonl(folder / "mails.jsonl", _MAILS)
     (folder / "notes.txt").write_text("".join(f"{row['text']}\n" for row in _MAILS), encoding="utf-8")
     texts = [row[column] for column in ("text", "body") for row in _MAILS]
-    checked = [{"text": text, "label": _MOODS[index % 3]} for index, text in enumerate(texts)]
+    checked = [{"text": text, "label": TOPICS[index % 3]} for index, text in enumerate(texts)]
     _write_csv(folder / "checked.csv", checked)
     (folder / "long.txt").write_text("The pump is on fire! " * 40 + "\n", encoding="utf-8")
     (folder / "broken.jsonl").write_text('{"text": "The lift is stuck."}\n{"text": 5}\n', encoding="utf-8")
