@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # GGML_NATIVE uses the machine's own instructions; the two flags keep GCC from dropping stores that AMX needs.
 export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mtllm-edge join reference/parts --out build/reference --force
@@ -19,9 +19,13 @@ test: $(VENV)/.test
 
 check: test
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 $(VENV)/.demo: EXTRA = reference
 $(VENV)/.test: EXTRA = test
-$(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.docs: EXTRA = docs
+$(VENV)/.demo $(VENV)/.test $(VENV)/.docs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA)]'

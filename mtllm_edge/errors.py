@@ -17,6 +17,7 @@ class MtllmError(Exception):
     """Base of all errors of this project; the command line prints it as one line."""
 
     exit_code = 1
+    """What the command line ends with."""
 
 
 class UsageError(MtllmError):

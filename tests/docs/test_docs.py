@@ -1,0 +1,222 @@
+"""The pages of docs/ and the README: every command runs, every link leads somewhere, the site builds.
+
+Each page has a folder of its own in which its blocks run from the first to the last, beside the files of
+`workbench.py`. In a page's commands nothing is replaced; `running.AFFORDABLE` says what is added to some.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import click
+import pytest
+
+import mtllm_edge
+from mtllm_edge.cli import cli
+from tests.docs import workbench
+from tests.docs.pages import NOT_RUN, blocks_of, links_of
+from tests.docs.running import PROGRAM, run_blocks
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PENDING = {
+    "confidence.md": "windows and `calibrate` are on another branch",
+    "gpu.md": "`--gpu-layers` is on another branch",
+    "jobs.md": "batch jobs are on another branch",
+    "languages.md": "`--lang` is on another branch",
+    "server.md": "`serve` is on another branch",
+}
+"""Pages of features that this tree has not got yet -> why their commands are not run."""
+ELSEWHERE = {
+    "desktop.md": "its commands open a window and freeze a program: tests/examples runs what they run",
+    "scale_out.md": "its commands need Ray and Spark: likewise",
+}
+"""Pages whose commands other tests run."""
+COMING = ("desktop.md", "scale_out.md", "images/desktop.png", "images/serve.png")
+"""Files of other branches that pages link to; the site is built with empty ones until they are there."""
+
+PAGES = sorted(path for path in DOCS.glob("*.md"))
+RUN = [path for path in PAGES if path.name not in PENDING | ELSEWHERE]
+LAYOUTS = {
+    "export.md": workbench.lay_out_training,
+    "measuring.md": workbench.lay_out_stack,
+    "training.md": workbench.lay_out_training,
+}
+"""Page -> what lies in its folder beside the files of the runtime."""
+
+
+@pytest.fixture(scope="module")
+def runtime_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runtime_files")
+    workbench.lay_out_runtime(folder)
+    return folder
+
+
+@pytest.fixture
+def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes the folder of a page, and goes there."""
+
+    def make(page: str) -> Path:
+        folder = tmp_path / "page"
+        shutil.copytree(runtime_files, folder)
+        monkeypatch.chdir(folder)
+        if page in LAYOUTS:
+            LAYOUTS[page](folder)
+            _hurry(monkeypatch)
+        return folder
+
+    return make
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer sizes of batches, each of which is a process, and fewer sentences to compare with torch."""
+    from mtllm_edge_bench import measure
+    from mtllm_edge_export import assemble
+
+    sentences = assemble.load_sentences()[::8]
+    monkeypatch.setattr(measure, "CANDIDATES", (512,))
+    monkeypatch.setattr(assemble, "load_sentences", lambda: sentences)
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
+def test_the_blocks_run(page: Path, page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    page_folder(page.name)
+    run_blocks(blocks_of(page), capsys)
+
+
+def test_the_blocks_of_the_readme_run(page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the runtime; of the extras' commands the options are read, and the pages of docs/ run such."""
+    page_folder(README.name)
+    run_blocks(blocks_of(README), capsys, instead=parsed)
+
+
+def parsed(words: list[str]) -> bool:
+    """Read the arguments of an extra's command as it would itself, and do nothing; False for all other commands."""
+    if words[0] != PROGRAM or words[1] in cli.commands:
+        return False
+    command: click.Command = cli
+    name, *rest = words
+    while isinstance(command, click.Group):
+        name, *rest = rest
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"README.md: no command {name}"
+        command = found
+    try:
+        command.make_context(name, rest)
+    except click.UsageError as error:
+        pytest.fail(f"README.md: {' '.join(words)}: {error.format_message()}")
+    return True
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)
+def test_only_what_nobody_can_test_is_not_run(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.mark is None or block.is_run:
+            continue
+        other = [command for command in block.commands() if not command.startswith(NOT_RUN)]
+        assert block.language == "sh", f"{block.place}: a {block.language} block is marked as not run"
+        assert not other, f"{block.place}: {other[0]} could be run"
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for link in links_of(page):
+        target = link.partition("#")[0]
+        if target and "://" not in target and not target.removeprefix("docs/").startswith(COMING):
+            assert (page.parent / target).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:benchmarks|reference)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+class _Loads(HTMLParser):
+    """What a browser loads by itself for a page, and the page's anchors."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if "id" in given:
+            self.anchors.add(given["id"])
+        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
+            self.urls.append(given.get("href", ""))
+        self.urls += [given[name] for name in ("src", "srcset", "poster") if name in given and tag != "a"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(DOCS, folder / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    (folder / "mtllm_edge").symlink_to(ROOT / "mtllm_edge")
+    for name in COMING:
+        if not (DOCS / name).exists():
+            (folder / "docs" / name).parent.mkdir(exist_ok=True)
+            (folder / "docs" / name).write_text("# Coming\n", encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder / "site")]
+    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder / "site"
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        loads = _Loads(page.read_text(encoding="utf-8"))
+        assert [url for url in loads.urls if "//" in url and not url.startswith("data:")] == [], page.name
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*[\"']?https?:|@import", sheet.read_text(encoding="utf-8")), sheet.name
+
+
+def test_the_reference_has_the_public_surface(site: Path) -> None:
+    anchors = _Loads((site / "python.html").read_text(encoding="utf-8")).anchors
+    for name in mtllm_edge.__all__:
+        thing = getattr(mtllm_edge, name)
+        members = [member for member in vars(thing) if not member.startswith("_")]
+        for path in (f"mtllm_edge.{name}", *(f"mtllm_edge.{name}.{member}" for member in members)):
+            assert path in anchors or path.replace("mtllm_edge.MtllmError", "mtllm_edge.errors.MtllmError") in anchors
+
+
+def test_the_format_page_has_every_key() -> None:
+    import msgspec
+
+    from mtllm_edge import manifest
+
+    text = (DOCS / "bundle_format.md").read_text(encoding="utf-8")
+    parts = [manifest.Manifest, manifest.Encoder, manifest.Bridge, manifest.Llm, manifest.Task, manifest.Source]
+    for part in (*parts, manifest.Parity, manifest.File):
+        for field in msgspec.structs.fields(part):
+            assert f"`{field.name}`" in text, f"bundle_format.md says nothing of {part.__name__}.{field.name}"
+    assert f"`format_version` | whole number | {manifest.FORMAT_VERSION}" in text
+
+
+def test_every_extra_is_in_the_table() -> None:
+    from mtllm_edge.extras import EXTRAS
+
+    text = (DOCS / "install.md").read_text(encoding="utf-8")
+    assert [extra for extra in EXTRAS if f"`{extra}`" not in text] == []
+
+
+def test_every_kind_of_error_is_explained() -> None:
+    from mtllm_edge import errors
+
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    kinds = [kind.__name__ for kind in errors.MtllmError.__subclasses__() if kind.__module__ == errors.__name__]
+    assert len(kinds) >= 4
+    assert [name for name in kinds if f"## {name}\n" not in text] == []
