@@ -2,14 +2,16 @@
 
 Short rows with the words of the demo's sentences, no two alike, go through `mtllm-edge classify` from a csv to a csv;
 its memory is sampled all the while. The same texts go through `Classifier.classify` in this process, half of them
-before and half after the job, for machines whose speed wanders. Both figures include the loading of the model. The last
-line of stdout is the result as JSON, which is also written.
+before and half after the job, for machines whose speed wanders. Both figures include the loading of the model. The
+seconds of CPU are those to go by where others use the machine, too. The last line of stdout is the result as JSON,
+which is also written.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -44,6 +47,18 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """The mean of the last tenth of the time."""
 
 
+class Seconds(NamedTuple):
+    """What something takes."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Seconds:
+        """The clocks of this process."""
+        return cls(time.perf_counter(), time.process_time())
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What is written."""
 
@@ -58,6 +73,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     bare_texts_per_s: float
     ratio: float
     """Texts/s of the job over those of the bare classifier."""
+    job_cpu_s: float
+    bare_cpu_s: float
+    cpu_ratio: float
+    """The same by the seconds of CPU, of all threads."""
+    load: float
+    """The system's mean load in the last 15 minutes; more than there are cores tells that others used the machine."""
     memory: Memory
 
 
@@ -73,9 +94,10 @@ def main(*, bundle: Path, rows: int, output: Path | None) -> None:
         folder = Path(name)
         texts = list(short_texts(rows))
         write_input(folder / "in.csv", texts)
-        bare = bare_seconds(bundle, task, texts[: rows // 2])
+        before = bare_seconds(bundle, task, texts[: rows // 2])
         job, samples = run_job(bundle, task, folder)
-        bare += bare_seconds(bundle, task, texts[rows // 2 :])
+        after = bare_seconds(bundle, task, texts[rows // 2 :])
+        bare = Seconds(before.wall + after.wall, before.cpu + after.cpu)
         check(folder / "out.csv", rows)
     result = Result(
         date=datetime.date.today().isoformat(),
@@ -83,11 +105,15 @@ def main(*, bundle: Path, rows: int, output: Path | None) -> None:
         cores=available_cores(),
         bundle=manifest.name,
         rows=rows,
-        job_s=round(job, 1),
-        job_texts_per_s=round(rows / job, 1),
-        bare_s=round(bare, 1),
-        bare_texts_per_s=round(rows / bare, 1),
-        ratio=round(bare / job, 3),
+        job_s=round(job.wall, 1),
+        job_texts_per_s=round(rows / job.wall, 1),
+        bare_s=round(bare.wall, 1),
+        bare_texts_per_s=round(rows / bare.wall, 1),
+        ratio=round(bare.wall / job.wall, 3),
+        job_cpu_s=round(job.cpu, 1),
+        bare_cpu_s=round(bare.cpu, 1),
+        cpu_ratio=round(bare.cpu / job.cpu, 3),
+        load=round(os.getloadavg()[2], 1),
         memory=summarised(samples),
     )
     text = msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
@@ -115,21 +141,22 @@ def write_input(path: Path, texts: Sequence[str]) -> None:
         writer.writerows(enumerate(texts))
 
 
-def bare_seconds(bundle: Path, task: str, texts: Sequence[str]) -> float:
-    """Seconds to load the model and classify texts with nothing around it; half of the loading counts."""
-    started = time.perf_counter()
+def bare_seconds(bundle: Path, task: str, texts: Sequence[str]) -> Seconds:
+    """What it takes to load the model and classify texts with nothing around it; half of the loading counts."""
+    started = Seconds.now()
     with Classifier.load(bundle, task=task) as classifier:
-        loaded = time.perf_counter()
+        loaded = Seconds.now()
         for start in range(0, len(texts), PIECE):
             classifier.classify(texts[start : start + PIECE])
-        return time.perf_counter() - loaded + (loaded - started) / 2
+        ended = Seconds.now()
+    return Seconds(*(end - (begin + load) / 2 for begin, load, end in zip(started, loaded, ended, strict=True)))
 
 
-def run_job(bundle: Path, task: str, folder: Path) -> tuple[float, list[tuple[float, float]]]:
-    """Seconds of the whole command, and its memory over time."""
+def run_job(bundle: Path, task: str, folder: Path) -> tuple[Seconds, list[tuple[float, float]]]:
+    """What the whole command takes, and its memory over time."""
     arguments = ("classify", "-b", bundle, "-t", task, folder / "in.csv", "-o", folder / "out.csv")
     program = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
-    started = time.perf_counter()
+    before, started = os.times(), time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)])
     samples = []
     while process.poll() is None:
@@ -138,7 +165,9 @@ def run_job(bundle: Path, task: str, folder: Path) -> tuple[float, list[tuple[fl
         time.sleep(0.2)
     if process.returncode != 0:
         raise click.ClickException(f"the job ended with {process.returncode}")
-    return time.perf_counter() - started, samples
+    wall, after = time.perf_counter() - started, os.times()
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    return Seconds(wall, cpu), samples
 
 
 def resident_mb(process: int) -> float | None:

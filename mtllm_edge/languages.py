@@ -34,6 +34,7 @@ _TITLES = {"ajp": "South Levantine Arabic", "prs": "Dari", "twi": "Twi"}
 _NO_LANGUAGES = ("und", "mis", "mul", "zxx")
 _LONGEST_NAME = 80
 """Characters; what is longer is no name."""
+_MOST_REFUSED = 1000
 _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", "Aran": "Arab"}
 
 _SAME = 2
@@ -159,6 +160,8 @@ class Languages:
         self._codes = tuple(codes) or FLORES_200
         self._folded = {fold(code): code for code in self._codes}
         self._found: dict[str, Match] = {}
+        self._refused: dict[str, str] = {}
+        """Names that were of no use, and what was said of them: a file may have one in each of its rows."""
 
     def find(self, name: str) -> Match:
         """The code of a language, or of the nearest one that the encoder knows.
@@ -169,10 +172,16 @@ class Languages:
         Raises:
             UsageError: There is no such language, or the encoder knows none that is near to it.
         """
-        match = self._found.get(name)
-        if match is None:
-            self._found[name] = match = self._find(name)
-        return match
+        if name in self._refused:
+            raise UsageError(self._refused[name])
+        if name not in self._found:
+            try:
+                self._found[name] = self._find(name)
+            except UsageError as error:
+                if len(self._refused) < _MOST_REFUSED:
+                    self._refused[name] = str(error)
+                raise
+        return self._found[name]
 
     def titles(self) -> dict[str, str]:
         """Every code with its language's English name."""

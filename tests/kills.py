@@ -1,15 +1,17 @@
 """A batch job that is killed again and again: is every row there exactly once, and in order?
 
 Real `mtllm-edge classify` processes work on a csv with bad rows and repeated texts, each of them killed (SIGKILL) at a
-random moment of its work; every fifth kill waits for the moment when the output is being written. After one to three
-kills a job may end, and its output is compared with that of one that was left alone. Run it from the root of the
-repository: `python -m tests.kills`. The last line of stdout is the result as JSON, which is also written.
+random moment: most after this run has put something into its journal, every fifth when it writes the output, every
+tenth before it has done anything. After one to three kills a job may end, and its output is compared with that of one
+that was left alone. The journal has an entry for every 256 texts, so that a short job has many. Run it from the root of
+the repository: `python -m tests.kills`. The last line of stdout is the result as JSON, which is also written.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
+import itertools
 import os
 import random
 import shutil
@@ -25,6 +27,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from mtllm_edge.jobs.stores import DONE, LOG, RESULT
 from tests.tiny import make_tiny_bundle
 
 PATIENCE = 120
@@ -33,7 +36,13 @@ BAD_EVERY = 997
 """Every so many rows have a cell too many."""
 REPEATED_EVERY = 10
 WORDS = ("good", "bad", "team", "match", "hotel", "science", "the", "is", "не", "और", "中国", "travel")
-START = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
+START = """
+import sys
+from mtllm_edge.cli import main
+from mtllm_edge.jobs import running
+running.MOST = running.FEWEST
+sys.exit(main())
+"""
 
 
 @dataclass
@@ -46,18 +55,25 @@ class Harness:
     seed: int
     expected: list[list[str]] = field(default_factory=list)
     """Rows of the output when nobody kills the job."""
-    seconds: float = 0.0
-    """From the first sign of the journal to the end of the process, then."""
+    starting_s: float = 0.0
+    """What that job takes until its first entry in the journal."""
+    computing_s: float = 0.0
+    """From then on until the output is begun."""
+    writing_s: float = 0.0
+    """From then on until the process has ended."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         write_input(self.folder / "in.csv", self.rows, self.random)
+        moments = [time.monotonic()]
         process = self.start()
-        self.wait_for_journal(process)
-        began = time.monotonic()
+        for name in (LOG, RESULT):
+            self.wait_for_change(process, name, None)
+            moments.append(time.monotonic())
         errors = self.end(process)
-        self.seconds = time.monotonic() - began
         assert process.returncode == 0, errors
+        moments.append(time.monotonic())
+        self.starting_s, self.computing_s, self.writing_s = (b - a for a, b in itertools.pairwise(moments))
         self.expected = read_csv(self.output)
         bad = {number for number in range(self.rows) if number % BAD_EVERY == BAD_EVERY - 1}
         assert [int(row[0]) for row in self.expected[1:]] == [n for n in range(self.rows) if n not in bad]
@@ -86,17 +102,31 @@ class Harness:
         _, errors = process.communicate(timeout=PATIENCE)
         return errors.decode()
 
-    def wait_for_journal(self, process: subprocess.Popen[bytes], name: str = "answers.jsonl") -> None:
+    def state(self, name: str) -> int | None:
+        """Of the log its size, of the output the time of its last change; None where there is nothing yet."""
+        try:
+            about = (self.journal / name).stat()
+        except FileNotFoundError:
+            return None
+        return about.st_mtime_ns if name == RESULT else about.st_size or None
+
+    def wait_for_change(self, process: subprocess.Popen[bytes], name: str, before: int | None) -> None:
+        """Until a file of the journal is another than before, or the process has ended."""
         deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and not (self.journal / name).exists():
-            assert time.monotonic() < deadline, f"no {name} appeared"
+        while process.poll() is None and self.state(name) in (before, None):
+            assert time.monotonic() < deadline, f"{name} did not change"
             time.sleep(0.001)
 
-    def kill(self, *, while_writing: bool) -> str:
+    def kill(self) -> str:
         """Start the job and kill it; returns what it was doing then."""
+        name, longest = self.random.choices(
+            ((None, self.starting_s), (LOG, self.computing_s), (RESULT, self.writing_s)), (1, 7, 2)
+        )[0]
+        before = self.state(name or LOG)
         process = self.start()
-        self.wait_for_journal(process, "result" if while_writing else "answers.jsonl")
-        time.sleep(self.random.uniform(0, 0.1 * self.seconds if while_writing else self.seconds))
+        if name is not None:
+            self.wait_for_change(process, name, before)
+        time.sleep(self.random.uniform(0, longest))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         errors = self.end(process)
@@ -105,10 +135,9 @@ class Harness:
             return "ended before"
         if self.output.exists():
             return "tidying up"
-        if (self.journal / "result").exists():
-            return "output whole" if (self.journal / "done.json").exists() else "writing"
-        log = self.journal / "log.jsonl"
-        return "computing" if log.exists() and log.stat().st_size else "nothing kept yet"
+        if (self.journal / RESULT).exists():
+            return "output whole" if (self.journal / DONE).exists() else "writing"
+        return "computing" if self.state(LOG) else "nothing kept yet"
 
     def check(self) -> int:
         """Let the job end, and compare; returns the number of rows that the last run did not compute again."""
@@ -157,7 +186,7 @@ def kill_jobs(harness: Harness, kills: int) -> tuple[Counter[str], list[int]]:
     kept = []
     while moments.total() - moments["ended before"] < kills:
         for _ in range(harness.random.randint(1, 3)):
-            moment = harness.kill(while_writing=harness.random.random() < 0.2)
+            moment = harness.kill()
             moments[moment] += 1
             if moment in ("ended before", "tidying up"):
                 break
@@ -172,6 +201,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     rows: int
     undisturbed_s: float
+    """What the job takes when nobody kills it."""
     kills: int
     killed_while: dict[str, int]
     jobs: int
@@ -182,7 +212,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command()
 @click.option("--kills", type=click.IntRange(min=1), default=50, show_default=True)
-@click.option("--rows", type=click.IntRange(min=1000), default=30_000, show_default=True)
+@click.option("--rows", type=click.IntRange(min=1000), default=6000, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/kill_test.json"))
 def main(kills: int, rows: int, seed: int, output: Path) -> None:
@@ -199,7 +229,7 @@ def main(kills: int, rows: int, seed: int, output: Path) -> None:
         date=datetime.date.today().isoformat(),
         seed=seed,
         rows=rows,
-        undisturbed_s=round(harness.seconds, 2),
+        undisturbed_s=round(harness.starting_s + harness.computing_s + harness.writing_s, 2),
         kills=moments.total(),
         killed_while=dict(moments),
         jobs=len(kept),

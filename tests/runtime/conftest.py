@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge.cli import main
+from mtllm_edge.jobs import running
 from tests.runtime.commandline import Result, Run
+from tests.runtime.interruption import Stop
 
 
 @pytest.fixture
@@ -23,3 +25,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal has an entry for every eight texts."""
+    monkeypatch.setattr(running, "FEWEST", 8)
+    monkeypatch.setattr(running, "MOST", 8)
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Stop:
+    """Lets the classifier work for some calls of eight texts, and stops it then."""
+    return Stop(monkeypatch)

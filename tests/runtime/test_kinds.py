@@ -262,7 +262,7 @@ def test_files_of_choices(classify: Callable[..., Result], classifier: Classifie
     [
         (("-t", "nli", "a text"), "", 2, "argument 1 has no column 'text_pair', only 'text'"),
         (("-t", "nli", "choices.jsonl"), "", 2, "choices.jsonl line 1 has no column 'text_pair'"),
-        (("-t", "copa", "pairs.csv"), "", 2, "pairs.csv row 2 has no column 'choices'"),
+        (("-t", "copa", "pairs.csv"), "", 2, "pairs.csv row 1 has no column 'choices'"),
         (("-t", "topic", "pairs.csv", "--pair-column", "text_pair"), "", 2, "--pair-column is for tasks of pairs, but"),
         (("-t", "nli", "pairs.csv", "--choices-column", "x"), "", 2, "--choices-column is for multiple choice, but"),
         (("-t", "nli", "in.csv"), "text,text_pair\na,\n", 1, "in.csv row 2, column 'text_pair', is empty"),

@@ -103,7 +103,7 @@ def test_a_column_of_languages(run: Run, told_bundle: Path, tmp_path: Path) -> N
             [],
             "a.csv row 2, column 'lang': unknown language 'Englisch'; did you mean English",
         ),
-        ("text,code\na,en\n", [], "a.csv row 2 has no column 'lang', only 'text', 'code'"),
+        ("text,code\na,en\n", [], "a.csv row 1 has no column 'lang', only 'text', 'code'"),
         (
             "text,lang\na,nv\n",
             [],
@@ -117,7 +117,18 @@ def test_wrong_languages(
 ) -> None:
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     result = run(
-        "classify", "-b", told_bundle, "-t", "topic", "a.csv", "--language-column", "lang", *arguments, "-o", "o.csv"
+        "classify",
+        "-b",
+        told_bundle,
+        "-t",
+        "topic",
+        "a.csv",
+        "--language-column",
+        "lang",
+        *arguments,
+        "-o",
+        "o.csv",
+        "--strict",
     )
     assert result.code in (1, 2)
     assert message in result.err

@@ -183,6 +183,8 @@ def test_names_of_no_language(name: str, hint: str) -> None:
         STYLES["nllb"].find(name)
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=re.escape(str(caught.value))):
+        STYLES["nllb"].find(name)
 
 
 def test_kin() -> None:
