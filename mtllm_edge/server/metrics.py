@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtllm_edge.server.refusals import CLIENT_GONE
+from mtllm_edge.server.refusals import refusal
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -46,7 +46,7 @@ class Metrics:
 
 
 class Watch:
-    """ASGI middleware that counts and times requests."""
+    """ASGI middleware that counts and times requests, and answers those that the server's end cuts short."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, endpoints: Collection[str]) -> None:
         """Watch an app; paths that are none of its `endpoints` are counted as ``other``."""
@@ -58,7 +58,7 @@ class Watch:
             await self._app(scope, receive, send)
             return
         endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
-        status = 500
+        status = None
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -69,9 +69,9 @@ class Watch:
         started = time.perf_counter()
         try:
             await self._app(scope, receive, watched)
-        except asyncio.CancelledError:
-            status = CLIENT_GONE
-            raise
+        except asyncio.CancelledError:  # by uvicorn, when the time to finish is over, and by nobody else
+            if status is None:
+                await refusal(503, "the server is being stopped")(scope, receive, watched)
         finally:
-            self._metrics.requests.labels(endpoint, status).inc()
+            self._metrics.requests.labels(endpoint, status or 500).inc()
             self._metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)

@@ -16,7 +16,7 @@ import pytest
 from mtllm_edge import Bundle, Prediction
 from mtllm_edge.kinds import Input
 from mtllm_edge.server.app import create_app
-from mtllm_edge.server.engine import Engine, Model, Prepared, Reading
+from mtllm_edge.server.engine import Engine, Model, Prepared
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
@@ -33,10 +33,10 @@ class Held:
         self.let_go, self.at_work = threading.Event(), threading.Event()
         self.calls: list[list[Any]] = []
 
-    def prepare(self, texts: Sequence[Input], _reading: Reading) -> Prepared:
+    def prepare(self, texts: Sequence[Input], _task: str | None, _language: str | None) -> Prepared:
         return Prepared(texts, [1] * len(texts))
 
-    def compute(self, _reading: Reading, items: list[Any]) -> list[Prediction]:
+    def compute(self, _task: str | None, items: list[Any]) -> list[Prediction]:
         self.calls.append(items)
         self.at_work.set()
         assert self.let_go.wait(PATIENCE)
@@ -76,7 +76,8 @@ def serving(
     bundle, limits, metrics = Bundle.open(folder), limits or Limits(), Metrics()
     engine = Engine(load or (lambda: Model(bundle)), limits, observe=metrics.observe_batch)
     listener = listen(Address("127.0.0.1", 0))
-    server = make_server(create_app(bundle, engine, limits, door or Door(None, True), metrics), grace_s=PATIENCE)
+    app = create_app(bundle, engine, limits, door or Door(None, True), metrics, served_as=folder.name)
+    server = make_server(app, grace_s=PATIENCE)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     engine.start()
     thread.start()

@@ -24,10 +24,10 @@ SLOW = """
 import sys, time
 from mtllm_edge.server.engine import Model
 compute = Model.compute
-def slow(self, reading, items):
+def slow(self, task, items):
     print("at work", file=sys.stderr, flush=True)
     time.sleep({seconds})
-    return compute(self, reading, items)
+    return compute(self, task, items)
 Model.compute = slow
 """
 MAIN = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
