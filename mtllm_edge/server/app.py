@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -49,7 +49,7 @@ def create_app(
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     add_handlers(app)
-    routes = {
+    routes: dict[str, tuple[str, Callable[..., Any]]] = {
         "/classify": ("POST", service.classify),
         "/v1/embeddings": ("POST", service.embeddings),
         "/v1/models": ("GET", service.models),
@@ -135,8 +135,9 @@ async def _unless_gone(request: Request, answer: Future[list[Any]]) -> list[Any]
     """Wait for an answer; where the client closes its connection meanwhile, cancel it."""
     result = asyncio.wrap_future(answer)
     gone = asyncio.ensure_future(_disconnected(request))
+    either: set[asyncio.Future[Any]] = {result, gone}
     try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             raise RefusedError(CLIENT_GONE, "the client has closed the connection")
         if result.cancelled():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        named = {"namespace": "mtllm_edge", "registry": self.registry}
+        named: dict[str, Any] = {"namespace": "mtllm_edge", "registry": self.registry}
         self.requests = Counter("requests", "Requests that were answered.", ["endpoint", "status"], **named)
         self.seconds = Histogram("request_seconds", "From request to answer.", ["endpoint"], buckets=_SECONDS, **named)
         self.texts = Counter("texts", "Texts in requests that were computed.", ["endpoint"], **named)
