@@ -52,12 +52,13 @@ class Held:
 class Served:
     url: str
     engine: Engine
+    client: httpx2.Client
 
     def post(self, path: str, body: object, **options: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=PATIENCE, **options)
+        return self.client.post(path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=PATIENCE, **options)
+        return self.client.get(path, **options)
 
 
 Serve = Callable[..., AbstractContextManager[Served]]
@@ -81,12 +82,15 @@ def serving(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     engine.start()
     thread.start()
-    served = Served(url_of(listener), engine)
+    url = url_of(listener)
+    client = httpx2.Client(base_url=url, timeout=PATIENCE, verify=False)  # which reads no certificates
+    served = Served(url, engine, client)
     try:
         if wait:
             until(lambda: served.get("/healthz").status_code == 200)
         yield served
     finally:
+        client.close()
         server.should_exit = True
         thread.join(PATIENCE)
         assert engine.stop(PATIENCE)

@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_request(served: Served, body: object, message: str
     ],
 )
 def test_bodies_that_are_none(served: Served, content: str, kind: str, message: str) -> None:
-    response = httpx2.post(f"{served.url}/classify", content=content, headers={"Content-Type": kind})
+    response = served.client.post("/classify", content=content, headers={"Content-Type": kind})
     assert response.status_code == 422
     assert error_of(response)["message"].startswith(message)
 
@@ -188,7 +188,7 @@ def test_other_paths_and_methods(served: Served) -> None:
 def test_no_other_page_may_read_answers(served: Served) -> None:
     elsewhere = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     for response in (
-        httpx2.options(f"{served.url}/classify", headers=elsewhere),
+        served.client.options("/classify", headers=elsewhere),
         served.get("/v1/models", headers=elsewhere),
     ):
         assert not [name for name in response.headers if name.startswith("access-control")]
@@ -199,7 +199,7 @@ def test_a_body_that_is_too_long(tiny_bundle: Path, sized: bool) -> None:
     body = json.dumps({"texts": ["a" * 1000] * 3000, "task": "topic"}).encode()
     content = body if sized else iter([body[start : start + 65536] for start in range(0, len(body), 65536)])
     with serving(tiny_bundle, limits=Limits(body_bytes=MIB), load=Held) as served:
-        response = httpx2.post(f"{served.url}/classify", content=content, headers={"Content-Type": "application/json"})
+        response = served.client.post("/classify", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
         assert error_of(response)["message"].startswith(f"the body is longer than {MIB} bytes")
 
