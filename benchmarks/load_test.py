@@ -6,8 +6,9 @@ embeddings. An answer is wrong where its label is another (unless the two labels
 single call, too), a probability is off by more than the tolerance, the number of tokens is another, or the vector is
 nearer to that of another text, or its cosine with that of the single call below 0.99; it is lost where there is none.
 Engines of 8 bits round a text in a batch otherwise than alone: the tolerance is twice what that does to a probability
-without any server, all texts in one call, and what tells that answers were mixed up is tokens and vectors. Writes load_test.json and load_test.md; the last line of
-stdout is the result as JSON. The exit code is 1 where an answer was wrong or lost.
+without any server, all texts in one call, and what tells that answers were mixed up is tokens and vectors. Writes
+load_test.json and load_test.md; the last line of stdout is the result as JSON. The exit code is 1 where an answer was
+wrong or lost.
 """
 
 from __future__ import annotations
