@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,9 +14,10 @@ from starlette.concurrency import run_in_threadpool
 
 from mtllm_edge import __version__
 from mtllm_edge.bundle import Bundle
+from mtllm_edge.installed import normal_name
 from mtllm_edge.kinds import Input
 from mtllm_edge.server.bodies import ClassifyBody, EmbeddingsBody
-from mtllm_edge.server.engine import Engine, Prepared, Reading
+from mtllm_edge.server.engine import Engine, Prepared
 from mtllm_edge.server.gate import Door, Gate
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics, Watch
@@ -25,9 +26,20 @@ from mtllm_edge.server.refusals import CLIENT_GONE, RefusedError, add_handlers, 
 from mtllm_edge.server.replies import embeddings_json, models_json, prediction_json
 
 
-def create_app(bundle: Bundle, engine: Engine, limits: Limits, door: Door, metrics: Metrics) -> FastAPI:
-    """The whole server as an ASGI app; whoever runs it starts and stops the engine."""
-    service = _Service(bundle, engine, limits, metrics)
+def create_app(
+    bundle: Bundle, engine: Engine, limits: Limits, door: Door, metrics: Metrics, *, served_as: str
+) -> FastAPI:
+    """The whole server as an ASGI app; whoever runs it starts and stops the engine.
+
+    Args:
+        bundle: What is served.
+        engine: Computes.
+        limits: What is taken.
+        door: Who is let in.
+        metrics: Count.
+        served_as: What the user calls the bundle, which OpenAI's clients may, too.
+    """
+    service = _Service(bundle, engine, limits, metrics, served_as)
     # No documentation pages, whose scripts come from elsewhere, and nothing that would tell others of requests.
     app = FastAPI(
         title="mtllm-edge",
@@ -37,7 +49,7 @@ def create_app(bundle: Bundle, engine: Engine, limits: Limits, door: Door, metri
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     add_handlers(app)
-    routes = {
+    routes: dict[str, tuple[str, Callable[..., Any]]] = {
         "/classify": ("POST", service.classify),
         "/v1/embeddings": ("POST", service.embeddings),
         "/v1/models": ("GET", service.models),
@@ -54,29 +66,30 @@ def create_app(bundle: Bundle, engine: Engine, limits: Limits, door: Door, metri
 
 
 class _Service:
-    def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, metrics: Metrics, served_as: str) -> None:
         self._bundle, self._engine, self._limits, self._metrics = bundle, engine, limits, metrics
         self._name = bundle.manifest.name
+        self._known_as = {normal_name(self._name), normal_name(served_as)}
         self._started = int(time.time())
 
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
         """Label texts."""
         task = self._task(body.task)
         self._limits.check(body.texts, "texts")
-        _, predictions = await self._computed(request, body.texts, Reading(task, body.language))
+        _, predictions = await self._computed(request, body.texts, task, body.language)
         found = [prediction_json(prediction) for prediction in predictions]
         return json_response({"model": self._name, "task": task, "predictions": found})
 
     async def embeddings(self, body: EmbeddingsBody, request: Request) -> Response:
         """Turn texts into vectors, which are not scaled to unit length."""
         width = self._bundle.manifest.llm.n_embd
-        if body.model != self._name:
+        if normal_name(body.model) not in self._known_as:
             raise RefusedError(404, f"there is no model {body.model!r} here, only {self._name!r}", "model")
         if body.dimensions not in (None, width):
             raise RefusedError(422, f"this model's vectors have {width} dimensions; leave it out", "dimensions")
         texts = [body.input] if isinstance(body.input, str) else body.input
         self._limits.check(texts, "input")
-        prepared, rows_E = await self._computed(request, texts, Reading(None, body.language))
+        prepared, rows_E = await self._computed(request, texts, None, body.language)
         return json_response(embeddings_json(self._name, rows_E, sum(prepared.tokens), body.encoding_format))
 
     async def models(self) -> Response:
@@ -106,14 +119,12 @@ class _Service:
         return task
 
     async def _computed(
-        self, request: Request, texts: Sequence[Input], reading: Reading
+        self, request: Request, texts: Sequence[Input], task: str | None, language: str | None
     ) -> tuple[Prepared, Sequence[Any]]:
         model, batcher = self._engine.model, self._engine.batcher
         batcher.check_room(len(texts))
-        prepared = await run_in_threadpool(model.prepare, texts, reading)
-        # Vectors are those of token ids, whatever the language was: all of them may share batches.
-        key = Reading(None) if reading.task is None else reading
-        results = await _unless_gone(request, batcher.submit(key, prepared.items, prepared.tokens))
+        prepared = await run_in_threadpool(model.prepare, texts, task, language)
+        results = await _unless_gone(request, batcher.submit(task, prepared.items, prepared.tokens))
         endpoint = request.url.path
         self._metrics.texts.labels(endpoint).inc(len(texts))
         self._metrics.tokens.labels(endpoint).inc(sum(prepared.tokens))
@@ -124,8 +135,9 @@ async def _unless_gone(request: Request, answer: Future[list[Any]]) -> list[Any]
     """Wait for an answer; where the client closes its connection meanwhile, cancel it."""
     result = asyncio.wrap_future(answer)
     gone = asyncio.ensure_future(_disconnected(request))
+    either: set[asyncio.Future[Any]] = {result, gone}
     try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             raise RefusedError(CLIENT_GONE, "the client has closed the connection")
         if result.cancelled():

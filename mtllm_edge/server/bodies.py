@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mtllm_edge.kinds import Input
 
+_LANGUAGE = Field(None, description="Code or name of the language of all texts, or auto; some models must be told.")
+
 
 class _Body(BaseModel):
     """Base: a misspelt key is refused."""
@@ -23,15 +25,15 @@ class ClassifyBody(_Body):
         examples=[["The rocket reached orbit.", "Die Rakete erreichte die Umlaufbahn."]],
     )
     task: str | None = Field(None, description="May be left out where the model has only one.")
-    language: str | None = Field(None, description="Code of the language of all texts, for models that must be told.")
+    language: str | None = _LANGUAGE
 
 
 class EmbeddingsBody(_Body):
     """POST /v1/embeddings, as OpenAI has it; `language` is an addition."""
 
     input: str | list[str] = Field(description="A text, or several.")
-    model: str = Field(description="The name of the bundle.")
+    model: str = Field(description="The name of the bundle, or of its folder.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, description="Nothing but the model's own width.")
     user: str | None = Field(None, description="Ignored.")
-    language: str | None = Field(None, description="Code of the language of all texts, for models that must be told.")
+    language: str | None = _LANGUAGE

@@ -81,6 +81,7 @@ def serve(
     run.serve(
         opened,
         lambda: Model(opened, threads=threads, llm_backend=llm_backend),
+        served_as=bundle.absolute().name,
         address=run.Address(host, port),
         door=door,
         limits=limits,

@@ -18,15 +18,6 @@ from mtllm_edge.server.refusals import RefusedError
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What is done with texts; those of the same reading share batches."""
-
-    task: str | None
-    """None is embeddings."""
-    language: str | None = None
-
-
-@dataclass(frozen=True)
 class Prepared:
     """Texts that the model is known to take."""
 
@@ -44,27 +35,31 @@ class Model:
         self._embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend)
         self._classifier = Classifier(self._embedder)
 
-    def prepare(self, texts: Sequence[Input], reading: Reading) -> Prepared:
+    def prepare(self, texts: Sequence[Input], task: str | None, language: str | None) -> Prepared:
         """Tokenize, so that a text that cannot be read fails its own request and not those it would share a batch with.
+
+        Args:
+            texts: Of one request.
+            task: A task of the bundle; None is embeddings.
+            language: Of all texts, as for `Classifier.classify`.
 
         Raises:
             DataError, UsageError: As for `Classifier.classify`.
         """
-        if reading.task is None:
-            encoded = self._embedder.encode(texts, language=reading.language)
+        encoded = self._embedder.encode(texts, language=language)
+        tokens = [len(text.ids) for text in encoded]
+        if task is None:
             check_kind(texts, "sequence", "the embedder")
-            return Prepared(encoded, [len(text.ids) for text in encoded])
-        # Whether a language is of use to an encoder that needs none is for the classifier to say.
-        told = reading.language if self._parts.encoder.needs_language else None
-        encoded = self._embedder.encode(texts, language=told)
-        check_kind(texts, self._parts.tasks[reading.task].kind, f"task {reading.task!r}")
-        return Prepared(texts, [len(text.ids) for text in encoded])
+            return Prepared(encoded, tokens)
+        check_kind(texts, self._parts.tasks[task].kind, f"task {task!r}")
+        return Prepared([(text, language) for text in texts], tokens)
 
-    def compute(self, reading: Reading, items: list[Any]) -> Sequence[Any]:
-        """A vector (n_embd,) or a prediction for each item of `prepare`."""
-        if reading.task is None:
+    def compute(self, task: str | None, items: list[Any]) -> Sequence[Any]:
+        """A vector (n_embd,) or a prediction for each item of `prepare`, whatever their languages are."""
+        if task is None:
             return list(self._embedder.pool(items))
-        return self._classifier.classify(items, task=reading.task, language=reading.language)
+        texts, languages = zip(*items, strict=True)
+        return self._classifier.classify(texts, task=task, language=languages)
 
     def close(self) -> None:
         """Give the engines' memory back."""
@@ -92,8 +87,8 @@ class Engine:
             ready: Called when the model is loaded.
             failed: Called where that failed, or the thread died; `failure` says how.
         """
-        self.batcher: Batcher[Reading, Any, Any] = Batcher(
-            lambda reading, items: self.model.compute(reading, items),
+        self.batcher: Batcher[str | None, Any, Any] = Batcher(
+            lambda task, items: self.model.compute(task, items),
             max_waiting=limits.waiting,
             batch_tokens=limits.batch_tokens,
             observe=observe,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtllm_edge.server.refusals import CLIENT_GONE
+from mtllm_edge.server.refusals import refusal
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -22,7 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        named = {"namespace": "mtllm_edge", "registry": self.registry}
+        named: dict[str, Any] = {"namespace": "mtllm_edge", "registry": self.registry}
         self.requests = Counter("requests", "Requests that were answered.", ["endpoint", "status"], **named)
         self.seconds = Histogram("request_seconds", "From request to answer.", ["endpoint"], buckets=_SECONDS, **named)
         self.texts = Counter("texts", "Texts in requests that were computed.", ["endpoint"], **named)
@@ -46,7 +47,7 @@ class Metrics:
 
 
 class Watch:
-    """ASGI middleware that counts and times requests."""
+    """ASGI middleware that counts and times requests, and answers those that the server's end cuts short."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, endpoints: Collection[str]) -> None:
         """Watch an app; paths that are none of its `endpoints` are counted as ``other``."""
@@ -58,7 +59,7 @@ class Watch:
             await self._app(scope, receive, send)
             return
         endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
-        status = 500
+        status = None
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -69,9 +70,9 @@ class Watch:
         started = time.perf_counter()
         try:
             await self._app(scope, receive, watched)
-        except asyncio.CancelledError:
-            status = CLIENT_GONE
-            raise
+        except asyncio.CancelledError:  # by uvicorn, when the time to finish is over, and by nobody else
+            if status is None:
+                await refusal(503, "the server is being stopped")(scope, receive, watched)
         finally:
-            self._metrics.requests.labels(endpoint, status).inc()
+            self._metrics.requests.labels(endpoint, status or 500).inc()
             self._metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import uvicorn
 from mtllm_edge import render
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import UsageError
+from mtllm_edge.language_notes import LanguageWarning
 from mtllm_edge.server.app import create_app
 from mtllm_edge.server.engine import Engine, Model
 from mtllm_edge.server.gate import Door
@@ -41,13 +43,21 @@ class Address:
 
 
 def serve(
-    bundle: Bundle, load: Callable[[], Model], *, address: Address, door: Door, limits: Limits, grace_s: int
+    bundle: Bundle,
+    load: Callable[[], Model],
+    *,
+    served_as: str,
+    address: Address,
+    door: Door,
+    limits: Limits,
+    grace_s: int,
 ) -> None:
     """Serve a bundle until SIGTERM or Ctrl-C.
 
     Args:
         bundle: What is served.
         load: Loads it, in the engine's thread.
+        served_as: See `create_app`.
         address: Where to listen.
         door: Who is let in.
         limits: What is taken.
@@ -58,6 +68,7 @@ def serve(
         MtllmError: The model cannot be loaded.
     """
     listener = listen(address)
+    warnings.simplefilter("ignore", LanguageWarning)  # every answer says what its text was read as
     metrics = Metrics()
     started = time.perf_counter()
     engine = Engine(
@@ -67,7 +78,7 @@ def serve(
         ready=lambda: render.note(f"ready after {time.perf_counter() - started:.1f} s"),
         failed=lambda: _stop(server),
     )
-    server = make_server(create_app(bundle, engine, limits, door, metrics), grace_s)
+    server = make_server(create_app(bundle, engine, limits, door, metrics, served_as=served_as), grace_s)
     with _stopped_by_signals(server):
         render.note(f"serving {bundle.manifest.name} at {url_of(listener)} (Ctrl-C stops); loading the model")
         engine.start()

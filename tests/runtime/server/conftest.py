@@ -16,7 +16,7 @@ import pytest
 from mtllm_edge import Bundle, Prediction
 from mtllm_edge.kinds import Input
 from mtllm_edge.server.app import create_app
-from mtllm_edge.server.engine import Engine, Model, Prepared, Reading
+from mtllm_edge.server.engine import Engine, Model, Prepared
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
@@ -33,10 +33,10 @@ class Held:
         self.let_go, self.at_work = threading.Event(), threading.Event()
         self.calls: list[list[Any]] = []
 
-    def prepare(self, texts: Sequence[Input], _reading: Reading) -> Prepared:
+    def prepare(self, texts: Sequence[Input], _task: str | None, _language: str | None) -> Prepared:
         return Prepared(texts, [1] * len(texts))
 
-    def compute(self, _reading: Reading, items: list[Any]) -> list[Prediction]:
+    def compute(self, _task: str | None, items: list[Any]) -> list[Prediction]:
         self.calls.append(items)
         self.at_work.set()
         assert self.let_go.wait(PATIENCE)
@@ -52,12 +52,13 @@ class Held:
 class Served:
     url: str
     engine: Engine
+    client: httpx2.Client
 
     def post(self, path: str, body: object, **options: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=PATIENCE, **options)
+        return self.client.post(path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=PATIENCE, **options)
+        return self.client.get(path, **options)
 
 
 Serve = Callable[..., AbstractContextManager[Served]]
@@ -76,16 +77,20 @@ def serving(
     bundle, limits, metrics = Bundle.open(folder), limits or Limits(), Metrics()
     engine = Engine(load or (lambda: Model(bundle)), limits, observe=metrics.observe_batch)
     listener = listen(Address("127.0.0.1", 0))
-    server = make_server(create_app(bundle, engine, limits, door or Door(None, True), metrics), grace_s=PATIENCE)
+    app = create_app(bundle, engine, limits, door or Door(None, True), metrics, served_as=folder.name)
+    server = make_server(app, grace_s=PATIENCE)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     engine.start()
     thread.start()
-    served = Served(url_of(listener), engine)
+    url = url_of(listener)
+    client = httpx2.Client(base_url=url, timeout=PATIENCE, verify=False)  # which reads no certificates
+    served = Served(url, engine, client)
     try:
         if wait:
             until(lambda: served.get("/healthz").status_code == 200)
         yield served
     finally:
+        client.close()
         server.should_exit = True
         thread.join(PATIENCE)
         assert engine.stop(PATIENCE)

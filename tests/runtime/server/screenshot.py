@@ -1,4 +1,7 @@
-"""The picture of the page in the README: `python -m tests.runtime.server.screenshot BUNDLE`."""
+"""The picture of the page in the README: `python -m tests.runtime.server.screenshot BUNDLE`.
+
+It needs fonts for all of the page's examples: `apt-get install fonts-noto-core fonts-noto-cjk`.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,30 @@ import sys
 from pathlib import Path
 
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
 
 from tests.runtime.server.chromium import browsing
 from tests.runtime.server.conftest import serving, until
 
 PICTURE = Path(__file__).parents[3] / "docs/images/serve.png"
-WIDTH = 1000
+WIDTH, SCALE = 1000, 1.5
 
 
 def main() -> None:
-    with serving(Path(sys.argv[1])) as served, browsing("--force-device-scale-factor=1.5") as browser:
+    with serving(Path(sys.argv[1])) as served, browsing("--hide-scrollbars") as browser:
         browser.get(served.url)
         until(lambda: browser.find_elements(By.TAG_NAME, "option") != [])
         browser.find_element(By.ID, "go").click()
         until(lambda: " in " in browser.find_element(By.ID, "status").text)
-        height = browser.execute_script("return document.body.scrollHeight")
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": WIDTH, "height": height, "deviceScaleFactor": 1.5, "mobile": False},
-        )
+        resize(browser, height=100)
+        resize(browser, height=browser.execute_script("return document.documentElement.scrollHeight"))
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         browser.save_screenshot(str(PICTURE))
+
+
+def resize(browser: WebDriver, *, height: int) -> None:
+    size = {"width": WIDTH, "height": height, "deviceScaleFactor": SCALE, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 if __name__ == "__main__":

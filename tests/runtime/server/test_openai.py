@@ -51,6 +51,11 @@ def test_models(client: openai.OpenAI) -> None:
     assert model.created > 0
 
 
+def test_the_name_of_the_folder_will_do(client: openai.OpenAI, tiny_bundle: Path) -> None:
+    assert tiny_bundle.name == "bundle"
+    assert client.embeddings.create(model="bundle", input="a").model == "tiny"
+
+
 def test_refusals(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt' here, only 'tiny'"):
         client.embeddings.create(model="gpt", input="a")
@@ -60,8 +65,8 @@ def test_refusals(client: openai.OpenAI) -> None:
         client.embeddings.create(model="tiny", input="a", dimensions=3)
     with pytest.raises(openai.UnprocessableEntityError, match="text 1 is empty"):
         client.embeddings.create(model="tiny", input=["a", ""])
-    with pytest.raises(openai.UnprocessableEntityError, match="takes no language"):
-        client.embeddings.create(model="tiny", input="a", extra_body={"language": "deu_Latn"})
+    with pytest.raises(openai.UnprocessableEntityError, match="unknown language 'Klingonish'"):
+        client.embeddings.create(model="tiny", input="a", extra_body={"language": "Klingonish"})
 
 
 def test_the_key_is_the_token(tiny_bundle: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,21 @@ def test_dark_mode(page: WebDriver) -> None:
         shades.append(background())
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert shades == ["rgba(245, 246, 244, 1)", "rgba(17, 22, 21, 1)"]
+
+
+@pytest.mark.filterwarnings("ignore::mtllm_edge.language_notes.LanguageWarning")  # as `serve` does
+def test_a_language_is_asked_for(browser: WebDriver, tiny_variant: Callable[..., Path]) -> None:
+    with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
+        browser.get(served.url)
+        until(lambda: by_id(browser, "language").is_displayed())
+        language = Select(by_id(browser, "language"))
+        assert [option.text for option in language.options] == ["auto", "deu_Latn", "eng_Latn"]
+        for choice, codes in (("auto", {"deu_Latn", "eng_Latn"}), ("deu_Latn", {"deu_Latn"})):
+            language.select_by_value(choice)
+            by_id(browser, "go").click()
+            facts = [card.find_element(By.CSS_SELECTOR, ".facts").text for card in results(browser, 6)]
+            assert {fact.split(" · ")[1] for fact in facts} == codes
+        browser.get("about:blank")
 
 
 def test_a_token_is_asked_for(browser: WebDriver, tiny_bundle: Path) -> None:

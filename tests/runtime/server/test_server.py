@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mtllm_edge import Classifier
+from mtllm_edge import Bundle, Classifier
+from mtllm_edge.server.engine import Model
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
 from tests.runtime.server.conftest import PATIENCE, Held, Served, serving, until
@@ -78,6 +81,59 @@ def test_pairs_and_choices(tmp_path: Path) -> None:
         )
 
 
+def test_languages(served: Served) -> None:
+    def languages(language: str | None) -> list[str | None]:
+        body = {
+            "texts": ["Das Hotel ist nicht gut und sehr teuer.", "не хорошо"],
+            "task": "topic",
+            "language": language,
+        }
+        return [found.get("language") for found in served.post("/classify", body).json()["predictions"]]
+
+    assert languages(None) == [None, None]
+    assert languages("German") == languages("de") == ["deu_Latn", "deu_Latn"]
+    assert languages("auto") == ["deu_Latn", "rus_Cyrl"]
+
+
+@pytest.mark.filterwarnings("ignore::mtllm_edge.language_notes.LanguageWarning")  # as `serve` does
+def test_a_model_that_must_be_told_the_language(tiny_variant: Callable[..., Path]) -> None:
+    with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
+
+        def ask(language: str | None) -> httpx2.Response:
+            return served.post("/classify", {"texts": ["the team"], "task": "topic", "language": language})
+
+        for language, code in (("German", "deu_Latn"), ("lb", "deu_Latn"), ("auto", "eng_Latn")):
+            assert ask(language).json()["predictions"][0]["language"] == code
+        for wrong, message in (
+            (None, "this encoder must know the language of the texts"),
+            ("zh", "the encoder does not know Chinese (zh)"),
+        ):
+            assert ask(wrong).status_code == 422
+            assert error_of(ask(wrong))["message"].startswith(message)
+
+
+def test_languages_share_a_batch(tiny_bundle: Path) -> None:
+    class Slow(Model):
+        def compute(self, task: str | None, items: list[Any]) -> Sequence[Any]:
+            calls.append(len(items))
+            at_work.set()
+            assert let_go.wait(PATIENCE)
+            return super().compute(task, items)
+
+    calls: list[int] = []
+    at_work, let_go = threading.Event(), threading.Event()
+    with serving(tiny_bundle, load=lambda: Slow(Bundle.open(tiny_bundle))) as served, ThreadPoolExecutor(8) as threads:
+        first = later(threads, served, ["first"])
+        assert at_work.wait(PATIENCE)
+        others = [later(threads, served, ["the team"], language) for language in ("de", "auto", "fr", None)]
+        until(lambda: served.engine.batcher.waiting == len(others))
+        let_go.set()
+        assert "language" not in first.result(PATIENCE).json()["predictions"][0]
+        found = [call.result(PATIENCE).json()["predictions"][0].get("language") for call in others]
+    assert found == ["deu_Latn", "eng_Latn", "fra_Latn", None]
+    assert calls == [1, 4]
+
+
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
@@ -89,7 +145,8 @@ def test_pairs_and_choices(tmp_path: Path) -> None:
         ({"texts": ["a"], "tusk": "topic"}, "tusk: extra inputs are not permitted", "tusk"),
         ({"texts": ["a"]}, "name a task; this model has topic, sentiment", "task"),
         ({"texts": ["a"], "task": "topics"}, "there is no task 'topics'; this model has topic, sentiment", "task"),
-        ({"texts": ["a"], "task": "topic", "language": "de"}, "this encoder takes no language", None),
+        ({"texts": ["a"], "task": "topic", "language": "Klingonish"}, "unknown language 'Klingonish'; ", None),
+        ({"texts": ["a"], "task": "topic", "language": ["de"]}, "language: input should be a valid string", "language"),
         ({"texts": [["a", "b"]], "task": "topic"}, "task 'topic' reads one text at a time, but text 0 is a pair", None),
         ({"texts": ["a"] * 1025, "task": "topic"}, "there are 1025 texts, at most 1024 fit into a request", "texts"),
         ({"texts": ["a", "b" * 20_001], "task": "topic"}, "text 1 has 20001 characters, at most 20000", "texts[1]"),
@@ -116,7 +173,7 @@ def test_what_is_wrong_with_a_request(served: Served, body: object, message: str
     ],
 )
 def test_bodies_that_are_none(served: Served, content: str, kind: str, message: str) -> None:
-    response = httpx2.post(f"{served.url}/classify", content=content, headers={"Content-Type": kind})
+    response = served.client.post("/classify", content=content, headers={"Content-Type": kind})
     assert response.status_code == 422
     assert error_of(response)["message"].startswith(message)
 
@@ -131,7 +188,7 @@ def test_other_paths_and_methods(served: Served) -> None:
 def test_no_other_page_may_read_answers(served: Served) -> None:
     elsewhere = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     for response in (
-        httpx2.options(f"{served.url}/classify", headers=elsewhere),
+        served.client.options("/classify", headers=elsewhere),
         served.get("/v1/models", headers=elsewhere),
     ):
         assert not [name for name in response.headers if name.startswith("access-control")]
@@ -142,13 +199,13 @@ def test_a_body_that_is_too_long(tiny_bundle: Path, sized: bool) -> None:
     body = json.dumps({"texts": ["a" * 1000] * 3000, "task": "topic"}).encode()
     content = body if sized else iter([body[start : start + 65536] for start in range(0, len(body), 65536)])
     with serving(tiny_bundle, limits=Limits(body_bytes=MIB), load=Held) as served:
-        response = httpx2.post(f"{served.url}/classify", content=content, headers={"Content-Type": "application/json"})
+        response = served.client.post("/classify", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
         assert error_of(response)["message"].startswith(f"the body is longer than {MIB} bytes")
 
 
-def later(threads: ThreadPoolExecutor, served: Served, texts: list[str]) -> Any:
-    return threads.submit(served.post, "/classify", {"texts": texts, "task": "topic"})
+def later(threads: ThreadPoolExecutor, served: Served, texts: list[str], language: str | None = None) -> Any:
+    return threads.submit(served.post, "/classify", {"texts": texts, "task": "topic", "language": language})
 
 
 def labels(response: httpx2.Response) -> list[str]:
