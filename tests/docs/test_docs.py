@@ -26,24 +26,16 @@ from tests.docs.running import PROGRAM, run_blocks
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-PENDING = {
-    "confidence.md": "windows and `calibrate` are on another branch",
-    "gpu.md": "`--gpu-layers` is on another branch",
-    "jobs.md": "batch jobs are on another branch",
-    "languages.md": "`--lang` is on another branch",
-    "server.md": "`serve` is on another branch",
-}
-"""Pages of features that this tree has not got yet -> why their commands are not run."""
 ELSEWHERE = {
     "desktop.md": "its commands open a window and freeze a program: tests/examples runs what they run",
     "scale_out.md": "its commands need Ray and Spark: likewise",
 }
 """Pages whose commands other tests run."""
-COMING = ("desktop.md", "scale_out.md", "images/desktop.png", "images/serve.png")
-"""Files of other branches that pages link to; the site is built with empty ones until they are there."""
+COMING = ("images/desktop.png",)
+"""Files that pages link to; the site is built with empty ones until they are there."""
 
 PAGES = sorted(path for path in DOCS.glob("*.md"))
-RUN = [path for path in PAGES if path.name not in PENDING | ELSEWHERE]
+RUN = [path for path in PAGES if path.name not in ELSEWHERE]
 LAYOUTS = {
     "export.md": workbench.lay_out_training,
     "measuring.md": workbench.lay_out_stack,

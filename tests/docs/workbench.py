@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import safetensors.numpy
 
+from mtllm_edge import Classifier
 from tests.tiny import N_EMBD, lora_weights, make_tiny_bundle, write_lora
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,7 @@ def lay_out_runtime(folder: Path) -> None:
     _write_csv(folder / "new_mails.csv", [{"text": row["text"], "sender": "a@example.org"} for row in _MAILS])
     _write_jsonl(folder / "mails.jsonl", _MAILS)
     (folder / "notes.txt").write_text("".join(f"{row['text']}\n" for row in _MAILS), encoding="utf-8")
-    texts = [row[column] for column in ("text", "body") for row in _MAILS]
-    checked = [{"text": text, "label": TOPICS[index % 3]} for index, text in enumerate(texts)]
-    _write_csv(folder / "checked.csv", checked)
+    _write_csv(folder / "checked.csv", _checked(folder / "build" / "reference"))
     (folder / "long.txt").write_text("The pump is on fire! " * 40 + "\n", encoding="utf-8")
     (folder / "broken.jsonl").write_text('{"text": "The lift is stuck."}\n{"text": 5}\n', encoding="utf-8")
     (folder / "news").mkdir()
@@ -120,6 +119,15 @@ def lay_out_stack(folder: Path) -> None:
     export_translator(folder / "translator", folder / "mt", quantization="float32", force=False)
     german = [row for row in _NEWS if row["lang"] == "deu_Latn"]
     _write_csv(folder / "german.csv", [{"text": row["text"], "label": row["category"]} for row in german])
+
+
+def _checked(bundle: Path) -> list[dict[str, str]]:
+    """Texts with the topics that they get, one in sixteen wrong: of a bundle that knows nothing, the page asks much."""
+    texts = [row[column] for column in ("text", "body") for row in _MAILS]
+    with Classifier.load(bundle, task="topic", threads=1) as classifier:
+        labels = [prediction.label for prediction in classifier.classify(texts)]
+    labels[::16] = [TOPICS[TOPICS.index(label) - 1] for label in labels[::16]]
+    return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
