@@ -25,6 +25,9 @@ from mtllm_edge.outputs import free_names
 BATCH = 512
 """Texts in a call: many enough to be sorted by length, few enough that no worker is left with a long last one."""
 
+READER = 1
+"""Cores, in Ray's count, that no worker holds: without one nothing could be read for them. It has little to do."""
+
 
 class Labeller:
     """What a worker does: Ray makes one in each, and calls it with one batch of rows after another."""
@@ -63,7 +66,8 @@ def label(
         task: The task; None takes the bundle's only one.
         column: The column.
         workers: Processes, each with engines of its own.
-        threads: CPU threads of each, which Ray keeps free for it.
+        threads: CPU threads of each, which Ray keeps free for it. The cluster needs one more, or it waits for ever:
+            the workers hold theirs from the first moment to the last, and reading takes one, too.
         labeller: `Labeller`, or a class made of it.
 
     Raises:
@@ -95,7 +99,7 @@ def main() -> int:
     threads = max(1, available_cores() // arguments.workers)
     try:
         Bundle.open(arguments.bundle).task_name(arguments.task)  # before a cluster is started
-        ray.init("local", num_cpus=arguments.workers * threads, include_dashboard=False)
+        ray.init("local", num_cpus=arguments.workers * threads + READER, include_dashboard=False)
         label(
             ray.data.read_parquet(str(arguments.source)),
             arguments.bundle,
