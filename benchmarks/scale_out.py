@@ -1,8 +1,9 @@
 """What several workers cost on one machine: `python benchmarks/scale_out.py BUNDLE --task topic -o RESULT.json`.
 
 `examples/ray_batch.py` labels the demo's sentences, repeated, in workers of one thread each, and one process labels the
-same with as many threads. Compared are the labels, texts per second, and memory: of every worker, how much of the
-bundle's files it shares with the others (Linux's `/proc/PID/smaps`). Prints one JSON document as its last line.
+same with as many threads. Compared are the labels, texts per second, processor time (which other programs disturb
+less), and memory: of every worker, how much of the bundle's files it shares with the others (Linux's
+`/proc/PID/smaps`). Prints one JSON document as its last line.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mtllm_edge import Classifier
 from mtllm_edge.machine import read_cpu
 
 SENTENCES = Path(__file__).parent / "demo_topics.csv"
+_COSTS = ("texts_per_s", "cpu_ms_per_text", "memory")
 _FIELDS = ("Rss", "Pss", "Shared_Clean", "Private_Clean", "Private_Dirty")
 
 
@@ -50,8 +52,8 @@ def main() -> int:
         "largest_difference_of_confidence": max(
             abs(one - other) for one, other in zip(workers["confidences"], best["confidences"], strict=True)
         ),
-        "alone": [{key: each[key] for key in ("threads", "texts_per_s", "memory")} for each in alone],
-        "workers": {key: workers[key] for key in ("workers", "texts_per_s", "whole_seconds", "memory")},
+        "alone": [{key: each[key] for key in ("threads", *_COSTS)} for each in alone],
+        "workers": {key: workers[key] for key in ("workers", "whole_seconds", *_COSTS)},
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -89,13 +91,14 @@ def alone(source: str, bundle: str, task: str, threads: int, workers: int) -> di
     texts = pq.read_table(source)["text"].to_pylist()
     with Classifier.load(bundle, task=task, threads=threads) as classifier:
         classifier.classify(texts[:8])  # the first call is slower than all others
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.process_time()
         predictions = classifier.classify(texts)
-        seconds = time.perf_counter() - began
+        seconds, computed = time.perf_counter() - began, time.process_time() - computed
         memory = memory_of(os.getpid(), bundle)
     return {
         "threads": threads,
         "texts_per_s": len(texts) / seconds,
+        "cpu_ms_per_text": computed / len(texts) * 1e3,
         "memory": memory,
         "labels": [each.label for each in predictions],
         "confidences": [each.confidence for each in predictions],
@@ -110,9 +113,10 @@ def workers(source: str, bundle: str, task: str, threads: int, workers: int) -> 
 
     class Watched(ray_batch.Labeller):
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            began = time.time()
+            began, computed = time.time(), time.process_time()
             labelled = super().__call__(batch)
-            watched = {"pid": os.getpid(), "began": began, "ended": time.time()}
+            computed = (time.process_time() - computed) / len(batch["text"])
+            watched = {"pid": os.getpid(), "began": began, "ended": time.time(), "computed": computed}
             watched["memory"] = json.dumps(memory_of(os.getpid(), bundle))
             return labelled | {name: [value] * len(batch["text"]) for name, value in watched.items()}
 
@@ -126,6 +130,7 @@ def workers(source: str, bundle: str, task: str, threads: int, workers: int) -> 
     last = {row["pid"]: json.loads(row["memory"]) for row in sorted(rows, key=lambda row: row["ended"])}
     return {
         "workers": workers,
+        "cpu_ms_per_text": sum(row["computed"] for row in rows) / len(rows) * 1e3,
         "texts_per_s": len(rows) / (max(row["ended"] for row in rows) - min(row["began"] for row in rows)),
         "whole_seconds": whole,
         "memory": list(last.values()),
