@@ -98,7 +98,9 @@ def main() -> int:
     arguments = parser.parse_args()
     threads = max(1, available_cores() // arguments.workers)
     try:
-        Bundle.open(arguments.bundle).task_name(arguments.task)  # before a cluster is started
+        # Before a cluster is started. What is tried at a machine's first start is thus tried once, on idle cores: by
+        # workers side by side it would be tried in each, and they might come to run different forms of the LLM.
+        Classifier.load(arguments.bundle, task=arguments.task, threads=threads).close()
         ray.init("local", num_cpus=arguments.workers * threads + READER, include_dashboard=False)
         label(
             ray.data.read_parquet(str(arguments.source)),
