@@ -23,8 +23,7 @@ from mtllm_edge.machine import available_cores
 from mtllm_edge.outputs import free_names
 
 BATCH = 512
-"""Texts in a call: many enough to be sorted by length, few enough that no worker is left with a long last one."""
-
+"""Texts that a worker gets at once: enough to be sorted by length, so few that none is left with a long last one."""
 READER = 1
 """Cores, in Ray's count, that no worker holds: without one nothing could be read for them. It has little to do."""
 
@@ -77,7 +76,8 @@ def label(
     names = free_names(["label", "confidence"], dataset.schema().names)
     opened = Bundle.open(bundle)
     arguments = (str(opened.path), opened.task_name(task), column, names, threads)
-    return dataset.map_batches(
+    # A worker takes whole blocks, and Ray reads a file of up to 128 MB as a single one.
+    return dataset.repartition(target_num_rows_per_block=BATCH).map_batches(
         labeller,
         fn_constructor_args=arguments,
         batch_size=BATCH,
@@ -109,7 +109,7 @@ def main() -> int:
             column=arguments.column,
             workers=arguments.workers,
             threads=threads,
-        ).write_parquet(str(arguments.out))
+        ).write_parquet(str(arguments.out), min_rows_per_file=64 * BATCH)
     except MtllmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,7 +17,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ["the team is good", "ein Hotel", "хороший матч", "  ", "الفندق جيد.", None, "a, b and c", "好"] * 20
+TEXTS = ["the team is good", "ein Hotel", "хороший матч", "  ", "الفندق جيد.", None, "a, b and c", "好"] * 80
 
 
 def run(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
