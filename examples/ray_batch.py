@@ -23,7 +23,9 @@ from mtllm_edge.machine import available_cores
 from mtllm_edge.outputs import free_names
 
 BATCH = 512
-"""Texts in a call: many enough to be sorted by length, few enough that no worker is left with a long last one."""
+"""Texts that a worker gets at once: enough to be sorted by length, so few that none is left with a long last one."""
+READER = 1
+"""Cores, in Ray's count, that no worker holds: without one nothing could be read for them. It has little to do."""
 
 
 class Labeller:
@@ -63,7 +65,8 @@ def label(
         task: The task; None takes the bundle's only one.
         column: The column.
         workers: Processes, each with engines of its own.
-        threads: CPU threads of each, which Ray keeps free for it.
+        threads: CPU threads of each, which Ray keeps free for it. The cluster needs one more, or it waits for ever:
+            the workers hold theirs from the first moment to the last, and reading takes one, too.
         labeller: `Labeller`, or a class made of it.
 
     Raises:
@@ -73,7 +76,8 @@ def label(
     names = free_names(["label", "confidence"], dataset.schema().names)
     opened = Bundle.open(bundle)
     arguments = (str(opened.path), opened.task_name(task), column, names, threads)
-    return dataset.map_batches(
+    # A worker takes whole blocks, and Ray reads a file of up to 128 MB as a single one.
+    return dataset.repartition(target_num_rows_per_block=BATCH).map_batches(
         labeller,
         fn_constructor_args=arguments,
         batch_size=BATCH,
@@ -94,8 +98,10 @@ def main() -> int:
     arguments = parser.parse_args()
     threads = max(1, available_cores() // arguments.workers)
     try:
-        Bundle.open(arguments.bundle).task_name(arguments.task)  # before a cluster is started
-        ray.init("local", num_cpus=arguments.workers * threads, include_dashboard=False)
+        # Before a cluster is started. What is tried at a machine's first start is thus tried once, on idle cores: by
+        # workers side by side it would be tried in each, and they might come to run different forms of the LLM.
+        Classifier.load(arguments.bundle, task=arguments.task, threads=threads).close()
+        ray.init("local", num_cpus=arguments.workers * threads + READER, include_dashboard=False)
         label(
             ray.data.read_parquet(str(arguments.source)),
             arguments.bundle,
@@ -103,7 +109,7 @@ def main() -> int:
             column=arguments.column,
             workers=arguments.workers,
             threads=threads,
-        ).write_parquet(str(arguments.out))
+        ).write_parquet(str(arguments.out), min_rows_per_file=64 * BATCH)
     except MtllmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

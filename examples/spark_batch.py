@@ -48,6 +48,8 @@ def main() -> int:
     try:
         bundle = Bundle.open(arguments.bundle)
         task = bundle.task_name(arguments.task)
+        # What is tried at a machine's first start is thus tried once, on idle cores, and not by every worker.
+        Classifier.load(bundle, task=task, threads=threads).close()
     except MtllmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

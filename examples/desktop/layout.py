@@ -28,10 +28,10 @@ from examples.desktop.model import CONFIDENCE, LABEL, TEXT
 from examples.desktop.painting import BarDelegate, TextDelegate
 
 ALL_LABELS = "all labels"
+_HEIGHT = 30
 _STYLE = """
 QTableView { border: 1px solid palette(mid); gridline-color: transparent; }
 QHeaderView::section { padding: 4px 6px; border: none; border-bottom: 1px solid palette(mid); }
-QPushButton, QComboBox, QLineEdit, QDoubleSpinBox { padding: 4px 8px; }
 QLabel[error="true"] { color: #b3261e; font-weight: bold; }
 """
 
@@ -161,7 +161,9 @@ def _table_view(model: QAbstractTableModel) -> QTableView:
     view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     view.verticalHeader().setDefaultSectionSize(28)
     header = view.horizontalHeader()
+    header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
     header.setSectionResizeMode(TEXT, QHeaderView.ResizeMode.Stretch)
+    header.setDefaultSectionSize(120)
     header.resizeSection(LABEL, 160)
     header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
     header.setSortIndicatorClearable(True)
@@ -175,8 +177,10 @@ def _row(*widgets: QWidget | None) -> QHBoxLayout:
     for widget in widgets:
         if widget is None:
             row.addStretch(1)
-        else:
-            row.addWidget(widget)
+            continue
+        row.addWidget(widget)
+        if isinstance(widget, (QPushButton, QComboBox, QLineEdit, QDoubleSpinBox)):
+            widget.setMinimumHeight(_HEIGHT)  # a style sheet's padding would break the frames of some
     return row
 
 

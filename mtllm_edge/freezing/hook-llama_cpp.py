@@ -4,4 +4,5 @@ from PyInstaller.utils.hooks import collect_dynamic_libs, copy_metadata
 
 binaries = collect_dynamic_libs("llama_cpp")
 datas = copy_metadata("llama-cpp-python")  # part of the key under which the probe's answer is kept
-excludedimports = ["llama_cpp.server"]
+# For its server and its downloads, which nothing here calls: they would bring half of a developer's environment.
+excludedimports = ["llama_cpp.server", "huggingface_hub", "openai", "requests", "transformers"]

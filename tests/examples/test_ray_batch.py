@@ -17,7 +17,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ["the team is good", "ein Hotel", "хороший матч", "  ", "الفندق جيد.", None, "a, b and c", "好"] * 20
+TEXTS = ["the team is good", "ein Hotel", "хороший матч", "  ", "الفندق جيد.", None, "a, b and c", "好"] * 80
 
 
 def run(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
@@ -28,6 +28,7 @@ def run(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
         | {
             "HOME": str(home),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # 15 otherwise, and on busy cores a worker takes minutes to begin
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         },
         capture_output=True,
