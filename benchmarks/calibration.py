@@ -3,8 +3,7 @@
 Topic: the development set of SIB-200 in all its languages, or with --every in one of so many; temperatures are fitted
 on half of its sentences and judged on the other half, in the same languages. Sentiment: fitted on the validation set of
 NusaX, judged on its test set, in the languages that have one. Writes `calibration.json`, `calibration.md` and
-`calibration.png`, and with --parts temperatures that were fitted on all of the two sets into the shipped parts. The
-last line of output is the JSON of all languages together. Needs the extra `[bench]`.
+`calibration.png`; the last line of output is the JSON of all languages together. Needs the extra `[bench]`.
 """
 
 from __future__ import annotations
@@ -29,13 +28,11 @@ from mtllm_edge.calibration import (
     calibration_error,
     fit_temperatures,
     log_loss,
-    measured,
     reliability,
     temperatures_of,
 )
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.heads import Head, softmax
-from mtllm_edge.manifest import MANIFEST_NAME, Manifest
 
 HERE = Path(__file__).parent
 WAYS = ("before", "task", "language")
@@ -120,11 +117,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--logits", type=_PATH, help="Folder that keeps the logits, for another run with the same bundle.")
 @click.option("--every", type=click.IntRange(min=1), default=1, help="Topic: one in so many languages.")
 @click.option("--texts", type=click.IntRange(min=100), help="Sentiment: most in each language; default: all.")
-@click.option("--parts", type=_PATH, help="Shipped parts to write the temperatures into.")
 @click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
-def main(
-    *, data: Path, bundle: Path, logits: Path | None, every: int, texts: int | None, parts: Path | None, out: Path
-) -> None:
+def main(*, data: Path, bundle: Path, logits: Path | None, every: int, texts: int | None, out: Path) -> None:
     """Measure, and write calibration.json, .md and .png."""
     opened = Bundle.open(bundle)
     sib, nusax = data / "eval" / "sib200.parquet", data / "eval" / "nusax_sentiment.parquet"
@@ -152,8 +146,6 @@ def main(
     (out / "calibration.json").write_text(text + "\n", encoding="utf-8")
     (out / "calibration.md").write_text(markdown(result), encoding="utf-8")
     save_diagram(result, out / "calibration.png")
-    if parts is not None:
-        write_parts(parts, {"topic": topics, "sentiment": valid})
     click.echo(msgspec.json.encode({name: task.pooled for name, task in tasks.items()}).decode())
 
 
@@ -246,19 +238,6 @@ def gap(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64], mas
     """Distance of mean confidence and accuracy."""
     right_N = probabilities_NC[mask_N].argmax(axis=1) == classes_N[mask_N]
     return float(abs(probabilities_NC[mask_N].max(axis=1).mean() - right_N.mean()))
-
-
-def write_parts(parts: Path, sets: dict[str, Texts]) -> None:
-    """Put temperatures of whole sets into the manifest of the shipped parts."""
-    path = parts / MANIFEST_NAME
-    manifest = Manifest.from_json(path.read_bytes(), origin=str(path))
-    tasks = dict(manifest.tasks)
-    for name, texts in sets.items():
-        found = fit_temperatures(texts.logits_NC, texts.classes_N, texts.languages, measured(texts.languages))
-        tasks[name] = msgspec.structs.replace(
-            tasks[name], temperature=found.temperature, temperatures=dict(found.temperatures)
-        )
-    path.write_bytes(msgspec.structs.replace(manifest, tasks=tasks).to_json())
 
 
 def rounded(value: object) -> object:
