@@ -1,18 +1,18 @@
 """What calibration brings to the reference model: `python benchmarks/calibration.py DATA`.
 
-Topic: the development set of SIB-200 in all its languages; temperatures are fitted on half of its sentences and judged
-on the other half, in the same languages. Sentiment: fitted on the validation set of NusaX, judged on its test set, in
-half of the languages. Writes `calibration.json`, `calibration.md` and `calibration.png`, and with --parts temperatures
-that were fitted on all of the two sets into the shipped parts. The last line of output is the JSON of all languages
-together. Needs the extra `[bench]`.
+Topic: the development set of SIB-200 in all its languages, or with --every in one of so many; temperatures are fitted
+on half of its sentences and judged on the other half, in the same languages. Sentiment: fitted on the validation set of
+NusaX, judged on its test set, in the languages that have one. Writes `calibration.json`, `calibration.md` and
+`calibration.png`; the last line of output is the JSON of all languages together. Needs the extra `[bench]`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -28,13 +28,11 @@ from mtllm_edge.calibration import (
     calibration_error,
     fit_temperatures,
     log_loss,
-    measured,
     reliability,
     temperatures_of,
 )
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.heads import Head, softmax
-from mtllm_edge.manifest import MANIFEST_NAME, Manifest
 
 HERE = Path(__file__).parent
 WAYS = ("before", "task", "language")
@@ -55,6 +53,24 @@ class Texts:
         """Some of them."""
         languages = [code for code, keep in zip(self.languages, keep_N, strict=True) if keep]
         return Texts(languages, self.classes_N[keep_N], self.logits_NC[keep_N])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which texts of a data set are read."""
+
+    judged: str
+    """The split that a language must have."""
+    every: int
+    """One in so many of those languages."""
+    texts: int | None
+    """Most in each language, the first ones; None is all."""
+
+    def of(self, rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+        """Rows of a split, language by language."""
+        languages = sorted({one["lang"] for one in rows if one["split"] == self.judged})[:: self.every]
+        own = ([one for one in rows if one["lang"] == code and one["split"] == split] for code in languages)
+        return [one for some in own for one in some[: self.texts]]
 
 
 class Error(msgspec.Struct, frozen=True):
@@ -99,16 +115,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.argument("data", type=_PATH)
 @click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="`make demo` makes the default.")
 @click.option("--logits", type=_PATH, help="Folder that keeps the logits, for another run with the same bundle.")
-@click.option("--parts", type=_PATH, help="Shipped parts to write the temperatures into.")
+@click.option("--every", type=click.IntRange(min=1), default=1, help="Topic: one in so many languages.")
+@click.option("--texts", type=click.IntRange(min=100), help="Sentiment: most in each language; default: all.")
 @click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
-def main(*, data: Path, bundle: Path, logits: Path | None, parts: Path | None, out: Path) -> None:
+def main(*, data: Path, bundle: Path, logits: Path | None, every: int, texts: int | None, out: Path) -> None:
     """Measure, and write calibration.json, .md and .png."""
     opened = Bundle.open(bundle)
     sib, nusax = data / "eval" / "sib200.parquet", data / "eval" / "nusax_sentiment.parquet"
-    topics, sentences = read(opened, sib, "topic", "dev", "category", logits)
+    some, reviews = Chosen("dev", every, None), Chosen("test", 1, texts)
+    topics, sentences = read(opened, sib, "topic", "dev", "category", chosen=some, kept=logits)
     first_N = np.isin(sentences, halves(sentences)[0])
-    valid, _ = read(opened, nusax, "sentiment", "valid", "label", logits)
-    test, _ = read(opened, nusax, "sentiment", "test", "label", logits)
+    valid, _ = read(opened, nusax, "sentiment", "valid", "label", chosen=reviews, kept=logits)
+    test, _ = read(opened, nusax, "sentiment", "test", "label", chosen=reviews, kept=logits)
     tasks = {
         "topic": judge(
             topics.part(first_N), topics.part(~first_N), "half of the sentences of SIB-200 dev", "the other half"
@@ -128,29 +146,41 @@ def main(*, data: Path, bundle: Path, logits: Path | None, parts: Path | None, o
     (out / "calibration.json").write_text(text + "\n", encoding="utf-8")
     (out / "calibration.md").write_text(markdown(result), encoding="utf-8")
     save_diagram(result, out / "calibration.png")
-    if parts is not None:
-        write_parts(parts, {"topic": topics, "sentiment": valid})
     click.echo(msgspec.json.encode({name: task.pooled for name, task in tasks.items()}).decode())
 
 
 def read(
-    bundle: Bundle, path: Path, task: str, split: str, label_column: str, kept: Path | None
+    bundle: Bundle, path: Path, task: str, split: str, label_column: str, *, chosen: Chosen, kept: Path | None
 ) -> tuple[Texts, NDArray[np.int64]]:
-    """The texts of a split with their logits, and the number of each one's sentence."""
-    rows = pyarrow.parquet.read_table(path, filters=[("split", "=", split)]).to_pylist()
+    """The chosen texts of a split with their logits, and the number of each one's sentence."""
+    rows = chosen.of(pyarrow.parquet.read_table(path).to_pylist(), split)
+    texts: dict[str, list[str]] = {}
+    for one in rows:
+        texts.setdefault(one["lang"], []).append(one["text"])
     head = Head.load(bundle.path, bundle.manifest.tasks[task])
-    saved = None if kept is None else kept / f"{task}-{split}.npy"
-    if saved is not None and saved.is_file():
-        logits_NC = np.load(saved)
-    else:
-        with Embedder.load(bundle) as embedder, render.counting(len(rows)) as progress:
-            logits_NC = head.logits(embedder.embed([row["text"] for row in rows], progress=progress))
-        if saved is not None:
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            np.save(saved, logits_NC)
-    classes_N = np.array([head.labels.index(row[label_column]) for row in rows])
-    sentences_N = np.array([row.get("index_id", number) for number, row in enumerate(rows)])
-    return Texts([row["lang"] for row in rows], classes_N, logits_NC), sentences_N
+    logits_NC = np.concatenate([*logits_of(bundle, head, texts, kept and kept / f"{task}-{split}")])
+    classes_N = np.array([head.labels.index(one[label_column]) for one in rows])
+    sentences_N = np.array([one.get("index_id", number) for number, one in enumerate(rows)])
+    return Texts([one["lang"] for one in rows], classes_N, logits_NC), sentences_N
+
+
+def logits_of(
+    bundle: Bundle, head: Head, texts: dict[str, list[str]], kept: Path | None
+) -> Iterator[NDArray[np.float64]]:
+    """The logits of each language's texts, (texts, labels): kept ones, or new ones that are kept from then on."""
+    total = sum(map(len, texts.values()))
+    with Embedder.load(bundle) as embedder, render.counting(total) as progress:
+        for code, some in texts.items():
+            saved = None if kept is None else kept / f"{code}.npy"
+            logits_NC = np.load(saved) if saved is not None and saved.is_file() else np.empty((0, 0))
+            if len(logits_NC) >= len(some):
+                progress(len(some))
+            else:
+                logits_NC = head.logits(embedder.embed(some, progress=progress))
+                if saved is not None:
+                    saved.parent.mkdir(parents=True, exist_ok=True)
+                    np.save(saved, logits_NC)
+            yield logits_NC[: len(some)]
 
 
 def halves(sentences_N: NDArray[np.int64]) -> tuple[list[int], list[int]]:
@@ -208,19 +238,6 @@ def gap(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64], mas
     """Distance of mean confidence and accuracy."""
     right_N = probabilities_NC[mask_N].argmax(axis=1) == classes_N[mask_N]
     return float(abs(probabilities_NC[mask_N].max(axis=1).mean() - right_N.mean()))
-
-
-def write_parts(parts: Path, sets: dict[str, Texts]) -> None:
-    """Put temperatures of whole sets into the manifest of the shipped parts."""
-    path = parts / MANIFEST_NAME
-    manifest = Manifest.from_json(path.read_bytes(), origin=str(path))
-    tasks = dict(manifest.tasks)
-    for name, texts in sets.items():
-        found = fit_temperatures(texts.logits_NC, texts.classes_N, texts.languages, measured(texts.languages))
-        tasks[name] = msgspec.structs.replace(
-            tasks[name], temperature=found.temperature, temperatures=dict(found.temperatures)
-        )
-    path.write_bytes(msgspec.structs.replace(manifest, tasks=tasks).to_json())
 
 
 def rounded(value: object) -> object:
