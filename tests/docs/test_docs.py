@@ -85,7 +85,8 @@ def test_the_blocks_run(page: Path, page_folder: Callable[[str], Path], capsys: 
 
 def test_the_blocks_of_the_readme_run(page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Those of the runtime; of the extras' commands the options are read, and the pages of docs/ run such."""
-    page_folder(README.name)
+    folder = page_folder(README.name)
+    shutil.copytree(folder / "build" / "reference", folder / "my-bundle")  # it tells of exporting further down
     run_blocks(blocks_of(README), capsys, instead=parsed)
 
 

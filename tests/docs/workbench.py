@@ -47,7 +47,6 @@ _NEWS = [
 def lay_out_runtime(folder: Path) -> None:
     """What a person has who uses bundles: one of them, mails, notes and the demo's sentences."""
     make_tiny_bundle(folder / "build" / "reference", tasks={"topic": TOPICS, "sentiment": _MOODS})
-    shutil.copytree(folder / "build" / "reference", folder / "my-bundle")  # what the README exports
     _write_csv(folder / "mails.csv", [row | {"lang": "en"} for row in _MAILS])
     _write_csv(folder / "reports.csv", [{"text": row["text"] * 10} for row in _MAILS])
     _write_csv(folder / "new_mails.csv", [{"text": row["text"], "sender": "a@example.org"} for row in _MAILS])
