@@ -72,7 +72,7 @@ def label(
     Raises:
         MtllmError: The bundle cannot be opened here, or has no such task.
     """
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    dataset.context.execution_options.preserve_order = True  # its own copy, made when it was read
     names = free_names(["label", "confidence"], dataset.schema().names)
     opened = Bundle.open(bundle)
     arguments = (str(opened.path), opened.task_name(task), column, names, threads)
