@@ -221,7 +221,7 @@ def per_language(gold: Sequence[str], found: Sequence[str | None]) -> dict[str, 
 
 def mean(values: Any) -> float:
     values = list(values)
-    return round(sum(values) / len(values), 4)
+    return round(float(sum(values) / len(values)), 4)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from tests import tiny
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 is not installed (extra [desktop])", exc_type=ImportError)
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
+import shiboken6
 from PySide6.QtCore import QMimeData, QPointF, QSettings, Qt, QUrl
 from PySide6.QtGui import QDropEvent
 from PySide6.QtTest import QTest
@@ -52,6 +53,7 @@ def window(application: QApplication, settings: QSettings) -> Iterator[Window]:
     window.show()
     yield window
     window.close()
+    shiboken6.delete(window)  # Python would do it in any thread that collects garbage, or when the application is gone
 
 
 @pytest.fixture
