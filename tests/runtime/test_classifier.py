@@ -217,9 +217,10 @@ def test_bad_text_names_its_index(classifier: Classifier, text: str) -> None:
         classifier.classify(["good", text])
 
 
-def test_language_is_not_taken(classifier: Classifier) -> None:
-    with pytest.raises(UsageError, match="takes no language"):
-        classifier.classify(["good"], language="deu_Latn")
+def test_a_language_that_the_encoder_need_not_know_is_noted(classifier: Classifier) -> None:
+    (plain,), (told,) = classifier.classify(["good"]), classifier.classify(["good"], language="de")
+    assert (plain.language, told.language) == (None, "deu_Latn")
+    assert told.probabilities == plain.probabilities
 
 
 @pytest.mark.parametrize("threads", [0, -1, 257, 10**6])
