@@ -1,4 +1,4 @@
-"""Options of classify and embed on how long texts are read, and of classify on when it abstains."""
+"""Options that several commands over texts share: on their columns, on long texts, on when a task abstains."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from mtllm_edge.manifest import UNSURE
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 SHARE = click.FloatRange(0, 1)
+
+
+def other_columns_options(command: _Command) -> _Command:
+    """The columns that pairs and multiple choice read beside the text's."""
+    choices = click.option(
+        "--choices-column",
+        "choices_columns",
+        metavar="NAME",
+        multiple=True,
+        help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
+    )
+    pair = click.option("--pair-column", metavar="NAME", help="Column of a pair's second text; by default 'text_pair'.")
+    return pair(choices(command))
 
 
 def long_option(*ways: str) -> Callable[[_Command], _Command]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge import language_options, render
-from mtllm_edge.answer_options import SHARE
+from mtllm_edge.answer_options import SHARE, other_columns_options
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention, temperatures_of
 from mtllm_edge.calibration_report import calibrate as fit_and_judge
@@ -48,14 +48,7 @@ class _Rows:
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
 @click.option("--text-column", metavar="NAME", help="Column that holds the text.  [default: text]")
 @click.option("--label-column", metavar="NAME", default=LABEL_COLUMN, show_default=True, help="Column of the label.")
-@click.option("--pair-column", metavar="NAME", help="Column of a pair's second text.  [default: text_pair]")
-@click.option(
-    "--choices-column",
-    "choices_columns",
-    metavar="NAME",
-    multiple=True,
-    help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
-)
+@other_columns_options
 @language_options.lang
 @language_options.language_column
 @click.option("--threshold", type=SHARE, metavar="P", help="Abstain where the confidence is below it; 0 is never.")

@@ -17,7 +17,7 @@ import msgspec
 
 from mtllm_edge import doctor as checkup
 from mtllm_edge import language_options, render
-from mtllm_edge.answer_options import abstaining_options, long_option
+from mtllm_edge.answer_options import abstaining_options, long_option, other_columns_options
 from mtllm_edge.bundle import Bundle
 from mtllm_edge.calibration import abstention
 from mtllm_edge.columns import Columns
@@ -99,14 +99,7 @@ def _reading_options(command: _Command) -> _Command:
 @_bundle
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
 @_reading_options
-@click.option("--pair-column", metavar="NAME", help="Column of a pair's second text; by default 'text_pair'.")
-@click.option(
-    "--choices-column",
-    "choices_columns",
-    metavar="NAME",
-    multiple=True,
-    help="Column of the choices; by default 'choices'. Given several times, each column is one choice.",
-)
+@other_columns_options
 @long_option("cut", "pool", "vote")
 @abstaining_options
 @click.option(
