@@ -51,9 +51,14 @@ class _PreTokenizer(msgspec.Struct):
     prepend_scheme: str = ""
 
 
+class _Piece(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):  # gc=False: there are 200,000
+    text: str
+    score: float
+
+
 class _Model(msgspec.Struct):
     type: Literal["Unigram"]
-    vocab: list[tuple[str, float]]
+    vocab: list[_Piece]
     unk_id: int
     byte_fallback: bool = False
 
@@ -156,12 +161,12 @@ def _marks_spaces(found: _PreTokenizer | None) -> bool:
 
 def _is_plain(file: _File) -> bool:
     """Whether each piece is there once, added tokens are special ones of the vocabulary, and one is the unknown."""
-    pieces = [piece for piece, _ in file.model.vocab]
+    pieces = [piece.text for piece in file.model.vocab]
     if file.model.byte_fallback or not 0 <= file.model.unk_id < len(pieces):
         return False
     if len(set(pieces)) != len(pieces) or not all(pieces) or any("\0" in piece for piece in pieces):
         return False
-    if any(abs(score) > _LARGEST_SCORE for _, score in file.model.vocab):
+    if any(abs(piece.score) > _LARGEST_SCORE for piece in file.model.vocab):
         return False
     return all(
         token.special and 0 <= token.id < len(pieces) and pieces[token.id] == token.content
@@ -191,23 +196,28 @@ def _between(post_processor: Any) -> list[str] | None:
 
 def _model(file: _File, character_map: bytes) -> bytes:
     """A serialised `sentencepiece.ModelProto` (sentencepiece_model.proto, fields by number)."""
-    kinds = dict.fromkeys((token.id for token in file.added_tokens), b"\x18\x03")  # CONTROL
-    kinds[file.model.unk_id] = b"\x18\x02"  # UNKNOWN
+    names = [piece.text.encode() for piece in file.model.vocab]
+    packed = struct.pack(f"<{len(names)}f", *[piece.score for piece in file.model.vocab])
+    scores = [packed[place : place + 4] for place in range(0, len(packed), 4)]
     # Nearly all pieces are short and plain: what stands before such a piece depends on its length alone.
     heads = [_bytes(1, bytes(length + 7))[:2] + _bytes(1, bytes(length))[:2] for length in range(_SHORT)]
-    scores = struct.pack(f"<{len(file.model.vocab)}f", *[score for _, score in file.model.vocab])
-    parts: list[bytes] = []
-    for index, (piece, _) in enumerate(file.model.vocab):
-        name, score = piece.encode(), scores[4 * index : 4 * index + 4]
-        if len(name) < _SHORT and index not in kinds:
-            parts += heads[len(name)], name, b"\x15", score
-        else:
-            parts.append(_bytes(1, b"%b\x15%b%b" % (_bytes(1, name), score, kinds.get(index, b""))))
+    pieces = [
+        heads[len(name)] + name + b"\x15" + score if len(name) < _SHORT else _piece(name, score)
+        for name, score in zip(names, scores, strict=True)
+    ]
+    for token in file.added_tokens:
+        pieces[token.id] = _piece(names[token.id], scores[token.id], b"\x18\x03")  # CONTROL
+    unknown = file.model.unk_id
+    pieces[unknown] = _piece(names[unknown], scores[unknown], b"\x18\x02")  # UNKNOWN
     # 3: Unigram; 40: the unknown's id; no beginning, end or padding of its own, as frames are made elsewhere
-    trainer = b"\x18\x01" + _number(40, file.model.unk_id)
+    trainer = b"\x18\x01" + _number(40, unknown)
     trainer += b"".join(_number(field, -1) for field in (41, 42, 43))
     normalizer = _bytes(2, character_map) + b"\x18\x01\x20\x01\x28\x01"  # mark the first word, merge and mark spaces
-    return b"".join([*parts, _bytes(2, trainer), _bytes(3, normalizer)])
+    return b"".join([*pieces, _bytes(2, trainer), _bytes(3, normalizer)])
+
+
+def _piece(name: bytes, score: bytes, kind: bytes = b"") -> bytes:
+    return _bytes(1, _bytes(1, name) + b"\x15" + score + kind)
 
 
 def _bytes(field: int, content: bytes) -> bytes:
