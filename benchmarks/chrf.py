@@ -56,8 +56,8 @@ def main() -> None:
     (RESULTS / "chrf.json").write_text(full + "\n", encoding="utf-8")
     lines = ["# chrF++ into English", "", f"Made by `benchmarks/chrf.py`: {report['translator']}.", ""]
     lines += ["| | language | chrF++ |", "|---|---|---|"]
-    lines += [f"| {name} | **mean** | {mean:.1f} |" for name, mean in report["means"].items()]
-    lines += [f"| {name} | {code} | {value:.1f} |" for name, found in scores.items() for code, value in found.items()]
+    lines += [f"| {name} | **mean** | {mean:.2f} |" for name, mean in report["means"].items()]
+    lines += [f"| {name} | {code} | {value:.2f} |" for name, found in scores.items() for code, value in found.items()]
     (RESULTS / "chrf.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(json.dumps(report))
 
