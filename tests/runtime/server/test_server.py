@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mtllm_edge import Bundle, Classifier
+from mtllm_edge import Bundle, Classifier, identification
 from mtllm_edge.server.engine import Model
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
@@ -93,6 +93,25 @@ def test_languages(served: Served) -> None:
     assert languages(None) == [None, None]
     assert languages("German") == languages("de") == ["deu_Latn", "deu_Latn"]
     assert languages("auto") == ["deu_Latn", "rus_Cyrl"]
+
+
+def test_a_language_is_identified_once(served: Served, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Das Hotel ist nicht gut und sehr teuer.", "12:30", "не хорошо"]
+    with Classifier.load(tiny_bundle, task="topic") as classifier:
+        expected = classifier.classify(texts, language="auto")
+    identify, calls = identification.identify, []
+
+    def counting(texts: Sequence[str]) -> list[str | None]:
+        calls.append(list(texts))
+        return identify(texts)
+
+    monkeypatch.setattr(identification, "identify", counting)
+    found = served.post("/classify", {"texts": texts, "task": "topic", "language": "auto"}).json()["predictions"]
+    assert calls == [texts]
+    assert [one["language"] for one in found] == ["deu_Latn", "und", "rus_Cyrl"]
+    assert [one["language"] for one in found] == [one.language for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["probabilities"] == pytest.approx(other.probabilities, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::mtllm_edge.language_notes.LanguageWarning")  # as `serve` does
