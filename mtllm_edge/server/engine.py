@@ -36,13 +36,15 @@ class Model:
         self._heads = load_heads(bundle)
         self._embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend)
 
-    def prepare(self, texts: Sequence[Input], task: str | None, language: str | None) -> Prepared:
+    def prepare(
+        self, texts: Sequence[Input], task: str | None, language: str | Sequence[str | None] | None
+    ) -> Prepared:
         """Tokenize, so that a text that cannot be read fails its own request and not those it would share a batch with.
 
         Args:
             texts: Of one request.
             task: A task of the bundle; None is embeddings.
-            language: Of all texts, as for `Classifier.classify`.
+            language: Of all texts, or of each, as for `Classifier.classify`.
 
         Raises:
             DataError, UsageError: As for `Classifier.classify`.
