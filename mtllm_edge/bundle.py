@@ -16,6 +16,7 @@ from mtllm_edge import checks
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.installed import find_bundle, installed_bundles
 from mtllm_edge.manifest import MANIFEST_NAME, File, Llm, LlmBackend, Manifest
+from mtllm_edge.manifest_checks import parse_manifest
 
 TOKENIZER_NAME = "tokenizer.json"
 ENCODER_NAME = "encoder"
@@ -54,7 +55,7 @@ class Bundle:
         """
         folder = find_bundle(path)
         _refuse_non_folder(folder)
-        bundle = cls(folder, Manifest.from_json(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
+        bundle = cls(folder, parse_manifest(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
         required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
         missing = [name for name in required if name not in bundle.manifest.files]
         if missing:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.heads import Head, softmax
-from mtllm_edge.manifest import UNSURE, Task, abstain_fault
+from mtllm_edge.manifest import UNSURE, Task
+from mtllm_edge.manifest_checks import abstain_fault
 
 BINS = 15
 LANGUAGE_TEXTS = 50

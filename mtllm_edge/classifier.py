@@ -23,7 +23,7 @@ from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.tasks import add_task, task_source
-from mtllm_edge.windows import Long, check_long
+from mtllm_edge.windows import Long, Windows, check_long
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,7 @@ class Classifier:
         windows = self._embedder.windows(texts, language=language, long=long)
         check_kind(texts, head.kind, reader)
         pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
-        temperatures_N = temperatures_of(head, [text[0].language for text in windows.texts])
-        if head.kind == "multiple_choice":
-            rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
-        elif long == "vote":
-            rows = [*windows.mean(head.probabilities(pooled_VE, np.repeat(temperatures_N, windows.counts)))]
-        else:
-            rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
-        return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
+        return judge(head, windows, pooled_VE, long, limit, unsure)
 
     def fit(
         self,
@@ -317,6 +310,29 @@ def load_heads(bundle: Bundle) -> dict[str, Head]:
         ModelError: One cannot be read, or holds numbers that are not finite.
     """
     return {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
+
+
+def judge(
+    head: Head, windows: Windows, pooled_VE: NDArray[np.float32], long: Long, limit: float, unsure: str
+) -> list[Prediction]:
+    """What a head says of texts, a prediction for each.
+
+    Args:
+        head: Of the kind of the texts.
+        windows: The texts as they were read.
+        pooled_VE: Their vectors, (vectors, n_embd), as `Embedder.pool` gives them.
+        long: What became of long texts; see `Classifier.classify`.
+        limit: Confidence below which the task abstains.
+        unsure: The label that is given then.
+    """
+    temperatures_N = temperatures_of(head, [text[0].language for text in windows.texts])
+    if head.kind == "multiple_choice":
+        rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
+    elif long == "vote":
+        rows = [*windows.mean(head.probabilities(pooled_VE, np.repeat(temperatures_N, windows.counts)))]
+    else:
+        rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
+    return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
 
 
 def _choice_rows(

@@ -19,7 +19,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.folds import Groups, deal_out, fold_count
 from mtllm_edge.heads import Head, softmax
 from mtllm_edge.kinds import Input, Kind, parts_of
-from mtllm_edge.manifest import has_control_characters
+from mtllm_edge.manifest_checks import has_control_characters
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Values of scikit-learn's C that are tried: the inverse of the regularisation, on standardised vectors."""

@@ -20,7 +20,8 @@ from mtllm_edge.bundle import Bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.installed import installed_bundles
 from mtllm_edge.locking import sole_writer
-from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest, Source, Task
+from mtllm_edge.manifest import MANIFEST_NAME, File, Source, Task
+from mtllm_edge.manifest_checks import parse_manifest
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ def _write_change(bundle: Bundle, change: Change) -> Bundle:
     if change.sources is not None:
         sources = (*(source for source in sources if source.part != f"task {change.name}"), *change.sources)
     manifest = msgspec.structs.replace(old, tasks=tasks, files=files, sources=sources)
-    Manifest.from_json(
-        manifest.to_json(), origin=str(bundle.path / MANIFEST_NAME)
-    )  # raises where it contradicts itself
+    parse_manifest(manifest.to_json(), origin=str(bundle.path / MANIFEST_NAME))  # raises where it contradicts itself
     new = Bundle(bundle.path, manifest)
     written = [name for name in change.files if name not in old.files]
     try:

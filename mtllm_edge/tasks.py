@@ -19,7 +19,8 @@ from mtllm_edge.formats.lora import adapter_faults
 from mtllm_edge.formats.safetensors import read_shapes
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Kind
-from mtllm_edge.manifest import Manifest, Source, Task, has_control_characters
+from mtllm_edge.manifest import Manifest, Source, Task
+from mtllm_edge.manifest_checks import has_control_characters
 from mtllm_edge.rewriting import Change, refuse_installed, rewrite
 
 FOLDER = "tasks"

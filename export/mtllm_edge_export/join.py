@@ -13,6 +13,7 @@ from mtllm_edge.bundle import Bundle, list_files, write_bundle
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge.manifest_checks import parse_manifest
 from mtllm_edge_export.embeddings import EMBEDDINGS_NAME, put_embeddings_back
 from mtllm_edge_export.llm_gguf import LlmBody, write_llm
 from mtllm_edge_export.llm_source import open_llm, source_digest
@@ -107,7 +108,7 @@ def _open_parts(parts: Path) -> tuple[Manifest, LlmRecipe]:
     path = parts / MANIFEST_NAME
     if not path.is_file():
         raise ModelError(f"{parts} holds no {MANIFEST_NAME}; name a folder made by export --without-llm")
-    manifest = Manifest.from_json(path.read_bytes(), origin=str(path))
+    manifest = parse_manifest(path.read_bytes(), origin=str(path))
     if manifest.llm.file in manifest.files:
         raise UsageError(f"{parts} is a whole bundle already; there is nothing to join")
     if RECIPE_NAME not in manifest.files:

@@ -119,7 +119,11 @@ class _Service:
         return task
 
     async def _computed(
-        self, request: Request, texts: Sequence[Input], task: str | None, language: str | None
+        self,
+        request: Request,
+        texts: Sequence[Input],
+        task: str | None,
+        language: str | Sequence[str | None] | None,
     ) -> tuple[Prepared, Sequence[Any]]:
         model, batcher = self._engine.model, self._engine.batcher
         batcher.check_room(len(texts))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mtllm_edge.kinds import Input
 
-_LANGUAGE = Field(None, description="Code or name of the language of all texts, or auto; some models must be told.")
+_OF_ALL = "Code or name of the language of all texts, or auto; some models must be told."
 
 
 class _Body(BaseModel):
@@ -25,7 +25,9 @@ class ClassifyBody(_Body):
         examples=[["The rocket reached orbit.", "Die Rakete erreichte die Umlaufbahn."]],
     )
     task: str | None = Field(None, description="May be left out where the model has only one.")
-    language: str | None = _LANGUAGE
+    language: str | list[str | None] | None = Field(
+        None, description=f"{_OF_ALL} Or a list with one for each, or null."
+    )
 
 
 class EmbeddingsBody(_Body):
@@ -36,4 +38,4 @@ class EmbeddingsBody(_Body):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, description="Nothing but the model's own width.")
     user: str | None = Field(None, description="Ignored.")
-    language: str | None = _LANGUAGE
+    language: str | None = Field(None, description=_OF_ALL)

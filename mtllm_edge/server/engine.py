@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtllm_edge.bundle import Bundle
-from mtllm_edge.classifier import Classifier
+from mtllm_edge.calibration import abstention
+from mtllm_edge.classifier import judge, load_heads
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.kinds import Input, check_kind
 from mtllm_edge.manifest import LlmBackend
 from mtllm_edge.server.batcher import Batcher
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.refusals import RefusedError
+from mtllm_edge.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -31,35 +33,36 @@ class Model:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, llm_backend: LlmBackend | None = None) -> None:
         """Load a bundle; arguments and errors as for `Embedder.load`."""
-        self._parts = bundle.manifest
+        self._heads = load_heads(bundle)
         self._embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend)
-        self._classifier = Classifier(self._embedder)
 
-    def prepare(self, texts: Sequence[Input], task: str | None, language: str | None) -> Prepared:
+    def prepare(
+        self, texts: Sequence[Input], task: str | None, language: str | Sequence[str | None] | None
+    ) -> Prepared:
         """Tokenize, so that a text that cannot be read fails its own request and not those it would share a batch with.
 
         Args:
             texts: Of one request.
             task: A task of the bundle; None is embeddings.
-            language: Of all texts, as for `Classifier.classify`.
+            language: Of all texts, or of each, as for `Classifier.classify`.
 
         Raises:
             DataError, UsageError: As for `Classifier.classify`.
         """
         encoded = self._embedder.encode(texts, language=language)
-        tokens = [len(text.ids) for text in encoded]
         if task is None:
             check_kind(texts, "sequence", "the embedder")
-            return Prepared(encoded, tokens)
-        check_kind(texts, self._parts.tasks[task].kind, f"task {task!r}")
-        return Prepared([(text, language) for text in texts], tokens)
+        else:
+            check_kind(texts, self._heads[task].kind, f"task {task!r}")
+        return Prepared(encoded, [len(text.ids) for text in encoded])
 
     def compute(self, task: str | None, items: list[Any]) -> Sequence[Any]:
         """A vector (n_embd,) or a prediction for each item of `prepare`, whatever their languages are."""
+        pooled_VE = self._embedder.pool(items, task=task)
         if task is None:
-            return list(self._embedder.pool(items))
-        texts, languages = zip(*items, strict=True)
-        return self._classifier.classify(texts, task=task, language=languages)
+            return list(pooled_VE)
+        head = self._heads[task]
+        return judge(head, Windows(items, [1] * len(items)), pooled_VE, "cut", *abstention(head, None, None))
 
     def close(self) -> None:
         """Give the engines' memory back."""

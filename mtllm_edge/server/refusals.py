@@ -86,6 +86,8 @@ def _first_fault(fault: Mapping[str, Any]) -> tuple[str, str | None]:
     if place[:1] == ["input"]:
         advice = "input must be a text or a list of texts; token ids are another model's, send the texts"
         return advice, "input"
+    if place[:1] == ["language"] and len(place) > 1:
+        return "language must be a code or name, or a list with a code, a name or null for each text", "language"
     name = ".".join(map(str, place)) or None
     return f"{name or 'the body'}: {fault['msg'][0].lower()}{fault['msg'][1:]}", name
 

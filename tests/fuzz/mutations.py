@@ -35,6 +35,7 @@ from mtllm_edge import Bundle, checks
 from mtllm_edge.bundle import list_files
 from mtllm_edge.errors import ModelError, MtllmError
 from mtllm_edge.manifest import MANIFEST_NAME, File, Manifest
+from mtllm_edge.manifest_checks import parse_manifest
 from mtllm_edge.safety import cause_of_death, engine_settings
 from mtllm_edge.sentencepieces import SentencePieces
 from tests.fuzz import mutators
@@ -296,7 +297,7 @@ class _Subject:
     @classmethod
     def of(cls, target: Target, folder: Path) -> _Subject:
         manifest = (folder / MANIFEST_NAME).read_bytes()
-        parts = Manifest.from_json(manifest, origin=MANIFEST_NAME)
+        parts = parse_manifest(manifest, origin=MANIFEST_NAME)
         return cls(target, folder, (folder / target.name).read_bytes(), manifest, parts)
 
     @property

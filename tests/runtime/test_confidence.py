@@ -17,7 +17,8 @@ import pytest
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.heads import Head
-from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Source, Task
+from mtllm_edge.manifest import FORMAT_VERSION, MANIFEST_NAME, Source, Task
+from mtllm_edge.manifest_checks import manifest_faults, parse_manifest
 from mtllm_edge.tasks import add_task, set_confidence
 from tests import tiny
 from tests.runtime.commandline import Run
@@ -58,7 +59,7 @@ def test_what_is_written_is_read(tiny_bundle: Path) -> None:
         manifest.tasks["topic"], temperature=0.5, temperatures={"deu_Latn": 1.5}, threshold=0.25, abstain="ask"
     )
     manifest = msgspec.structs.replace(manifest, tasks=manifest.tasks | {"topic": task})
-    assert Manifest.from_json(manifest.to_json(), origin="x") == manifest
+    assert parse_manifest(manifest.to_json(), origin="x") == manifest
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
@@ -109,7 +110,7 @@ def test_numbers_that_json_has_not(fresh_bundle: Path, value: str) -> None:
 def test_nan_in_python(tiny_bundle: Path, fields: dict[str, Any]) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     task = msgspec.structs.replace(manifest.tasks["topic"], **fields)
-    faults = msgspec.structs.replace(manifest, tasks={"topic": task})._faults()
+    faults = manifest_faults(msgspec.structs.replace(manifest, tasks={"topic": task}))
     assert len(faults) == 1
     assert "nan" in faults[0]
 

@@ -16,7 +16,7 @@ from mtllm_edge import Bundle, Embedder, manifest
 from mtllm_edge.cli import main
 from mtllm_edge.encoders.onnx import OnnxEncoder
 from mtllm_edge.errors import EngineError, ModelError, UsageError
-from mtllm_edge.manifest import Manifest
+from mtllm_edge.manifest_checks import parse_manifest
 from tests import tiny
 from tests.runtime.children import run_python
 from tests.runtime.test_isolation import CLASSIFY
@@ -194,4 +194,4 @@ def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object])
     content = msgspec.json.decode((bundle / "bundle.json").read_bytes())
     content["encoder"] |= change | {"float32_matrices": ["layers.0.fc1"]}
     with pytest.raises(ModelError, match="float32_matrices belong to int8 in onnx, found"):
-        Manifest.from_json(msgspec.json.encode(content), origin="bundle.json")
+        parse_manifest(msgspec.json.encode(content), origin="bundle.json")

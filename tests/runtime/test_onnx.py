@@ -18,7 +18,7 @@ from mtllm_edge.errors import EngineError, ModelError, UsageError
 from mtllm_edge.formats.cursor import DamagedFileError
 from mtllm_edge.formats.onnx import FLOAT, INT64, read_graph
 from mtllm_edge.llms.onnx import OnnxLlm
-from mtllm_edge.manifest import Manifest
+from mtllm_edge.manifest_checks import parse_manifest
 from tests import tiny
 from tests.tiny_onnx import make_model, make_onnx_bundle, matrix
 
@@ -202,7 +202,7 @@ def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object],
     content = msgspec.json.decode((bundle / "bundle.json").read_bytes())
     content["llm"] |= change
     with pytest.raises(ModelError, match=fragment):
-        Manifest.from_json(msgspec.json.encode(content), origin="bundle.json")
+        parse_manifest(msgspec.json.encode(content), origin="bundle.json")
 
 
 @pytest.mark.parametrize(

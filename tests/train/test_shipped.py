@@ -9,7 +9,8 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from mtllm_edge.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge.manifest import MANIFEST_NAME
+from mtllm_edge.manifest_checks import parse_manifest
 from mtllm_edge_train.checkpoint import read_bridge, read_head, read_lora
 from mtllm_edge_train.config import CHECKPOINT_VERSION, EncoderConfig, StackConfig, TaskConfig
 from mtllm_edge_train.reference.recipe import LLM, LORA
@@ -23,7 +24,7 @@ WORD = "embeddings.word_embeddings.weight"
 
 
 def test_the_shipped_stack_becomes_a_checkpoint(tmp_path: Path) -> None:
-    manifest = Manifest.from_json((PARTS / MANIFEST_NAME).read_bytes(), origin="reference/parts")
+    manifest = parse_manifest((PARTS / MANIFEST_NAME).read_bytes(), origin="reference/parts")
     config = StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
         name="shipped",

@@ -33,7 +33,7 @@ class Held:
         self.let_go, self.at_work = threading.Event(), threading.Event()
         self.calls: list[list[Any]] = []
 
-    def prepare(self, texts: Sequence[Input], _task: str | None, _language: str | None) -> Prepared:
+    def prepare(self, texts: Sequence[Input], _task: str | None, _language: object) -> Prepared:
         return Prepared(texts, [1] * len(texts))
 
     def compute(self, _task: str | None, items: list[Any]) -> list[Prediction]:

@@ -67,6 +67,8 @@ def test_refusals(client: openai.OpenAI) -> None:
         client.embeddings.create(model="tiny", input=["a", ""])
     with pytest.raises(openai.UnprocessableEntityError, match="unknown language 'Klingonish'"):
         client.embeddings.create(model="tiny", input="a", extra_body={"language": "Klingonish"})
+    with pytest.raises(openai.UnprocessableEntityError, match="language: input should be a valid string"):
+        client.embeddings.create(model="tiny", input=["a"], extra_body={"language": ["de"]})
 
 
 def test_the_key_is_the_token(tiny_bundle: Path) -> None:

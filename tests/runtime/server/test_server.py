@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mtllm_edge import Bundle, Classifier
+from mtllm_edge import Bundle, Classifier, identification
 from mtllm_edge.server.engine import Model
 from mtllm_edge.server.gate import Door
 from mtllm_edge.server.limits import Limits
@@ -82,7 +82,7 @@ def test_pairs_and_choices(tmp_path: Path) -> None:
 
 
 def test_languages(served: Served) -> None:
-    def languages(language: str | None) -> list[str | None]:
+    def languages(language: str | list[str | None] | None) -> list[str | None]:
         body = {
             "texts": ["Das Hotel ist nicht gut und sehr teuer.", "не хорошо"],
             "task": "topic",
@@ -93,15 +93,43 @@ def test_languages(served: Served) -> None:
     assert languages(None) == [None, None]
     assert languages("German") == languages("de") == ["deu_Latn", "deu_Latn"]
     assert languages("auto") == ["deu_Latn", "rus_Cyrl"]
+    assert languages(["German", None]) == ["deu_Latn", None]
+    assert languages(["sw", "auto"]) == ["swh_Latn", "rus_Cyrl"]
+
+
+def test_a_language_is_identified_once(served: Served, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Das Hotel ist nicht gut und sehr teuer.", "12:30", "не хорошо"]
+    with Classifier.load(tiny_bundle, task="topic") as classifier:
+        expected = classifier.classify(texts, language="auto")
+    identify, calls = identification.identify, []
+
+    def counting(texts: Sequence[str]) -> list[str | None]:
+        calls.append(list(texts))
+        return identify(texts)
+
+    monkeypatch.setattr(identification, "identify", counting)
+    found = served.post("/classify", {"texts": texts, "task": "topic", "language": "auto"}).json()["predictions"]
+    assert calls == [texts]
+    assert [one["language"] for one in found] == ["deu_Latn", "und", "rus_Cyrl"]
+    assert [one["language"] for one in found] == [one.language for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["probabilities"] == pytest.approx(other.probabilities, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::mtllm_edge.language_notes.LanguageWarning")  # as `serve` does
 def test_a_model_that_must_be_told_the_language(tiny_variant: Callable[..., Path]) -> None:
     with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
 
-        def ask(language: str | None) -> httpx2.Response:
-            return served.post("/classify", {"texts": ["the team"], "task": "topic", "language": language})
+        def ask(language: str | list[str | None] | None, texts: int = 1) -> httpx2.Response:
+            return served.post("/classify", {"texts": ["the team"] * texts, "task": "topic", "language": language})
 
+        german, english = ask(["de", "eng_Latn"], 2).json()["predictions"]
+        assert (german["language"], english["language"]) == ("deu_Latn", "eng_Latn")
+        assert german["probabilities"] != english["probabilities"], "the same text, read as two languages"
+        for found in (german, english):
+            (alone,) = ask(found["language"]).json()["predictions"]
+            assert found["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
+        assert error_of(ask(["de", None], 2))["message"].startswith("this encoder must know the language of text 1; ")
         for language, code in (("German", "deu_Latn"), ("lb", "deu_Latn"), ("auto", "eng_Latn")):
             assert ask(language).json()["predictions"][0]["language"] == code
         for wrong, message in (
@@ -146,7 +174,15 @@ def test_languages_share_a_batch(tiny_bundle: Path) -> None:
         ({"texts": ["a"]}, "name a task; this model has topic, sentiment", "task"),
         ({"texts": ["a"], "task": "topics"}, "there is no task 'topics'; this model has topic, sentiment", "task"),
         ({"texts": ["a"], "task": "topic", "language": "Klingonish"}, "unknown language 'Klingonish'; ", None),
-        ({"texts": ["a"], "task": "topic", "language": ["de"]}, "language: input should be a valid string", "language"),
+        ({"texts": ["a", "b"], "task": "topic", "language": ["de", "x-y"]}, "text 1: unknown language 'x-y'; ", None),
+        ({"texts": ["a", "b"], "task": "topic", "language": ["de"]}, "there are 2 texts and 1 languages; ", None),
+        (
+            {"texts": ["a"], "task": "topic", "language": []},
+            "there are 1 texts and 0 languages; give one of each",
+            None,
+        ),
+        ({"texts": ["a"], "task": "topic", "language": [7]}, "language must be a code or name, or a list", "language"),
+        ({"texts": ["a"], "task": "topic", "language": {}}, "language must be a code or name, or a list", "language"),
         ({"texts": [["a", "b"]], "task": "topic"}, "task 'topic' reads one text at a time, but text 0 is a pair", None),
         ({"texts": ["a"] * 1025, "task": "topic"}, "there are 1025 texts, at most 1024 fit into a request", "texts"),
         ({"texts": ["a", "b" * 20_001], "task": "topic"}, "text 1 has 20001 characters, at most 20000", "texts[1]"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import tokenizers
 
 from mtllm_edge.bundle import write_bundle
-from mtllm_edge.manifest import MANIFEST_NAME, Manifest, Source
+from mtllm_edge.manifest import MANIFEST_NAME, Source
+from mtllm_edge.manifest_checks import parse_manifest
 from mtllm_edge_train import loop
 from mtllm_edge_train.adapt import adapt
 from mtllm_edge_train.config import (
@@ -218,7 +219,7 @@ def make(folder: Path, write: Callable[[Path], None]) -> None:
 
 def stack_config(out: Path, encoder: EncoderConfig, parts: Path) -> StackConfig:
     """Of the shipped stack as a checkpoint on an encoder, with the teacher's tasks."""
-    shipped = Manifest.from_json((parts / MANIFEST_NAME).read_bytes(), origin=str(parts / MANIFEST_NAME))
+    shipped = parse_manifest((parts / MANIFEST_NAME).read_bytes(), origin=str(parts / MANIFEST_NAME))
     return StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
         name="reference-shipped",
