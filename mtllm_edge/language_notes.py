@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
+UNKNOWN = "und"
+"""The code of a text in no language, such as ``12:30``, for encoders that need none (ISO 639-2)."""
 _SHOWN = 8
 
 

@@ -23,7 +23,7 @@ from language_data import names
 from mtllm_edge.errors import UsageError
 from mtllm_edge.flores import FLORES_200
 from mtllm_edge.kin import kinship
-from mtllm_edge.language_notes import some_of
+from mtllm_edge.language_notes import UNKNOWN, some_of
 
 _CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 _CLARIFIED = re.compile(r"([^(,]+)[(,]\s*([^()]+?)\s*\)?")
@@ -34,7 +34,8 @@ _TITLES = {"ajp": "South Levantine Arabic", "prs": "Dari", "twi": "Twi"}
 _NO_LANGUAGES = ("und", "mis", "mul", "zxx")
 _LONGEST_NAME = 80
 """Characters; what is longer is no name."""
-_MOST_REFUSED = 1000
+_MOST_KEPT = 1000
+"""Names that are remembered, of either kind: a server is told as many as its clients think of."""
 _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", "Aran": "Arab"}
 
 _SAME = 2
@@ -158,7 +159,7 @@ class Languages:
         """
         self._open = not codes
         self._codes = tuple(codes) or FLORES_200
-        self._folded = {fold(code): code for code in self._codes}
+        self._folded = {fold(code): code for code in (*self._codes, *([UNKNOWN] if self._open else []))}
         self._found: dict[str, Match] = {}
         self._refused: dict[str, str] = {}
         """Names that were of no use, and what was said of them: a file may have one in each of its rows."""
@@ -174,14 +175,17 @@ class Languages:
         """
         if name in self._refused:
             raise UsageError(self._refused[name])
-        if name not in self._found:
-            try:
-                self._found[name] = self._find(name)
-            except UsageError as error:
-                if len(self._refused) < _MOST_REFUSED:
-                    self._refused[name] = str(error)
-                raise
-        return self._found[name]
+        if name in self._found:
+            return self._found[name]
+        try:
+            match = self._find(name)
+        except UsageError as error:
+            if len(self._refused) < _MOST_KEPT:
+                self._refused[name] = str(error)
+            raise
+        if len(self._found) < _MOST_KEPT:
+            self._found[name] = match
+        return match
 
     def titles(self) -> dict[str, str]:
         """Every code with its language's English name."""

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.kinds import Input, parts_of
-from mtllm_edge.language_notes import some_of, warn
+from mtllm_edge.language_notes import UNKNOWN, some_of, warn
 
 if TYPE_CHECKING:
     from mtllm_edge.languages import Languages
 
 AUTO = "auto"
 """Stands for a code where the language is to be identified."""
-UNKNOWN = "und"
-"""The code of a text in no language, such as ``12:30``, for encoders that need none (ISO 639-2)."""
 _ENGLISH = "en"
 
 

@@ -8,7 +8,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.identification import identify, tag_of
 from mtllm_edge.language_notes import LanguageWarning
 from mtllm_edge.scripts import script_of
-from mtllm_edge.spoken import UNKNOWN, Spoken
+from mtllm_edge.spoken import Spoken
 
 SENTENCES = {
     "Die Rakete erreichte am Abend die Umlaufbahn um die Erde.": "deu_Latn",
@@ -35,7 +35,7 @@ def test_sentences_by_the_real_identifier() -> None:
 
 def test_texts_without_words() -> None:
     assert identify(["12:30", "😀 😀", "?!"]) == [None] * 3
-    assert Spoken([], needed=False).read_as(["12:30"], "AUTO") == [UNKNOWN]
+    assert Spoken([], needed=False).read_as(["12:30"], "AUTO") == ["und"]
     told = Spoken(["deu_Latn", "eng_Latn"], needed=True)
     with pytest.warns(LanguageWarning, match="no language can be told are read as eng_Latn"):
         assert told.read_as(["12:30"], "auto") == ["eng_Latn"]

@@ -163,6 +163,7 @@ def test_an_encoder_that_needs_no_language_is_told_any() -> None:
     assert STYLES["none"].find("Bavarian").code == "bar_Latn"
     assert STYLES["none"].find("bar_latn").code == "bar_Latn"
     assert STYLES["none"].find("nv").code == "nav_Latn"
+    assert STYLES["none"].find("und").code == "und"  # what `auto` says of texts in no language, read again
 
 
 @pytest.mark.parametrize(
