@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # SIGINT is set up here because a test runner in the background hands down that it is ignored.
 START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -154,6 +156,32 @@ def test_a_terminal_is_not_read_for_texts(tiny_bundle: Path) -> None:
     code, shown = on_terminal("classify", "-b", tiny_bundle, "-t", "topic")
     assert code == 2
     assert shown.startswith("error: no texts; give some in quotes, name a file of texts, or pipe them in")
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "error"),
+    [
+        (0, ["the team is good", "-o", "out.csv"], ""),
+        (0, ["-", "-o", "out.csv"], "error: stdin holds no text; write one text per line"),
+        (1, ["the team is good", "-o", "out.csv"], ""),
+        (1, ["the team is good"], "error: the standard output is closed; name a file with --output"),
+    ],
+)
+def test_a_stream_that_is_closed(
+    tiny_bundle: Path, tmp_path: Path, closed: int, arguments: list[str], error: str
+) -> None:
+    with start(
+        *("classify", "-b", tiny_bundle, "-t", "topic", *arguments),
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        preexec_fn=lambda: os.close(closed),
+    ) as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    if error:
+        assert errors.decode() == f"{error}\n"
+    else:
+        assert process.returncode == 0, errors
+    assert (tmp_path / "out.csv").exists() == (not error)
 
 
 def write_plugin(folder: Path) -> None:
