@@ -59,6 +59,9 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     if (kind == "multiple_choice") != (not labels) or len(set(labels)) != len(labels) or len(labels) == 1:
         expected = "none" if kind == "multiple_choice" else "two or more, all different"
         raise UsageError(f"a task of the kind {kind!r} has {expected}, as labels, found {list(labels)}")
+    strange = next((label for label in labels if not label.strip() or has_control_characters(label)), None)
+    if strange is not None:
+        raise UsageError(f"a label is {strange!r}, expected a word")
     if not 0 < temperature < math.inf:
         raise UsageError(f"the temperature is {temperature}, expected a number above 0")
     try:

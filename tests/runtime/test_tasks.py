@@ -122,6 +122,8 @@ BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
     ),
     "rows": (lambda path: save_head(path, 3), [], 1, "expected [2, 32]"),
     "one label twice": (save_head, ["--label", "a"], 2, "two or more, all different"),
+    "a blank label": (save_head, ["--label", " "], 2, "a label is ' ', expected a word"),
+    "a label of two lines": (save_head, ["--label", "c\nd"], 2, "a label is 'c\\nd', expected a word"),
     "labels of choices": (save_head, ["--kind", "multiple_choice"], 2, "has none, as labels, found ['a', 'b']"),
     "temperature": (save_head, ["--temperature", "0"], 2, "the temperature is 0.0"),
     "temperature is no number": (save_head, ["--temperature", "nan"], 2, "the temperature is nan"),
