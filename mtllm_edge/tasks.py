@@ -20,7 +20,7 @@ from mtllm_edge.formats.safetensors import read_shapes
 from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import Manifest, Source, Task, has_control_characters
-from mtllm_edge.rewriting import Change, refuse_installed, rewrite
+from mtllm_edge.rewriting import Change, refuse_unchangeable, rewrite
 
 FOLDER = "tasks"
 _NAME = re.compile(r"\w(?:[\w.-]{0,62}\w)?")
@@ -32,9 +32,9 @@ def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
 
     Raises:
         UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off; or the
-            bundle is an installed one.
+            bundle is an installed one or cannot be written to.
     """
-    refuse_installed(bundle)
+    refuse_unchangeable(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
     if name in bundle.manifest.tasks and not force:
