@@ -105,10 +105,11 @@ def test_a_reader_that_leaves_early_is_no_error(tiny_bundle: Path) -> None:
         assert process.stderr.read() == b""
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a line\n" * 1000)
     for name in ("out.npy", "out.jsonl"):
         with start(
@@ -120,6 +121,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path:
         assert process.returncode == 1
         assert errors.decode() == f"error: {tmp_path / name}: File too large\n"
         assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_a_full_disk_is_one_line_where_a_workbook_was_begun(tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.xlsx"
+    with start(
+        *("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "-o", output),
+        stderr=subprocess.PIPE,
+        preexec_fn=limit_files,
+    ) as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert errors.decode().startswith(f"error: {output}: File too large; 1 rows are kept: ")
+    assert errors.count(b"\n") == 1
 
 
 def on_terminal(*arguments: object) -> tuple[int, str]:
