@@ -109,6 +109,7 @@ def test_parquet_keeps_the_types_of_parquet(classify: Run) -> None:
             "price": pyarrow.array([Decimal("1.50"), None]),
             "day": [datetime.date(2020, 1, 2), None],
             "at": pyarrow.array([1, None], pyarrow.timestamp("ns", "UTC")),
+            "opens": pyarrow.array([1, None], pyarrow.time64("ns")),
             "took": pyarrow.array([1, None], pyarrow.duration("s")),
             "deep": [{"a": [1, 2], "at": datetime.datetime(2020, 1, 2, 3)}, None],
             "raw": [b"\xff\x00", None],
@@ -126,6 +127,26 @@ def test_parquet_keeps_the_types_of_parquet(classify: Run) -> None:
     }
     assert classify("in.parquet", "-o", "out.jsonl").code == 0
     assert classify("in.parquet", "-o", "out.xlsx").code == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        (
+            pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "text"]),
+            "error: in.parquet has several columns called 'text'; rename all but one\n",
+        ),
+        (
+            pyarrow.table({"text": ["a"], "at": pyarrow.array([10**18], pyarrow.timestamp("us"))}),
+            "error: in.parquet is not a readable parquet file (",
+        ),
+    ],
+)
+def test_parquet_that_python_cannot_hold(classify: Run, table: pyarrow.Table, error: str) -> None:
+    pyarrow.parquet.write_table(table, "in.parquet")
+    result = classify("in.parquet", "-o", "out.csv")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert result.err.startswith(error)
 
 
 def test_columns_that_come_late_and_columns_that_are_taken(classify: Run) -> None:
