@@ -61,6 +61,11 @@ def sources_of(texts: Sequence[str], text_column: str | None, output: Path | Non
     own = [] if output is None else [output, rejected_path(output)]
     stdin = io.BytesIO() if sys.stdin is None else sys.stdin.buffer  # services and windows may have none
     sources = find_sources(texts or (STDIN,), stdin, own)
+    for source in sources:
+        if output is not None and source.identity.name == str(rejected_path(output).resolve()):
+            raise UsageError(
+                f"{source.name} is where rows of {output} are set aside; rename it, or name another --output"
+            )
     if text_column is not None and not any(source.has_columns for source in sources):
         raise UsageError("--text-column names a column of a file, but no file with columns is given")
     return sources

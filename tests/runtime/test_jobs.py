@@ -442,6 +442,19 @@ def test_an_output_may_replace_its_input(classify: Run) -> None:
     assert list(rows_of("in.csv")[4]) == ["id", "text", *COLUMNS]
 
 
+def test_the_rejected_rows_of_an_output_are_not_its_input(classify: Run) -> None:
+    """With --force they were replaced by those of the job, of which there may be none."""
+    write_rows("out.rejected.csv", 5)
+    before = Path("out.rejected.csv").read_bytes()
+    result = classify("out.rejected.csv", "-o", "out.csv", "--force")
+    assert (result.code, result.err) == (
+        2,
+        "error: out.rejected.csv is where rows of out.csv are set aside; rename it, or name another --output\n",
+    )
+    assert Path("out.rejected.csv").read_bytes() == before
+    assert classify("out.rejected.csv", "-o", "again.csv").code == 0
+
+
 def test_a_folder_does_not_include_its_own_output(classify: Run) -> None:
     Path("in").mkdir()
     write_rows("in/a.csv", 3)
