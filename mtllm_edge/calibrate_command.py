@@ -24,7 +24,7 @@ from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Input, vectors_of
 from mtllm_edge.language_options import RowLanguages
 from mtllm_edge.manifest import UNSURE, Task
-from mtllm_edge.rewriting import refuse_installed
+from mtllm_edge.rewriting import refuse_unchangeable
 from mtllm_edge.sheets import Sheet, read_sheet
 from mtllm_edge.tasks import set_confidence
 
@@ -84,7 +84,7 @@ def calibrate(
         raise UsageError("--threshold names the threshold and --target-accuracy finds it; give one of them")
     sheet = _read(files, text_column)
     opened = Bundle.open(bundle)
-    refuse_installed(opened)
+    refuse_unchangeable(opened)
     name = opened.task_name(task)
     part = opened.manifest.tasks[name]
     limit, _ = abstention(part, threshold if target_accuracy is None else target_accuracy, abstain)

@@ -378,6 +378,8 @@ def doctor(bundle: Path | None, *, gpu_layers: GpuLayers, as_json: bool) -> None
 def _form_of(output: Path | None, by_suffix: dict[str, str], without: tuple[str, str]) -> str:
     """The form of the results; `without` an output file, that for a terminal and that for a pipe."""
     if output is None:
+        if sys.stdout is None:
+            raise UsageError("the standard output is closed; name a file with --output")
         return without[0] if sys.stdout.isatty() else without[1]
     try:
         return by_suffix[output.suffix.lower()]

@@ -22,7 +22,7 @@ from mtllm_edge.extras import EXTRAS, missing
 from mtllm_edge.forms import choose
 from mtllm_edge.gpu import GpuLayers, plan_offload
 from mtllm_edge.gpu_trials import Seen, gpu_backends, look
-from mtllm_edge.machine import available_cores, default_threads, read_cpu
+from mtllm_edge.machine import available_cores, default_threads, forbid_telemetry, read_cpu
 from mtllm_edge.safety import engine_settings
 
 LIBRARIES = ("tokenizers", "sentencepiece", "numpy", "safetensors")
@@ -193,7 +193,8 @@ def ask_engine(distribution: str) -> Engine:
         return Engine(fault="not installed")
     if children.is_frozen():
         return Engine(version=_version(distribution), build="not asked: a frozen application has no Python to start")
-    # The child gets this process's module path, so that both see the same installation.
+    forbid_telemetry()  # which the child inherits
+    # It gets this process's module path, so that both see the same installation.
     code = (
         f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {module} as engine; "
         f"print(json.dumps([engine.__version__, {build}]))"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -72,7 +73,7 @@ def check_groups(labels: Sequence[str], groups: Groups) -> None:
     """
     if len(groups) != len(labels):
         raise DataError(f"there are {len(labels)} labels and {len(groups)} groups; give one of each")
-    strange = next((group for group in groups if group is None or not isinstance(group, Hashable)), groups)
+    strange = next((group for group in groups if not _names_something(group)), groups)
     if strange is not groups:
         raise DataError(f"a group is {strange!r}, expected a word or a number")
     pairs = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
@@ -82,3 +83,8 @@ def check_groups(labels: Sequence[str], groups: Groups) -> None:
             f"all texts with the label {alone[0]!r} are in one group; give texts of every label in two groups or more, "
             "or leave the groups out"
         )
+
+
+def _names_something(group: object) -> bool:
+    """Whether a group can be told from others: a gap cannot, which in a column of pandas is NaN."""
+    return group is not None and isinstance(group, Hashable) and not (isinstance(group, float) and math.isnan(group))

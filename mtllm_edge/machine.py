@@ -72,3 +72,13 @@ def calm_openmp() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def forbid_telemetry() -> None:
+    """Keep ONNX Runtime from reporting its use to its makers; must run before its library is loaded.
+
+    Release 1.32 for Linux has telemetry, which begins with the import: it writes into the user's cache folder and into
+    that of temporary files, and some seconds later asks for the collector's address; `disable_telemetry_events` comes
+    too late for it. A value that the user has set is kept.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import EngineError
 from mtllm_edge.formats.onnx import MASK, STATES
+from mtllm_edge.machine import forbid_telemetry
+
+forbid_telemetry()
+import onnxruntime  # noqa: E402
 
 _LOG_FATAL = 4  # what goes wrong arrives as an exception, too
 onnxruntime.set_default_logger_severity(_LOG_FATAL)
-onnxruntime.disable_telemetry_events()  # Windows builds have them
+onnxruntime.disable_telemetry_events()  # of builds that do not read the environment
 
 
 class OnnxSession:

@@ -22,6 +22,7 @@ from mtllm_edge.installed import installed_bundles
 from mtllm_edge.locking import sole_writer
 from mtllm_edge.manifest import MANIFEST_NAME, File, Source, Task
 from mtllm_edge.manifest_checks import parse_manifest
+from mtllm_edge.outputs import in_the_name_of
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,16 @@ class Change:
     """Where its weights came from; None leaves what the bundle says of that."""
 
 
-def refuse_installed(bundle: Bundle) -> None:
-    """Refuse to change an installed bundle: pip has recorded its files, and would replace them.
+def refuse_unchangeable(bundle: Bundle) -> None:
+    """Refuse to change an installed bundle, whose files pip has recorded and would replace, or one without permission.
 
     Raises:
         UsageError: It is one.
     """
     if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
         raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
+    if not os.access(bundle.path, os.W_OK):
+        raise UsageError(f"{bundle.path} cannot be written to; copy that folder, and change the copy")
 
 
 def rewrite(bundle: Bundle, plan: Callable[[Bundle], Change]) -> Bundle:
@@ -58,10 +61,10 @@ def rewrite(bundle: Bundle, plan: Callable[[Bundle], Change]) -> Bundle:
         The changed bundle.
 
     Raises:
-        UsageError: The bundle is an installed one, or others keep it locked.
+        UsageError: The bundle is an installed one, cannot be written to, or others keep it locked.
         ModelError: It is damaged, or would be a contradiction in itself.
     """
-    refuse_installed(bundle)
+    refuse_unchangeable(bundle)
     with sole_writer(bundle.path):
         now = Bundle.open(bundle.path)
         return _write_change(now, plan(now))
@@ -110,11 +113,12 @@ def _write(root: Path, name: str, content: bytes) -> None:
         raise ModelError(f"{path.parent} is a link that leaves the bundle; copy the folder itself into the bundle")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with in_the_name_of(path, temporary):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from mtllm_edge.heads import Head
 from mtllm_edge.kinds import Kind
 from mtllm_edge.manifest import Manifest, Source, Task
 from mtllm_edge.manifest_checks import has_control_characters
-from mtllm_edge.rewriting import Change, refuse_installed, rewrite
+from mtllm_edge.rewriting import Change, refuse_unchangeable, rewrite
 
 FOLDER = "tasks"
 _NAME = re.compile(r"\w(?:[\w.-]{0,62}\w)?")
@@ -33,9 +33,9 @@ def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
 
     Raises:
         UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off; or the
-            bundle is an installed one.
+            bundle is an installed one or cannot be written to.
     """
-    refuse_installed(bundle)
+    refuse_unchangeable(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
     if name in bundle.manifest.tasks and not force:
@@ -60,6 +60,9 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     if (kind == "multiple_choice") != (not labels) or len(set(labels)) != len(labels) or len(labels) == 1:
         expected = "none" if kind == "multiple_choice" else "two or more, all different"
         raise UsageError(f"a task of the kind {kind!r} has {expected}, as labels, found {list(labels)}")
+    strange = next((label for label in labels if not label.strip() or has_control_characters(label)), None)
+    if strange is not None:
+        raise UsageError(f"a label is {strange!r}, expected a word")
     if not 0 < temperature < math.inf:
         raise UsageError(f"the temperature is {temperature}, expected a number above 0")
     try:

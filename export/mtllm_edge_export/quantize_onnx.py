@@ -19,16 +19,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
-from onnxruntime import InferenceSession
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.errors import ModelError
 from mtllm_edge.formats.onnx import STATES
-from mtllm_edge.machine import default_threads
+from mtllm_edge.machine import default_threads, forbid_telemetry
 from mtllm_edge.manifest import Parity
 from mtllm_edge.onnx_session import padded, session_options
 from mtllm_edge_export.parity import measure
+
+forbid_telemetry()
+from onnxruntime import InferenceSession  # noqa: E402
+from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: E402
 
 Array = NDArray[np.float32]
 

@@ -35,11 +35,15 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
+            columns = opened.schema_arrow.names
+            twice = sorted({column for column in columns if columns.count(column) > 1})
+            if twice:
+                raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
             for batch in opened.iter_batches(batch_size=_READ_ROWS):
                 for record in _plain(batch).to_pylist():
                     number += 1
                     yield number, record
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:  # Python's dates end with year 9999
         raise DataError(f"{name} is not a readable parquet file ({str(error).splitlines()[0]})") from None
     if not number:
         raise NoRowsError(f"{name} holds no rows; add a row per text")
@@ -120,6 +124,9 @@ def _column(values: list[Any], kind: Any) -> Any:
         values = [None if value is None else as_text(value) for value in values]
     elif pyarrow.types.is_map(kind):
         values = [list(value.items()) if isinstance(value, dict) else value for value in values]
-    elif pyarrow.types.is_temporal(kind) and any(isinstance(value, str) for value in values):
-        return pyarrow.array(values, pyarrow.string()).cast(kind)  # nanoseconds, see `_plain`
+    elif pyarrow.types.is_temporal(kind) and any(isinstance(value, str) for value in values):  # as `_plain` makes them
+        if pyarrow.types.is_time(kind):  # which Arrow reads in a timestamp alone
+            values = [None if value is None else f"1970-01-01 {value}" for value in values]
+            return pyarrow.array(values, pyarrow.string()).cast(pyarrow.timestamp("ns")).cast(kind)
+        return pyarrow.array(values, pyarrow.string()).cast(kind)
     return pyarrow.array(values, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +59,13 @@ def sources_of(texts: Sequence[str], text_column: str | None, output: Path | Non
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no texts; give some in quotes, name a file of texts, or pipe them in")
     own = [] if output is None else [output, rejected_path(output)]
-    sources = find_sources(texts or (STDIN,), sys.stdin.buffer, own)
+    stdin = io.BytesIO() if sys.stdin is None else sys.stdin.buffer  # services and windows may have none
+    sources = find_sources(texts or (STDIN,), stdin, own)
+    for source in sources:
+        if output is not None and source.identity.name == str(rejected_path(output).resolve()):
+            raise UsageError(
+                f"{source.name} is where rows of {output} are set aside; rename it, or name another --output"
+            )
     if text_column is not None and not any(source.has_columns for source in sources):
         raise UsageError("--text-column names a column of a file, but no file with columns is given")
     return sources

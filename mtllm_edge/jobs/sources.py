@@ -121,6 +121,7 @@ def find_sources(arguments: Sequence[str], stdin: BinaryIO, not_these: Collectio
     Raises:
         UsageError: A file that is missing or of another kind, a folder or a glob without files, ``-`` given twice.
         DataError: An argument is no text.
+        OSError: A file or a folder must not be read.
     """
     if arguments.count(STDIN) > 1:
         raise UsageError("'-' (stdin) is given more than once; give it once")
@@ -142,15 +143,19 @@ def _files(argument: str, not_these: Collection[Path]) -> list[str] | None:
     if not argument.strip() or "\n" in argument or "\0" in argument or len(argument) > _LONGEST_PATH:
         return None
     path = Path(argument)
+    named = argument.lower().endswith(SUFFIXES)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
+    except PermissionError:
+        if named:
+            raise
+        return None
     except OSError:  # too long for a name: a text, then
         return None
-    named = argument.lower().endswith(SUFFIXES)
     if is_file and not named and path.suffix:
         raise UsageError(f"{argument} is a file, but files of texts end in {_listed()}; rename or convert it")
     if is_folder:
-        found = sorted(str(file) for file in path.rglob("*") if _is_input(file, path, not_these))
+        found = sorted(str(file) for file in _files_under(path) if _is_input(file, path, not_these))
         if not found:
             raise UsageError(f"{argument} is a folder without files that end in {_listed()}; name another")
         return found
@@ -165,6 +170,17 @@ def _files(argument: str, not_these: Collection[Path]) -> list[str] | None:
     if named:
         raise UsageError(f"{argument} does not exist; to use a text that ends like a file name, pipe it in")
     return None
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Files of a folder and its subfolders without the hidden ones; a folder that cannot be read is no empty one."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names)
 
 
 def _is_input(file: Path, folder: Path, not_these: Collection[Path]) -> bool:

@@ -96,6 +96,7 @@ def write_xlsx(file: BinaryIO, columns: Sequence[str], records: Iterable[Record]
     """
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
+    from openpyxl.writer.excel import ExcelWriter
 
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet("labels")
@@ -120,5 +121,6 @@ def write_xlsx(file: BinaryIO, columns: Sequence[str], records: Iterable[Record]
     sheet.append([cell(column) for column in columns])
     for record in records:
         sheet.append([cell(record.get(column)) for column in columns])
-    book.save(file)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:  # else its last words are of the full disk, too
+        ExcelWriter(book, archive).save()
     return cut

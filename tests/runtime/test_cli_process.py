@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # SIGINT is set up here because a test runner in the background hands down that it is ignored.
 START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -103,10 +105,11 @@ def test_a_reader_that_leaves_early_is_no_error(tiny_bundle: Path) -> None:
         assert process.stderr.read() == b""
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a line\n" * 1000)
     for name in ("out.npy", "out.jsonl"):
         with start(
@@ -118,6 +121,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path:
         assert process.returncode == 1
         assert errors.decode() == f"error: {tmp_path / name}: File too large\n"
         assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_a_full_disk_is_one_line_where_a_workbook_was_begun(tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.xlsx"
+    with start(
+        *("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "-o", output),
+        stderr=subprocess.PIPE,
+        preexec_fn=limit_files,
+    ) as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert errors.decode().startswith(f"error: {output}: File too large; 1 rows are kept: ")
+    assert errors.count(b"\n") == 1
 
 
 def on_terminal(*arguments: object) -> tuple[int, str]:
@@ -154,6 +170,32 @@ def test_a_terminal_is_not_read_for_texts(tiny_bundle: Path) -> None:
     code, shown = on_terminal("classify", "-b", tiny_bundle, "-t", "topic")
     assert code == 2
     assert shown.startswith("error: no texts; give some in quotes, name a file of texts, or pipe them in")
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "error"),
+    [
+        (0, ["the team is good", "-o", "out.csv"], ""),
+        (0, ["-", "-o", "out.csv"], "error: stdin holds no text; write one text per line"),
+        (1, ["the team is good", "-o", "out.csv"], ""),
+        (1, ["the team is good"], "error: the standard output is closed; name a file with --output"),
+    ],
+)
+def test_a_stream_that_is_closed(
+    tiny_bundle: Path, tmp_path: Path, closed: int, arguments: list[str], error: str
+) -> None:
+    with start(
+        *("classify", "-b", tiny_bundle, "-t", "topic", *arguments),
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        preexec_fn=lambda: os.close(closed),
+    ) as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    if error:
+        assert errors.decode() == f"{error}\n"
+    else:
+        assert process.returncode == 0, errors
+    assert (tmp_path / "out.csv").exists() == (not error)
 
 
 def write_plugin(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def test_what_a_group_has_in_common_does_not_flatter() -> None:
         (["a", "a", "b", "b"], [1, 2, 3, 3], "all texts with the label 'b' are in one group"),
         (["a", "a", "b", "b"], [1, 1, 1, 1], "all texts with the label 'a' are in one group"),
         (["a", "a", "b", "b"], [1, 2, 1, None], "a group is None, expected a word or a number"),
+        (["a", "a", "b", "b"], [1.0, 2.0, 1.0, math.nan], "a group is nan, expected a word or a number"),
         (["a", "a", "b", "b"], [1, 2, 1, ["x"]], r"a group is \['x'\], expected a word or a number"),
     ],
 )

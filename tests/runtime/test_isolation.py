@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.children import run_python
+from tests.tiny_onnx import make_onnx_bundle, make_onnx_encoder_bundle
 
 CLASSIFY = """
 import sys
@@ -63,6 +64,24 @@ def test_the_block_blocks(tmp_path: Path, name: str) -> None:
 )
 def test_the_alarm_rings(tmp_path: Path, code: str) -> None:
     assert run_python(code, customize=OFFLINE, folder=tmp_path).returncode == 77
+
+
+@pytest.mark.parametrize(
+    "code", [CLASSIFY, "from mtllm_edge.doctor import ask_engine; assert ask_engine('onnxruntime').version"]
+)
+def test_onnx_runtime_reports_to_nobody(
+    fresh_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """Native code, which `OFFLINE` does not see: it is known by the files in which it keeps what it would send."""
+    bundle = make_onnx_bundle(make_onnx_encoder_bundle(fresh_bundle))
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(home))
+    child = run_python(code, str(bundle), folder=tmp_path)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert [*home.iterdir()] == []
 
 
 def test_import_is_light(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_parquet_keeps_the_types_of_parquet(classify: Run) -> None:
             "price": pyarrow.array([Decimal("1.50"), None]),
             "day": [datetime.date(2020, 1, 2), None],
             "at": pyarrow.array([1, None], pyarrow.timestamp("ns", "UTC")),
+            "opens": pyarrow.array([1, None], pyarrow.time64("ns")),
             "took": pyarrow.array([1, None], pyarrow.duration("s")),
             "deep": [{"a": [1, 2], "at": datetime.datetime(2020, 1, 2, 3)}, None],
             "raw": [b"\xff\x00", None],
@@ -126,6 +127,26 @@ def test_parquet_keeps_the_types_of_parquet(classify: Run) -> None:
     }
     assert classify("in.parquet", "-o", "out.jsonl").code == 0
     assert classify("in.parquet", "-o", "out.xlsx").code == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        (
+            pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "text"]),
+            "error: in.parquet has several columns called 'text'; rename all but one\n",
+        ),
+        (
+            pyarrow.table({"text": ["a"], "at": pyarrow.array([10**18], pyarrow.timestamp("us"))}),
+            "error: in.parquet is not a readable parquet file (",
+        ),
+    ],
+)
+def test_parquet_that_python_cannot_hold(classify: Run, table: pyarrow.Table, error: str) -> None:
+    pyarrow.parquet.write_table(table, "in.parquet")
+    result = classify("in.parquet", "-o", "out.csv")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert result.err.startswith(error)
 
 
 def test_columns_that_come_late_and_columns_that_are_taken(classify: Run) -> None:
@@ -419,6 +440,19 @@ def test_an_output_may_replace_its_input(classify: Run) -> None:
     write_rows("in.csv", 5)
     assert classify("in.csv", "-o", "in.csv", "--force").code == 0
     assert list(rows_of("in.csv")[4]) == ["id", "text", *COLUMNS]
+
+
+def test_the_rejected_rows_of_an_output_are_not_its_input(classify: Run) -> None:
+    """With --force they were replaced by those of the job, of which there may be none."""
+    write_rows("out.rejected.csv", 5)
+    before = Path("out.rejected.csv").read_bytes()
+    result = classify("out.rejected.csv", "-o", "out.csv", "--force")
+    assert (result.code, result.err) == (
+        2,
+        "error: out.rejected.csv is where rows of out.csv are set aside; rename it, or name another --output\n",
+    )
+    assert Path("out.rejected.csv").read_bytes() == before
+    assert classify("out.rejected.csv", "-o", "again.csv").code == 0
 
 
 def test_a_folder_does_not_include_its_own_output(classify: Run) -> None:

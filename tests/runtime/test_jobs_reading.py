@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import gzip
 import io
 import os
@@ -210,6 +211,30 @@ def test_a_row_that_cannot_be_read_does_not_hide_the_others(
     assert len(found) == len(expected), found
     for item, start in zip(found, expected, strict=True):
         assert str(item).startswith(start)
+
+
+@pytest.mark.parametrize("argument", ["in", "in/locked/a.csv"])
+def test_what_must_not_be_read_is_neither_a_text_nor_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    """As if without permission, which those who may do everything have always."""
+    (folder / "in/locked").mkdir(parents=True)
+    for name in ("in/a.csv", "in/locked/a.csv"):
+        (folder / name).write_text("text\na\n")
+
+    def guarded(function: Callable[..., Any], locked: str) -> Callable[..., Any]:
+        def call(path: Any, *more: Any) -> Any:
+            if str(path).endswith(locked):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *more)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir, "locked"))
+    monkeypatch.setattr(Path, "is_file", guarded(Path.is_file, "locked/a.csv"))
+    with pytest.raises(PermissionError) as caught:
+        find_sources([argument], io.BytesIO())
+    assert caught.value.filename == ("in/locked" if argument == "in" else argument)
 
 
 def test_a_fault_shows_its_line_and_the_row(folder: Path) -> None:

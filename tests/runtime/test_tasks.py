@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mtllm_edge import Bundle, Classifier
+from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.errors import ModelError
 from mtllm_edge.heads import Head
 from mtllm_edge.manifest import Source
@@ -122,6 +124,8 @@ BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
     ),
     "rows": (lambda path: save_head(path, 3), [], 1, "expected [2, 32]"),
     "one label twice": (save_head, ["--label", "a"], 2, "two or more, all different"),
+    "a blank label": (save_head, ["--label", " "], 2, "a label is ' ', expected a word"),
+    "a label of two lines": (save_head, ["--label", "c\nd"], 2, "a label is 'c\\nd', expected a word"),
     "labels of choices": (save_head, ["--kind", "multiple_choice"], 2, "has none, as labels, found ['a', 'b']"),
     "temperature": (save_head, ["--temperature", "0"], 2, "the temperature is 0.0"),
     "temperature is no number": (save_head, ["--temperature", "nan"], 2, "the temperature is nan"),
@@ -153,3 +157,28 @@ def test_removing_what_is_not_there(run: Run, fresh_bundle: Path) -> None:
     result = run("task", "remove", fresh_bundle, "mood")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "has no task 'mood'; it has topic, sentiment" in result.err
+
+
+@pytest.mark.parametrize("command", [["fit", "-t", "mood"], ["calibrate", "-t", "sentiment"]])
+def test_a_bundle_without_permission_is_refused_before_the_work(
+    run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    Path("in.csv").write_text("text,label\n" + "".join(f"{n} text,{('neg', 'pos')[n % 2]}\n" for n in range(20)))
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (fresh_bundle, os.W_OK))
+    monkeypatch.setattr(Embedder, "load", None)
+    result = run(*command, fresh_bundle, "in.csv")
+    assert (result.code, result.err) == (
+        2,
+        f"error: {fresh_bundle} cannot be written to; copy that folder, and change the copy\n",
+    )
+
+
+def test_a_full_disk_is_named(run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = files_of(fresh_bundle)
+    monkeypatch.setattr(os, "fsync", fail)
+    result = run("task", "remove", fresh_bundle, "topic")
+    assert (result.code, result.err) == (1, f"error: {fresh_bundle / 'bundle.json'}: No space left on device\n")
+    assert files_of(fresh_bundle) == before
