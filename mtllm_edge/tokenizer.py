@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,11 +99,13 @@ class Tokenizer:
         Raises:
             DataError: A text is empty, is not Unicode, or is no string; there are fewer than two choices, or more than
                 the encoder can read at once. The message gives the index.
-            UsageError: `texts` is a single string, or the language is missing or unknown, or it must be identified and
-                the extra [lang] is not installed.
+            UsageError: `texts` is a single string or a table, or the language is missing or unknown, or it must be
+                identified and the extra [lang] is not installed.
         """
         if isinstance(texts, str):
             raise UsageError("the texts came as one string; put it into a list")
+        if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # their names would be read as texts
+            raise UsageError(f"the texts came as a {type(texts).__name__}; give the column that holds them")
         texts = list(texts)
         for index, item in enumerate(texts):
             _check(item, index)

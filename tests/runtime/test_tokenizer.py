@@ -4,6 +4,7 @@ import base64
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 import tokenizers
 
@@ -84,6 +85,13 @@ def test_text_of_dropped_characters(tmp_path: Path) -> None:
 def test_one_string_is_no_list(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="put it into a list"):
         tokenizer.encode("the team")
+
+
+def test_a_table_is_no_list(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="came as a dict; give the column"):
+        tokenizer.encode({"text": ["the team"]})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="came as a Table; give the column"):
+        tokenizer.encode(pyarrow.table({"text": ["the team"]}))
 
 
 def test_no_texts(tokenizer: Tokenizer) -> None:
