@@ -6,7 +6,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -95,20 +94,18 @@ class Embedder:
         if not 1 <= batch_tokens <= MAX_BATCH_TOKENS:
             raise UsageError(f"batch_tokens is {batch_tokens}, expected 1 to {MAX_BATCH_TOKENS}")
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(bundle.path / BRIDGE_NAME, stride=bundle.manifest.bridge.stride)
         room = _tokens_per_batch(bundle, batch_tokens)
-        # A large vocabulary takes as long as both engines, and they hardly need the interpreter meanwhile.
-        with ThreadPoolExecutor(1, thread_name_prefix="mtllm-edge-tokenizer") as thread:
-            tokenizer = thread.submit(load_tokenizer, bundle)
-            offload, engines = plan_offload(bundle, gpu_layers, llm_backend), None
-            if not offload.is_none:
-                try:
-                    engines = _load_engines(bundle, llm_backend, threads, room, offload)
-                except EngineError as error:  # the memory that a trial had may be taken by now
-                    offload = Offload(faults=(("LLM", str(error)),))
-            encoder, llm = engines or _load_engines(bundle, llm_backend, threads, room, ON_CPU)
+        offload, engines = plan_offload(bundle, gpu_layers, llm_backend), None
+        if not offload.is_none:
+            try:
+                engines = _load_engines(bundle, llm_backend, threads, room, offload)
+            except EngineError as error:  # the memory that a trial had may be taken by now
+                offload = Offload(faults=(("LLM", str(error)),))
+        encoder, llm = engines or _load_engines(bundle, llm_backend, threads, room, ON_CPU)
         offload.warn()
-        return cls(bundle, tokenizer.result(), encoder, bridge, llm, batch_tokens)
+        return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
     def embed(
         self,
