@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 from mtllm_edge_export.llm_gguf import STUB_ROWS, add_fields
 from mtllm_edge_export.llm_shape import LlmShape
 
-BlockType = Literal["q8_0", "q4_0"]
+MatrixType = Literal["q8_0", "q4_0", "f16"]
 
 _BLOCK = 32
 """Weights that share a scale."""
-_KINDS: dict[BlockType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType, int, float]] = {
+_KINDS: dict[MatrixType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType, int, float]] = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0, 32, 73.9),
     "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0, 16, 4.6),
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16, 0, 1.0),
 }
-"""Name -> GGUF's types, bytes of a block beside its scale, and the deviation of weights made of random bytes."""
+"""Name -> GGUF's types, bytes of a block beside its scale, and the deviation of weights made of random bytes; f16 has
+neither."""
 
 
 def write_random_llm(
-    path: Path, shape: LlmShape, quantization: BlockType, *, vocabulary: int | None = None, seed: int = 0
+    path: Path, shape: LlmShape, quantization: MatrixType, *, vocabulary: int | None = None, seed: int = 0
 ) -> None:
     """Write a causal body without head.
 
@@ -38,7 +40,7 @@ def write_random_llm(
     """
     rng = np.random.default_rng(seed)
     table = (vocabulary or STUB_ROWS, shape.n_embd)
-    tensors: list[tuple[str, tuple[int, ...], BlockType]] = [("token_embd.weight", table, "q8_0")]
+    tensors: list[tuple[str, tuple[int, ...], MatrixType]] = [("token_embd.weight", table, "q8_0")]
     tensors += [(name, dimensions, quantization) for name, _, dimensions in shape.tensors()]
     writer = gguf.GGUFWriter(path, "llama")
     try:
@@ -59,18 +61,24 @@ def write_random_llm(
         writer.close()
 
 
-def _announce(writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], kind: BlockType) -> None:
+def _announce(writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], kind: MatrixType) -> None:
     if len(dimensions) == 1:
         writer.add_tensor_info(name, dimensions, np.dtype(np.float32), dimensions[0] * 4)
+        return
+    if kind == "f16":
+        writer.add_tensor_info(name, dimensions, np.dtype(np.float16), math.prod(dimensions) * 2)
         return
     rows, row_bytes = dimensions[0], dimensions[1] // _BLOCK * (2 + _KINDS[kind][2])
     writer.add_tensor_info(name, (rows, row_bytes), np.dtype(np.uint8), rows * row_bytes, raw_dtype=_KINDS[kind][0])
 
 
-def _weight(rng: np.random.Generator, dimensions: tuple[int, ...], kind: BlockType) -> NDArray[Any]:
-    """A norm of ones, or the raw blocks of a random matrix: a float16 scale, then the weights' bits."""
+def _weight(rng: np.random.Generator, dimensions: tuple[int, ...], kind: MatrixType) -> NDArray[Any]:
+    """A norm of ones, or a random matrix: in f16, or its raw blocks, a float16 scale, then the weights' bits."""
     if len(dimensions) == 1:
         return np.ones(dimensions, np.float32)
+    if kind == "f16":
+        weight: NDArray[np.float32] = rng.standard_normal(dimensions, np.float32) / np.float32(dimensions[1] ** 0.5)
+        return weight.astype(np.float16)
     size, deviation = _KINDS[kind][2:]
     blocks = np.empty(math.prod(dimensions) // _BLOCK, np.dtype([("scale", "<f2"), ("bits", "u1", size)]))
     blocks["scale"] = 1 / (deviation * math.sqrt(dimensions[1]))
