@@ -7,39 +7,42 @@ and take turns. The last line of stdout is the result as JSON, which is also wri
 
 from __future__ import annotations
 
-import copy
 import datetime
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import click
 import msgspec
-import numpy as np
 import torch
 
 from mtllm_edge import manifest, render
 from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge.bundle import TOKENIZER_NAME
 from mtllm_edge.encoders.ctranslate2 import CTranslate2Encoder
 from mtllm_edge.encoders.onnx import OnnxEncoder
 from mtllm_edge.machine import available_cores, default_threads, read_cpu
+from mtllm_edge.tokenizer import Tokenizer
 from mtllm_edge_bench import counted
 from mtllm_edge_bench.demo_corpus import counted_corpus, demo_rows
-from mtllm_edge_bench.random_nllb import random_model
+from mtllm_edge_bench.random_nllb import as_encoder, random_model
 from mtllm_edge_bench.report import Figure
 from mtllm_edge_bench.shapes import LLMS, MAX_TOKENS, NLLB_600M
 from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_export.encoder_onnx import write_encoder_onnx
 from mtllm_edge_train.encoders import LoadedEncoder
+from mtllm_edge_train.model import pad_right
 
 HERE = Path(__file__).parent
 QUANTIZATIONS: tuple[EncoderQuantization, ...] = ("float32", "int8")
 _PATH = click.Path(path_type=Path)
 _CALIBRATION = 32
 """Texts on which int8 in ONNX is compared with float32."""
-Encode = Callable[[Sequence[Sequence[int]]], object]
+Contenders: TypeAlias = dict[str, Callable[[Sequence[Sequence[int]]], object]]
+"""Name -> what reads a batch of token ids."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,11 +71,13 @@ def main(*, texts: int, repeats: int, out: Path) -> None:
     """Measure, and write encoders-<date>.json."""
     threads = default_threads()
     torch.set_num_threads(threads)
-    rows = read_ids(texts)
-    batches = plan_batches([len(ids) for ids in rows], max_tokens=TOKENS_PER_BATCH)
     rates: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        encoders, kept = load_all(Path(scratch), rows[:_CALIBRATION], threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        encoder = as_encoder(random_model(NLLB_600M), folder)
+        rows = read_ids(folder / TOKENIZER_NAME, texts)
+        batches = plan_batches([len(ids) for ids in rows], max_tokens=TOKENS_PER_BATCH)
+        encoders, kept = load_all(folder, encoder, rows[:_CALIBRATION], threads)
         for repeat in range(repeats + 1):  # the first is to warm up
             for name, encode in encoders.items():
                 began = time.perf_counter()
@@ -104,73 +109,51 @@ def main(*, texts: int, repeats: int, out: Path) -> None:
     click.echo(msgspec.json.encode(result).decode())
 
 
-def read_ids(texts: int) -> list[list[int]]:
-    """Random ids, with the token counts of the demo's sentences."""
+def read_ids(tokenizer: Path, texts: int) -> list[list[int]]:
+    """Random ids, with the token counts of the demo's sentences and the frame."""
     corpus = counted_corpus(
         demo_rows(HERE / "demo_topics.csv", texts),
         HERE.parent / "reference/parts/tokenizer.json",
         encoder_vocabulary=NLLB_600M["vocab_size"],
         llm_vocabulary=LLMS["135m"].config["vocab_size"],
     )
-    return [[0, *(int(word[1:]) for word in text.split()), 2] for text in corpus.texts]
+    prefix, suffix = counted.FRAME
+    reader = Tokenizer(tokenizer, prefix_tokens=prefix, suffix_tokens=suffix, max_tokens=MAX_TOKENS)
+    return [text.ids for text in reader.encode(corpus.texts)]
 
 
-def load_all(folder: Path, calibration: list[list[int]], threads: int) -> tuple[dict[str, Encode], int]:
-    """Every contender by its name, and how many matrices of ONNX in int8 stay in float32."""
-    model = random_model(NLLB_600M)
-    counted.write_tokenizer(folder / "tokenizer.json", NLLB_600M["vocab_size"])
-    encoder = LoadedEncoder(
-        family="m2m_100",
-        module=model.get_encoder(),
-        full_model=model,
-        d_model=NLLB_600M["d_model"],
-        max_positions=NLLB_600M["max_position_embeddings"],
-        tokenizer_json=(folder / "tokenizer.json").read_text(encoding="utf-8"),
-        prefix_tokens=counted.FRAME[0],
-        suffix_tokens=counted.FRAME[1],
-        languages=(),
-    )
-    encoders: dict[str, Encode] = {}
+def load_all(folder: Path, encoder: LoadedEncoder, texts: list[list[int]], threads: int) -> tuple[Contenders, int]:
+    """Every contender by its name, and how many matrices of ONNX in int8, tried on the texts, stay in float32."""
+    encoders: Contenders = {}
     kept: tuple[str, ...] = ()
     for quantization in QUANTIZATIONS:
+        described = manifest.Encoder(
+            family=encoder.family,
+            backend="ctranslate2",
+            quantization=quantization,
+            d_model=encoder.d_model,
+            max_tokens=MAX_TOKENS,
+            prefix_tokens=encoder.prefix_tokens,
+            suffix_tokens=encoder.suffix_tokens,
+        )
         path = folder / f"ctranslate2-{quantization}"
         render.note(f"making {path.name}")
         write_encoder(encoder, path, quantization)
-        encoders[f"ctranslate2 {quantization}"] = CTranslate2Encoder(
-            path, _described("ctranslate2", quantization), threads=threads
-        ).encode
-        path = folder / f"onnx-{quantization}.onnx"
+        encoders[f"ctranslate2 {quantization}"] = CTranslate2Encoder(path, described, threads=threads).encode
+        path = folder / f"{quantization}.onnx"
         render.note(f"making {path.name}")
-        kept = write_encoder_onnx(path, encoder, quantization, calibration)
-        described = msgspec.structs.replace(_described("onnx", quantization), float32_matrices=kept)
+        kept = write_encoder_onnx(path, encoder, quantization, texts)
+        described = msgspec.structs.replace(described, backend="onnx", float32_matrices=kept)
         encoders[f"onnx {quantization}"] = OnnxEncoder(path, described, threads=threads).encode
-    encoders["torch float32"] = _in_torch(copy.deepcopy(encoder.module).eval())
+    encoders["torch float32"] = partial(encode_in_torch, encoder.module)
     return encoders, len(kept)
 
 
-def _described(backend: manifest.EncoderBackend, quantization: EncoderQuantization) -> manifest.Encoder:
-    return manifest.Encoder(
-        family="m2m_100",
-        backend=backend,
-        quantization=quantization,
-        d_model=NLLB_600M["d_model"],
-        max_tokens=MAX_TOKENS,
-        prefix_tokens=counted.FRAME[0],
-        suffix_tokens=counted.FRAME[1],
-    )
-
-
-def _in_torch(module: Any) -> Encode:
-    def encode(batch: Sequence[Sequence[int]]) -> object:
-        longest = max(map(len, batch))
-        ids_NL = np.ones((len(batch), longest), np.int64)
-        mask_NL = np.zeros_like(ids_NL)
-        for row, ids in enumerate(batch):
-            ids_NL[row, : len(ids)], mask_NL[row, : len(ids)] = ids, 1
-        with torch.inference_mode():
-            return module(input_ids=torch.from_numpy(ids_NL), attention_mask=torch.from_numpy(mask_NL))
-
-    return encode
+def encode_in_torch(module: torch.nn.Module, batch: Sequence[Sequence[int]]) -> object:
+    """What the engines are compared with."""
+    ids_NL, mask_NL = pad_right(batch)
+    with torch.inference_mode():
+        return module(input_ids=ids_NL, attention_mask=mask_NL)
 
 
 if __name__ == "__main__":

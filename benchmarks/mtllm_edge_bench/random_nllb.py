@@ -35,6 +35,22 @@ def random_model(config: Mapping[str, Any], *, seed: int = 0) -> Any:
     return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**config, **frame)).eval()
 
 
+def as_encoder(model: Any, folder: Path) -> LoadedEncoder:
+    """The encoder of a model of `random_model`; writes its `tokenizer.json` to an existing folder."""
+    counted.write_tokenizer(folder / TOKENIZER_NAME, model.config.vocab_size)
+    return LoadedEncoder(
+        family="m2m_100",
+        module=model.get_encoder(),
+        full_model=model,
+        d_model=model.config.d_model,
+        max_positions=model.config.max_position_embeddings,
+        tokenizer_json=(folder / TOKENIZER_NAME).read_text(encoding="utf-8"),
+        prefix_tokens=counted.FRAME[0],
+        suffix_tokens=counted.FRAME[1],
+        languages=(),
+    )
+
+
 def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
     """Write `encoder/` and `tokenizer.json` as in a bundle, and `translator/` as `export-translator` does.
 
@@ -44,19 +60,7 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
         max_tokens: Longest text, the frame included.
     """
     rows = model.config.vocab_size
-    counted.write_tokenizer(folder / TOKENIZER_NAME, rows)
-    tokenizer_json = (folder / TOKENIZER_NAME).read_text(encoding="utf-8")
-    encoder = LoadedEncoder(
-        family="m2m_100",
-        module=model.get_encoder(),
-        full_model=model,
-        d_model=model.config.d_model,
-        max_positions=model.config.max_position_embeddings,
-        tokenizer_json=tokenizer_json,
-        prefix_tokens=counted.FRAME[0],
-        suffix_tokens=counted.FRAME[1],
-        languages=(),
-    )
+    encoder = as_encoder(model, folder)
     write_encoder(encoder, folder / ENCODER_NAME, QUANTIZATION)
     specification = converters._MODEL_LOADERS["M2M100Config"].get_model_spec(model)
     specification.config.unk_token = "<unk>"
@@ -73,7 +77,7 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
     # CTranslate2 writes one file where both sides have one vocabulary; the runtime reads the source's by its name.
     shutil.copyfile(translator / "shared_vocabulary.json", translator / "source_vocabulary.json")
     for name in ("tokenizer.json", "target_tokenizer.json"):
-        (translator / name).write_text(tokenizer_json, encoding="utf-8")
+        (translator / name).write_text(encoder.tokenizer_json, encoding="utf-8")
     manifest = TranslatorManifest(
         name="random",
         quantization=QUANTIZATION,

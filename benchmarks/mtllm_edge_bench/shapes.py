@@ -74,8 +74,8 @@ _LLAMA_3_2 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-_X86_FLAGS = " ".join(flag for flag in read_cpu().flags if flag.startswith(("avx", "amx")))
-_NEARLY_EXACT: MatrixType = "f16" if "avx2" in _X86_FLAGS and "vnni" not in _X86_FLAGS else "q8_0"
+_FLAGS = " ".join(read_cpu().flags)
+_NEARLY_EXACT: MatrixType = "f16" if "avx2" in _FLAGS and "vnni" not in _FLAGS else "q8_0"
 """The faster one here of two types that change hardly any answer: on x86 without VNNI products of 8 bits are slow."""
 LLMS = {
     "135m": RandomLlm(
