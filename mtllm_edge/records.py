@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -242,10 +242,19 @@ def _next_rows(reader: Any) -> tuple[list[tuple[list[str], int]], csv.Error | No
 def _header(cells: list[str] | Fault, name: str) -> list[str]:
     if isinstance(cells, Fault):
         raise DataError(f"{name} line {cells.line}{cells.said}")
-    twice = sorted({column for column in cells if cells.count(column) > 1})
+    refuse_repeated(cells, name)
+    return cells
+
+
+def refuse_repeated(columns: Sequence[str], name: str) -> None:
+    """Refuse a file in which several columns have one name.
+
+    Raises:
+        DataError: It does.
+    """
+    twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
-    return cells
 
 
 def _said_of(line: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from mtllm_edge.errors import DataError, NoRowsError
 from mtllm_edge.extras import require
-from mtllm_edge.records import Record, Row
+from mtllm_edge.records import Record, Row, refuse_repeated
 from mtllm_edge.values import as_text
 
 _READ_ROWS = 1024
@@ -35,10 +35,7 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
-            columns = opened.schema_arrow.names
-            twice = sorted({column for column in columns if columns.count(column) > 1})
-            if twice:
-                raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
+            refuse_repeated(opened.schema_arrow.names, name)
             for batch in opened.iter_batches(batch_size=_READ_ROWS):
                 for record in _plain(batch).to_pylist():
                     number += 1

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from mtllm_edge.errors import DataError, NoRowsError
 from mtllm_edge.extras import require
-from mtllm_edge.records import Fault, Record, Row
+from mtllm_edge.records import Fault, Record, Row, refuse_repeated
 from mtllm_edge.values import as_json, as_text
 
 MOST_ROWS = 1_048_575
@@ -77,9 +77,7 @@ def _open(file: BinaryIO, name: str) -> Any:
 
 def _header(cells: Sequence[Any], name: str) -> list[str]:
     header = ["" if cell is None else as_text(cell) for cell in cells]
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
+    refuse_repeated(header, name)
     return header
 
 
