@@ -188,6 +188,17 @@ def test_names_of_no_language(name: str, hint: str) -> None:
         STYLES["nllb"].find(name)
 
 
+def test_names_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtllm_edge.languages._MOST_KEPT", 2)
+    known = Languages(["deu_Latn", "fra_Latn", "rus_Cyrl"])
+    for _ in range(2):
+        assert [known.find(name).code for name in ("de", "fr", "ru")] == ["deu_Latn", "fra_Latn", "rus_Cyrl"]
+        for name in ("aaa1", "bbb1", "ccc1"):
+            with pytest.raises(UsageError, match=name):
+                known.find(name)
+    assert [len(known._found), len(known._refused)] == [2, 2]
+
+
 def test_kin() -> None:
     assert kinship("bar", "de") == 0
     assert kinship("bar", "gsw") is not None
