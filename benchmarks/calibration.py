@@ -20,19 +20,12 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from mtllm_edge import render
-from mtllm_edge.bundle import Bundle
-from mtllm_edge.calibration import (
-    BINS,
-    Temperatures,
-    calibration_error,
-    fit_temperatures,
-    log_loss,
-    reliability,
-    temperatures_of,
-)
+from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.embedder import Embedder
-from mtllm_edge.heads import Head, softmax
+from mtllm_edge.tasks.calibration import Temperatures, fit_temperatures, temperatures_of
+from mtllm_edge.tasks.head import Head, softmax
+from mtllm_edge.tasks.metrics import BINS, calibration_error, log_loss, reliability
 
 HERE = Path(__file__).parent
 WAYS = ("before", "task", "language")
@@ -169,7 +162,7 @@ def logits_of(
 ) -> Iterator[NDArray[np.float64]]:
     """The logits of each language's texts, (texts, labels): kept ones, or new ones that are kept from then on."""
     total = sum(map(len, texts.values()))
-    with Embedder.load(bundle) as embedder, render.counting(total) as progress:
+    with Embedder.load(bundle) as embedder, progress_bar(total) as progress:
         for code, some in texts.items():
             saved = None if kept is None else kept / f"{code}.npy"
             logits_NC = np.load(saved) if saved is not None and saved.is_file() else np.empty((0, 0))

@@ -27,11 +27,11 @@ from typing import Any
 import pyarrow.parquet
 
 from mtllm_edge import __version__
+from mtllm_edge.backends.cpu import read_cpu
 from mtllm_edge.errors import UsageError
-from mtllm_edge.identification import tag_of
-from mtllm_edge.languages import Languages
-from mtllm_edge.machine import read_cpu
-from mtllm_edge.scripts import script_of
+from mtllm_edge.languages.identification import tag_of
+from mtllm_edge.languages.matching import Languages
+from mtllm_edge.languages.scripts import script_of
 
 RESULTS = Path(__file__).parent / "results"
 CONFUSIONS = 40

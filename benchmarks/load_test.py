@@ -40,8 +40,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge import Bundle, Classifier, Embedder, render
-from mtllm_edge.machine import available_cores, read_cpu
+from mtllm_edge import Bundle, Classifier, Embedder, console
+from mtllm_edge.backends.cpu import available_cores, read_cpu
 
 HERE = Path(__file__).parent
 _PATH = click.Path(path_type=Path)
@@ -135,7 +135,7 @@ def main(*, bundle: Path, clients: int, minutes: float, texts: int, out: Path) -
     load = os.getloadavg()[0]
     opened = Bundle.open(bundle)
     sentences = read_sentences(HERE / "demo_topics.csv", texts)
-    render.note(f"{render.count(len(sentences), 'text')} one by one")
+    console.note(f"{console.count(len(sentences), 'text')} one by one")
     singles, rate, offline = one_by_one(opened, sentences)
     tolerance = max(_LEAST_TOLERANCE, 2 * offline)
     tallies = [Tally() for _ in range(clients)]
@@ -197,7 +197,7 @@ def difference(found: dict[str, float], expected: dict[str, float]) -> float:
 @contextmanager
 def server(bundle: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server on a free port of loopback, with the model loaded."""
-    command = [sys.executable, "-m", "mtllm_edge.cli", "serve", str(bundle), "--port", "0"]
+    command = [sys.executable, "-m", "mtllm_edge", "serve", str(bundle), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(_START_S, process.kill)
         watchdog.start()

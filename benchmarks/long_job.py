@@ -24,8 +24,8 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from mtllm_edge import Bundle, Classifier, render
-from mtllm_edge.machine import available_cores, read_cpu
+from mtllm_edge import Bundle, Classifier, console
+from mtllm_edge.backends.cpu import available_cores, read_cpu
 
 HERE = Path(__file__).parent
 PIECE = 65_536
@@ -155,7 +155,7 @@ def bare_seconds(bundle: Path, task: str, texts: Sequence[str]) -> Seconds:
 def run_job(bundle: Path, task: str, folder: Path) -> tuple[Seconds, list[tuple[float, float]]]:
     """What the whole command takes, and its memory over time."""
     arguments = ("classify", "-b", bundle, "-t", task, folder / "in.csv", "-o", folder / "out.csv")
-    program = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
+    program = "import sys; from mtllm_edge.cli.main import main; sys.exit(main())"
     before, started = os.times(), time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)])
     samples = []
@@ -198,7 +198,7 @@ def check(output: Path, rows: int) -> None:
         found = [int(row["id"]) for row in csv.DictReader(file)]
     if found != list(range(rows)):
         raise click.ClickException("the output lacks rows, or has some twice")
-    render.note(f"all {rows:,} rows are there, once and in order")
+    console.note(f"all {rows:,} rows are there, once and in order")
 
 
 if __name__ == "__main__":

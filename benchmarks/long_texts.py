@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from mtllm_edge import render
-from mtllm_edge.bundle import Bundle
+from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.embedder import Embedder
-from mtllm_edge.heads import Head
-from mtllm_edge.windows import OVERLAP
+from mtllm_edge.tasks.head import Head
+from mtllm_edge.tokenization.windows import OVERLAP
 
 HERE = Path(__file__).parent
 KINDS = {
@@ -93,7 +93,7 @@ def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
         limit = opened.manifest.encoder.max_tokens
         texts = [text for text in texts if not fits(embedder, text)]
         whole = embedder.windows([text.text for text in texts], long="pool")
-        with render.counting(len(whole.encoded), "windows") as progress:
+        with progress_bar(len(whole.encoded), "windows") as progress:
             pooled_WE = embedder.pool(whole.encoded, progress=progress)
         cut_NE = embedder.pool(embedder.encode([text.text for text in texts]))
         single = [(topic, text) for code in chosen for topic, some in sentences[code].items() for text in some]

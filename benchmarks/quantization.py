@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 
 from mtllm_edge import Classifier, Embedder
-from mtllm_edge_export.assemble import export_bundle
+from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_export.parity import load_sentences
-from mtllm_edge_train.data import LabelledTexts
-from mtllm_edge_train.evaluate import score
-from mtllm_edge_train.reference.tasks import TASKS, all_texts, load_split, scores_by_language
+from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.evaluation.scoring import score
+from mtllm_edge_train.recipes.reference.tasks import TASKS, all_texts, load_split, scores_by_language
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {"float32": ("float32", "f32"), "shipped": ("int8", "q8_0")}

@@ -19,8 +19,8 @@ import ray.data
 from numpy.typing import NDArray
 
 from mtllm_edge import Bundle, Classifier, MtllmError
-from mtllm_edge.machine import available_cores
-from mtllm_edge.outputs import free_names
+from mtllm_edge.backends.cpu import available_cores
+from mtllm_edge.files.writers import free_names
 
 BATCH = 512
 """Texts that a worker gets at once: enough to be sorted by length, so few that none is left with a long last one."""

@@ -15,8 +15,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from mtllm_edge import Bundle, Classifier, MtllmError
-from mtllm_edge.machine import available_cores
-from mtllm_edge.outputs import free_names
+from mtllm_edge.backends.cpu import available_cores
+from mtllm_edge.files.writers import free_names
 
 Frames = Iterator[pd.DataFrame]
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from mtllm_edge.bundle import Bundle
-from mtllm_edge.classifier import Classifier, Prediction
+from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.classifier import Classifier
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.tasks.prediction import Prediction
 
 __all__ = ["Bundle", "Classifier", "Embedder", "MtllmError", "Prediction"]
 

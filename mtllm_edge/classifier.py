@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.bundle import Bundle
-from mtllm_edge.calibration import abstention, temperatures_of
+from mtllm_edge.backends.probing.offload import GpuLayers
+from mtllm_edge.bundle.manifest import LlmBackend
+from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import Embedder, warn_of_cuts
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.fitting import FitReport, check_labels, fit_head, without_repeats
-from mtllm_edge.folds import Groups, check_groups
-from mtllm_edge.framing import Encoded
-from mtllm_edge.gpu import GpuLayers
-from mtllm_edge.heads import Head
-from mtllm_edge.kinds import Input, Kind, check_kind, kind_of
-from mtllm_edge.manifest import LlmBackend
-from mtllm_edge.tasks import add_task, task_source
-from mtllm_edge.windows import Long, Windows, check_long
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says about one text, pair, or text with choices."""
-
-    label: str
-    """The most probable label; of choices, its number, the first of them being ``"0"``. The task's word for unsure
-    where it abstained."""
-    probabilities: dict[str, float]
-    """Probability of every label, in the order of the head, or of every choice by its number; they sum to 1."""
-    tokens: int
-    """Tokens that the encoder read, the special ones included, and of windows those that they share as often."""
-    truncated: bool
-    """Whether the text was longer than the encoder takes and lost its end; of several texts, the longest did."""
-    windows: int = 1
-    """In how many windows the text was read; where it was not cut, several for one longer than the encoder takes."""
-    abstained: bool = False
-    """Whether the confidence was below the threshold; the probabilities are those of the real labels even so."""
-    language: str | None = None
-    """Code of the language that the text was read as, given or identified; None where nothing was said of it."""
-
-    @property
-    def confidence(self) -> float:
-        """Probability of the most probable label, which is `label` unless the task abstained."""
-        return max(self.probabilities.values())
+from mtllm_edge.inputs import Input, Kind, check_kind, kind_of
+from mtllm_edge.tasks.calibration import abstention
+from mtllm_edge.tasks.cross_validation import Groups, check_groups
+from mtllm_edge.tasks.fitting import FitReport, check_labels, fit_head, without_repeats
+from mtllm_edge.tasks.head import Head, load_heads
+from mtllm_edge.tasks.prediction import Prediction, predict
+from mtllm_edge.tasks.store import add_task, task_source
+from mtllm_edge.tokenization.windows import Long, check_long
 
 
 class Classifier:
@@ -93,7 +66,8 @@ class Classifier:
             task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
-            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see `mtllm_edge.gpu`).
+            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see
+            `mtllm_edge.backends.probing.offload`).
 
         Warns:
             GpuWarning: A GPU was asked for, and something runs on the CPU all the same.
@@ -187,7 +161,7 @@ class Classifier:
         windows = self._embedder.windows(texts, language=language, long=long)
         check_kind(texts, head.kind, reader)
         pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
-        return judge(head, windows, pooled_VE, long, limit, unsure)
+        return predict(head, windows, pooled_VE, long, limit, unsure)
 
     def fit(
         self,
@@ -301,65 +275,3 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def load_heads(bundle: Bundle) -> dict[str, Head]:
-    """The heads of all tasks of a bundle.
-
-    Raises:
-        ModelError: One cannot be read, or holds numbers that are not finite.
-    """
-    return {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
-
-
-def judge(
-    head: Head, windows: Windows, pooled_VE: NDArray[np.float32], long: Long, limit: float, unsure: str
-) -> list[Prediction]:
-    """What a head says of texts, a prediction for each.
-
-    Args:
-        head: Of the kind of the texts.
-        windows: The texts as they were read.
-        pooled_VE: Their vectors, (vectors, n_embd), as `Embedder.pool` gives them.
-        long: What became of long texts; see `Classifier.classify`.
-        limit: Confidence below which the task abstains.
-        unsure: The label that is given then.
-    """
-    temperatures_N = temperatures_of(head, [text[0].language for text in windows.texts])
-    if head.kind == "multiple_choice":
-        rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
-    elif long == "vote":
-        rows = [*windows.mean(head.probabilities(pooled_VE, np.repeat(temperatures_N, windows.counts)))]
-    else:
-        rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
-    return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
-
-
-def _choice_rows(
-    head: Head, texts: Sequence[Encoded], pooled_VE: NDArray[np.float32], temperatures_N: NDArray[np.float64]
-) -> list[NDArray[np.float64]]:
-    """Probabilities of the choices of each text."""
-    if not texts:  # of which numpy would make one piece
-        return []
-    pieces = np.split(pooled_VE, np.cumsum([text.vectors for text in texts])[:-1])
-    return [
-        head.choice_probabilities(pooled_CE, temperature)
-        for pooled_CE, temperature in zip(pieces, temperatures_N.tolist(), strict=True)
-    ]
-
-
-def _prediction(
-    windows: Sequence[Encoded], head: Head, probabilities_C: NDArray[np.float64], limit: float, unsure: str
-) -> Prediction:
-    labels = head.labels or [*map(str, range(len(probabilities_C)))]
-    best = int(probabilities_C.argmax())
-    abstained = bool(probabilities_C[best] < limit)
-    return Prediction(
-        label=unsure if abstained else labels[best],
-        probabilities=dict(zip(labels, probabilities_C.tolist(), strict=True)),
-        tokens=sum(len(window.ids) for window in windows),
-        truncated=windows[0].truncated,
-        windows=len(windows),
-        abstained=abstained,
-        language=windows[0].language,
-    )

@@ -13,23 +13,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.batching import TOKENS_PER_BATCH, plan_batches
-from mtllm_edge.bridge import Bridge
-from mtllm_edge.bundle import BRIDGE_NAME, TOKENIZER_NAME, Bundle
-from mtllm_edge.encoders.base import Encoder
-from mtllm_edge.encoders.loading import load_encoder
+from mtllm_edge.backends.bridge import Bridge
+from mtllm_edge.backends.cpu import check_threads, default_threads
+from mtllm_edge.backends.encoders.base import Encoder
+from mtllm_edge.backends.llms.base import Llm
+from mtllm_edge.backends.loading import load_encoder, load_llm
+from mtllm_edge.backends.prefetch import prefetch
+from mtllm_edge.backends.probing.llm_backend import choose_backend
+from mtllm_edge.backends.probing.offload import ON_CPU, GpuLayers, Offload, check_gpu_layers, plan_offload
+from mtllm_edge.bundle.layout import BRIDGE_NAME, TOKENIZER_NAME
+from mtllm_edge.bundle.manifest import LlmBackend
+from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError, UsageError
-from mtllm_edge.forms import choose
-from mtllm_edge.framing import Encoded, distinct, grouped
-from mtllm_edge.gpu import ON_CPU, GpuLayers, Offload, check_gpu_layers, plan_offload
-from mtllm_edge.kinds import Input, check_kind
-from mtllm_edge.llms.base import Llm
-from mtllm_edge.llms.loading import load_llm
-from mtllm_edge.machine import check_threads, default_threads
-from mtllm_edge.manifest import LlmBackend
-from mtllm_edge.overlap import ahead
-from mtllm_edge.tokenizer import Tokenizer
-from mtllm_edge.windows import Long, Windows
+from mtllm_edge.inputs import Input, check_kind
+from mtllm_edge.tokenization.batching import TOKENS_PER_BATCH, plan_batches
+from mtllm_edge.tokenization.encoding import Encoded, distinct, downsample_spans
+from mtllm_edge.tokenization.tokenizer import Tokenizer
+from mtllm_edge.tokenization.windows import Long, Windows
 
 MAX_BATCH_TOKENS = 2**14
 """llama.cpp's working memory grows with the square: half a gigabyte here, and 2 TB at a million."""
@@ -69,14 +69,17 @@ class Embedder:
     ) -> Embedder:
         """Load a bundle.
 
-        The first time on a machine a child process tries a GGUF LLM for a few seconds (see `mtllm_edge.safety`), and
-        if the bundle has a form for ONNX Runtime, too, how much faster that is (see `mtllm_edge.forms`).
+        The first time on a machine a child process tries a GGUF LLM for a few seconds (see
+        `mtllm_edge.backends.probing.llama_cpp`), and
+        if the bundle has a form for ONNX Runtime, too, how much faster that is (see
+        `mtllm_edge.backends.probing.llm_backend`).
 
         Args:
             bundle: The bundle, its folder, or the name of an installed one.
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
-            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see `mtllm_edge.gpu`).
+            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see
+            `mtllm_edge.backends.probing.offload`).
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Warns:
@@ -145,7 +148,7 @@ class Embedder:
         return windows.mean(self.pool(windows.encoded, progress=windows.in_texts(progress)))
 
     def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoded]:
-        """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.kinds`).
+        """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.inputs`).
 
         Each result says whether its text was cut, and what language it is read as. Arguments and errors as for `embed`.
         """
@@ -188,8 +191,8 @@ class Embedder:
         padded = self._llm.pads or self._encoder.pads
         batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
         pooled: dict[int, NDArray[np.float32]] = {}
-        for batch, inputs in ahead(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
-            spans = [grouped(read[place].spans, self._bridge.stride) for place in batch]
+        for batch, inputs in prefetch(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
+            spans = [downsample_spans(read[place].spans, self._bridge.stride) for place in batch]
             pooled_VE = self._llm.pool(inputs, spans, adapter=adapter)
             ends = np.cumsum([read[place].vectors for place in batch])
             pooled |= zip(batch, np.split(pooled_VE, ends[:-1]), strict=True)
@@ -257,7 +260,7 @@ def _load_engines(
     if offload.llm is not None:
         form = bundle.llm("gguf")
     else:
-        form = choose(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
+        form = choose_backend(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
     llm = load_llm(bundle, form, threads=threads, max_tokens=max_tokens, settings=offload.llm)
     return encoder, llm
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 
-from mtllm_edge import children
+from mtllm_edge.backends.probing import child_process
 
 
 def freeze_support() -> None:
@@ -23,18 +23,18 @@ def freeze_support() -> None:
     Does nothing in a program that is not frozen. A frozen one that never calls this works, too, but more slowly: what
     is fast and safe cannot be tried in a child there, so the LLM runs with llama.cpp's plain kernels.
     """
-    if not children.is_frozen():
+    if not child_process.is_frozen():
         return
-    children.application_answers()
-    if sys.argv[1:2] == [children.FROZEN_ARGUMENT]:
+    child_process.application_answers()
+    if sys.argv[1:2] == [child_process.FROZEN_ARGUMENT]:
         _run(sys.argv[2], sys.argv[3:])
         sys.exit(0)
 
 
 def _run(module: str, arguments: list[str]) -> None:
     """Run one of the modules that are made to be children; a freezing tool finds them by these imports."""
-    from mtllm_edge import gpu_child, trial
-    from mtllm_edge.llms import probe, race
+    from mtllm_edge.backends.probing import gpu_child, llama_cpp_child, llm_backend_child
+    from mtllm_edge.diagnostics import deep_verify
 
-    mains = {known.__name__: known.main for known in (gpu_child, probe, race, trial)}
+    mains = {known.__name__: known.main for known in (gpu_child, llama_cpp_child, llm_backend_child, deep_verify)}
     mains[module](arguments)

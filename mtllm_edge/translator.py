@@ -16,15 +16,15 @@ from pathlib import Path
 import msgspec
 import tokenizers
 
-from mtllm_edge.batching import plan_batches
+from mtllm_edge.backends.cpu import check_threads, configure_openmp, default_threads
+from mtllm_edge.bundle.formats.binary import DamagedFileError
+from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
+from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import EngineError, ModelError, UsageError
-from mtllm_edge.formats.ctranslate2 import read_shapes
-from mtllm_edge.formats.cursor import DamagedFileError
-from mtllm_edge.machine import calm_openmp, check_threads, default_threads
-from mtllm_edge.manifest import Source
-from mtllm_edge.tokenizer import Tokenizer
+from mtllm_edge.tokenization.batching import plan_batches
+from mtllm_edge.tokenization.tokenizer import Tokenizer
 
-calm_openmp()
+configure_openmp()
 import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is loaded)
 
 MANIFEST_NAME = "translator.json"
@@ -45,7 +45,7 @@ class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     prefix_tokens: tuple[str, ...]
     """Tokens before every text."""
     suffix_tokens: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[WeightSource, ...]
     """Origin and licence of every weight and data set behind it."""
 
     @classmethod

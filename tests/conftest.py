@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mtllm_edge.machine import calm_openmp
+from mtllm_edge.backends.cpu import configure_openmp
 
-calm_openmp()  # before anything here loads OpenMP: the tests share their cores, too
-from tests.tiny import make_tiny_bundle  # noqa: E402
+configure_openmp()  # before anything here loads OpenMP: the tests share their cores, too
+from tests.fixtures.tiny_bundle import make_tiny_bundle  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

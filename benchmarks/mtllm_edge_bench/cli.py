@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from mtllm_edge import render
-from mtllm_edge.bundle import Bundle, refuse_existing, write_bundle
+from mtllm_edge import console
+from mtllm_edge.backends.cpu import default_threads
+from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.machine import default_threads
+from mtllm_edge.files.atomic import atomic_folder, refuse_existing
 
 REPORT_NAME = "bench.json"
 _PATH = click.Path(path_type=Path)
@@ -67,14 +68,14 @@ def bench(
             f"{bundle} has its LLM in ONNX, and --teacher reads in GGUF; leave out --translator and --teacher"
         )
     task = opened.task_name(task)
-    from mtllm_edge_bench.corpus import check_labels, read_corpus
+    from mtllm_edge_bench.runner.corpus import check_labels, read_corpus
 
     corpus = read_corpus(texts, opened, task, language=language, text_column=text_column, label_column=label_column)
     from mtllm_edge.translator import TranslatorManifest
-    from mtllm_edge_bench.files import save_files
-    from mtllm_edge_bench.reader import write_reader
-    from mtllm_edge_bench.report import make_report
-    from mtllm_edge_bench.setups import Plan, measure_setup
+    from mtllm_edge_bench.report.files import save_files
+    from mtllm_edge_bench.report.report import make_report
+    from mtllm_edge_bench.runner.setups import Plan, measure_setup
+    from mtllm_edge_bench.systems.llm_reader import write_reader
 
     if translator is not None:
         TranslatorManifest.load(translator)
@@ -83,13 +84,13 @@ def bench(
         reader = None
         if teacher is not None:
             reader = Path(scratch)
-            render.note("writing the English LLM with its vocabulary")
+            console.note("writing the English LLM with its vocabulary")
             assert quantization != "int8"  # ONNX is refused above
             made = write_reader(teacher, reader, quantization=quantization)
             check_labels(made.tasks, opened, task, teacher)
-        plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, note=render.note)
+        plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, note=console.note)
         setup = measure_setup(plan)
     report = make_report({opened.manifest.name: setup}, setup.ratios, threads=threads)
-    with write_bundle(out, force=force, marker=REPORT_NAME) as folder:
+    with atomic_folder(out, force=force, marker=REPORT_NAME) as folder:
         save_files(report, folder, "bench")
     click.echo(msgspec.json.encode(report).decode())

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.errors import DataError
-from mtllm_edge.outputs import free_names, replacing, write_csv
-from mtllm_edge.records import csv_records
+from mtllm_edge.files.atomic import atomic_file
+from mtllm_edge.files.rows import csv_records
+from mtllm_edge.files.writers import free_names, write_csv
 
 _SAMPLE = 100
 _TABLES = (".csv", ".tsv")
@@ -87,5 +88,5 @@ def write(path: Path, document: Document, rows: Sequence[int], labels: Sequence[
         found = {} if label is None else {"label": label.name, "confidence": round(label.confidence, 6)}
         return document.records[row] | {names[name]: value for name, value in found.items()}
 
-    with replacing(path, force=True) as file:
+    with atomic_file(path, force=True) as file:
         write_csv(file, [*document.columns, *names.values()], map(labelled, rows))

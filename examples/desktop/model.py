@@ -14,7 +14,7 @@ from typing import Any
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, Qt
 
 from examples.desktop.files import Document, Label
-from mtllm_edge.outputs import free_names
+from mtllm_edge.files.writers import free_names
 
 TEXT, LABEL, CONFIDENCE = 0, 1, 2
 _NO_PARENT = QModelIndex()

@@ -13,8 +13,8 @@ from examples.desktop.layout import Controls
 from examples.desktop.model import Filter, Table
 from examples.desktop.worker import Worker
 from mtllm_edge import Bundle, MtllmError
-from mtllm_edge.installed import installed_bundles
-from mtllm_edge.manifest import MANIFEST_NAME
+from mtllm_edge.bundle.installed import installed_bundles
+from mtllm_edge.bundle.manifest import MANIFEST_NAME
 
 _BUNDLE, _FOLDER = "bundle", "folder"
 _TYPING_MS = 200

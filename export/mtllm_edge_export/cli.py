@@ -11,14 +11,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from mtllm_edge.bundle.manifest import EncoderBackend, Manifest
+from mtllm_edge.console import megabytes
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.manifest import EncoderBackend, Manifest
-from mtllm_edge.render import megabytes
 
 if TYPE_CHECKING:
-    from mtllm_edge_export.assemble import Forms, LlmQuantization
-    from mtllm_edge_export.encoder_ctranslate2 import EncoderQuantization
+    from mtllm_edge_export.bundle import Forms, LlmQuantization
+    from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization
 
 EXPORT = ("torch", "transformers", "peft", "gguf", "onnx", "onnxruntime", "onnxscript")
 _FOLDER = click.Path(path_type=Path)
@@ -98,7 +98,7 @@ def export(
         raise UsageError("parts name their LLM as it was trained; leave out --without-llm or --llm-layers")
     require("export", *EXPORT)
     _quiet_transformers()
-    from mtllm_edge_export.assemble import export_bundle, export_parts
+    from mtllm_edge_export.bundle import export_bundle, export_parts
 
     with _steps() as log:
         common: dict[str, Any] = {"encoder_quantization": encoder_quantization, "force": force, "log": log}
@@ -128,7 +128,7 @@ def join(parts: Path, out: Path, *, llm_backend: str, force: bool) -> None:
     if llm_backend == "both":
         require("export", *EXPORT)
         _quiet_transformers()
-    from mtllm_edge_export.join import join as join_parts
+    from mtllm_edge_export.parts.join import join as join_parts
 
     with _steps() as log:
         manifest = join_parts(parts, out, both_forms=llm_backend == "both", force=force, log=log)
@@ -150,7 +150,7 @@ def export_translator(translator: Path, out: Path, *, quantization: EncoderQuant
     """Compile a trained TRANSLATOR for CTranslate2: the baseline that an MT-LLM is compared with."""
     require("export", "torch", "transformers")
     _quiet_transformers()
-    from mtllm_edge_export.translator_ctranslate2 import export_translator as write
+    from mtllm_edge_export.translator import export_translator as write
 
     with _steps() as log:
         manifest = write(translator, out, quantization=quantization, force=force)

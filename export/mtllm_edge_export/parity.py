@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mtllm_edge.bundle.manifest import LlmBackend, Parity
 from mtllm_edge.errors import ModelError
-from mtllm_edge.kinds import Input, Kind
-from mtllm_edge.manifest import LlmBackend, Parity
+from mtllm_edge.inputs import Input, Kind
 
 if TYPE_CHECKING:
-    from mtllm_edge_train.model import Stack
+    from mtllm_edge_train.models.stack import Stack
 
 Array = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -173,9 +173,9 @@ def compare(bundle: Path, reference: Reference, *, llm_backend: LlmBackend) -> t
     Raises:
         ModelError: The bundle reads a sentence as other tokens than torch does.
     """
-    from mtllm_edge.bundle import Bundle
+    from mtllm_edge.bundle.reader import Bundle
     from mtllm_edge.embedder import Embedder
-    from mtllm_edge.heads import Head
+    from mtllm_edge.tasks.head import Head
 
     opened = Bundle.open(bundle)
     with Embedder.load(opened, llm_backend=llm_backend) as embedder:

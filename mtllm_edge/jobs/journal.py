@@ -12,9 +12,20 @@ from typing import BinaryIO
 import msgspec
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.jobs.job import Job
-from mtllm_edge.jobs.stores import ANSWERS, DONE, LOG, REJECTED, RESULT, Done, Journal, damaged, last_line, write_whole
-from mtllm_edge.outputs import check_target, in_the_name_of, sync_folder
+from mtllm_edge.files.atomic import check_output_path, errors_name, sync_folder
+from mtllm_edge.jobs.answer_store import (
+    ANSWERS,
+    DONE,
+    LOG,
+    REJECTED,
+    RESULT,
+    Done,
+    Journal,
+    damaged,
+    last_line,
+    write_whole,
+)
+from mtllm_edge.jobs.spec import Job
 
 try:
     import fcntl
@@ -52,14 +63,14 @@ def journal(path: Path, job: Job, *, force: bool = False, restart: bool = False)
         OSError: The disk refuses.
         KeyboardInterrupt: After Ctrl-C; says what is kept.
     """
-    target = check_target(path, force=True)
+    target = check_output_path(path, force=True)
     folder = target.with_name(f".{target.name}.job")
-    with in_the_name_of(path, folder):
+    with errors_name(path, folder):
         if _is_delivered(folder, path, job, restart=restart):
             yield None
             return
-        check_target(path, force=force)
-        check_target(rejected_path(path), force=force)
+        check_output_path(path, force=force)
+        check_output_path(rejected_path(path), force=force)
         new = not folder.exists()
         folder.mkdir(exist_ok=True)
         lock = _lock(folder, path)

@@ -13,17 +13,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle import Bundle
-from mtllm_edge.installed import normal_name
-from mtllm_edge.kinds import Input
-from mtllm_edge.server.bodies import ClassifyBody, EmbeddingsBody
-from mtllm_edge.server.engine import Engine, Prepared
-from mtllm_edge.server.gate import Door, Gate
+from mtllm_edge.bundle.installed import normal_name
+from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.inputs import Input
+from mtllm_edge.server.auth import Door, Gate
+from mtllm_edge.server.errors import CLIENT_GONE, RefusedError, add_handlers, json_response
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics, Watch
 from mtllm_edge.server.page import page_response
-from mtllm_edge.server.refusals import CLIENT_GONE, RefusedError, add_handlers, json_response
-from mtllm_edge.server.replies import embeddings_json, models_json, prediction_json
+from mtllm_edge.server.requests import ClassifyBody, EmbeddingsBody
+from mtllm_edge.server.responses import embeddings_json, models_json, prediction_json
+from mtllm_edge.server.worker import Engine, Prepared
 
 
 def create_app(

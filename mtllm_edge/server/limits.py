@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.kinds import Input, name_of_part, parts_of
-from mtllm_edge.server.refusals import RefusedError
+from mtllm_edge.inputs import Input, name_of_part, parts_of
+from mtllm_edge.server.errors import RefusedError
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from types import FrameType
 
 import uvicorn
 
-from mtllm_edge import render
-from mtllm_edge.bundle import Bundle
+from mtllm_edge import console
+from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import UsageError
-from mtllm_edge.language_notes import LanguageWarning
+from mtllm_edge.languages.warnings import LanguageWarning
 from mtllm_edge.server.app import create_app
-from mtllm_edge.server.engine import Engine, Model
-from mtllm_edge.server.gate import Door
+from mtllm_edge.server.auth import Door
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
+from mtllm_edge.server.worker import Engine, Model
 
 _MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 75
@@ -75,18 +75,18 @@ def serve(
         load,
         limits,
         observe=metrics.observe_batch,
-        ready=lambda: render.note(f"ready after {time.perf_counter() - started:.1f} s"),
+        ready=lambda: console.note(f"ready after {time.perf_counter() - started:.1f} s"),
         failed=lambda: _stop(server),
     )
     server = make_server(create_app(bundle, engine, limits, door, metrics, served_as=served_as), grace_s)
     with _stopped_by_signals(server):
-        render.note(f"serving {bundle.manifest.name} at {url_of(listener)} (Ctrl-C stops); loading the model")
+        console.note(f"serving {bundle.manifest.name} at {url_of(listener)} (Ctrl-C stops); loading the model")
         engine.start()
         server.run(sockets=[listener])
     ended = engine.stop(_LAST_BATCH_S)
     if engine.failure is not None:
         raise engine.failure
-    render.note("stopped")
+    console.note("stopped")
     if not ended:
         # A thread that still computes in native code must not see the libraries being taken down.
         sys.stderr.flush()

@@ -14,23 +14,23 @@ import numpy as np
 import pytest
 
 from mtllm_edge import Classifier
-from mtllm_edge.bundle import Bundle
-from mtllm_edge.cli import main
+from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.cli.main import main
 from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge.errors import MtllmError
 from mtllm_edge.translator import Translator
-from mtllm_edge_bench import measure
 from mtllm_edge_bench.jobs import Job
-from mtllm_edge_bench.measure import run_job
-from mtllm_edge_bench.reader import Reader, write_reader
-from mtllm_edge_bench.report import Report
-from mtllm_edge_export.translator_ctranslate2 import export_translator
-from mtllm_edge_train.config import TaskConfig
-from mtllm_edge_train.evaluate import Evaluator
-from tests.runtime.children import imported_by
-from tests.tiny import make_tiny_bundle
-from tests.train import test_translation
-from tests.train.test_eval import LABELS, TASKS, save_teacher
+from mtllm_edge_bench.report.report import Report
+from mtllm_edge_bench.runner import measure
+from mtllm_edge_bench.runner.measure import run_job
+from mtllm_edge_bench.systems.llm_reader import Reader, write_reader
+from mtllm_edge_export.translator import export_translator
+from mtllm_edge_train.checkpoints.config import TaskConfig
+from mtllm_edge_train.evaluation.scoring import Evaluator
+from tests.fixtures.subprocesses import imported_by
+from tests.fixtures.tiny_bundle import make_tiny_bundle
+from tests.train.cli.test_eval import LABELS, TASKS, save_teacher
+from tests.train.multilingual import test_train_translator
 
 TEXTS = ("abba dada", "bad egg a", "head dab", "a cab", "feed a bee", "abba dada bad egg")
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_bundle(folder / "bundle", tasks={"topic": LABELS}, stride=2)
     save_teacher(folder / "teacher", TASKS)
     save_teacher(folder / "other", {"topic": TaskConfig(kind="sequence", labels=("x", "y"))})
-    test_translation.run(folder / "trained", test_translation.tiny_bert(folder / "bert"), steps=1)
+    test_train_translator.run(folder / "trained", test_train_translator.tiny_bert(folder / "bert"), steps=1)
     export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
     with Classifier.load(folder / "bundle") as classifier:
         labels = [found.label for found in classifier.classify(TEXTS)]

@@ -10,20 +10,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from mtllm_edge.bundle import Bundle
+from mtllm_edge.bundle.formats import gguf
+from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import load_tokenizer
-from mtllm_edge.formats import gguf
-from mtllm_edge_bench import shapes
-from mtllm_edge_bench.contenders import Engines, MtLlm, TranslateTest
-from mtllm_edge_bench.counted import texts_of
-from mtllm_edge_bench.demo_corpus import counted_corpus, demo_rows
 from mtllm_edge_bench.jobs import Job
-from mtllm_edge_bench.random_gguf import write_random_llm
-from mtllm_edge_bench.random_nllb import random_model, write_random_nllb
-from mtllm_edge_bench.report import Figure, Measured, Setup, make_report, setup_ratios
-from mtllm_edge_bench.torch_stack import RANDOM_NAME, RandomStack, TorchStack
-from mtllm_edge_export.assemble import export_bundle
-from tests.export.tiny_checkpoint import save_checkpoint
+from mtllm_edge_bench.report.report import Figure, Measured, Setup, make_report, setup_ratios
+from mtllm_edge_bench.synthetic import shapes
+from mtllm_edge_bench.synthetic.counted_tokenizer import texts_of
+from mtllm_edge_bench.synthetic.demo_corpus import counted_corpus, demo_rows
+from mtllm_edge_bench.synthetic.gguf import write_random_llm
+from mtllm_edge_bench.synthetic.nllb import random_model, write_random_nllb
+from mtllm_edge_bench.systems.pytorch import RANDOM_NAME, RandomStack, TorchStack
+from mtllm_edge_bench.systems.systems import Engines, MtLlm, TranslateTest
+from mtllm_edge_export.bundle import export_bundle
+from tests.fixtures.tiny_checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NLLB = shapes.NLLB_600M | {

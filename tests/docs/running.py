@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from mtllm_edge.cli import main
+from mtllm_edge.cli.main import main
 from tests.docs.pages import NOT_RUN, Block
 
 PROGRAM = "mtllm-edge"
@@ -59,7 +59,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._address = f"127.0.0.1:{port}"
-        program = [sys.executable, "-m", "mtllm_edge.cli"]
+        program = [sys.executable, "-m", "mtllm_edge"]
         self._child = subprocess.Popen([*program, *words, "--port", str(port)])
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline and self._child.poll() is None:

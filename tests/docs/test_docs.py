@@ -18,7 +18,7 @@ import click
 import pytest
 
 import mtllm_edge
-from mtllm_edge.cli import cli
+from mtllm_edge.cli.main import cli
 from tests.docs import workbench
 from tests.docs.pages import NOT_RUN, blocks_of, links_of
 from tests.docs.running import PROGRAM, run_blocks
@@ -69,12 +69,12 @@ def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyP
 
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer sizes of batches, each of which is a process, and fewer sentences to compare with torch."""
-    from mtllm_edge_bench import measure
-    from mtllm_edge_export import assemble
+    from mtllm_edge_bench.runner import measure
+    from mtllm_edge_export import bundle
 
-    sentences = assemble.load_sentences()[::8]
+    sentences = bundle.load_sentences()[::8]
     monkeypatch.setattr(measure, "CANDIDATES", (512,))
-    monkeypatch.setattr(assemble, "load_sentences", lambda: sentences)
+    monkeypatch.setattr(bundle, "load_sentences", lambda: sentences)
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
@@ -189,11 +189,18 @@ def test_the_reference_has_the_public_surface(site: Path) -> None:
 def test_the_format_page_has_every_key() -> None:
     import msgspec
 
-    from mtllm_edge import manifest
+    from mtllm_edge.bundle import manifest
 
     text = (DOCS / "bundle_format.md").read_text(encoding="utf-8")
-    parts = [manifest.Manifest, manifest.Encoder, manifest.Bridge, manifest.Llm, manifest.Task, manifest.Source]
-    for part in (*parts, manifest.Parity, manifest.File):
+    parts = [
+        manifest.Manifest,
+        manifest.EncoderSpec,
+        manifest.BridgeSpec,
+        manifest.LlmSpec,
+        manifest.TaskSpec,
+        manifest.WeightSource,
+    ]
+    for part in (*parts, manifest.Parity, manifest.FileEntry):
         for field in msgspec.structs.fields(part):
             assert f"`{field.name}`" in text, f"bundle_format.md says nothing of {part.__name__}.{field.name}"
     assert f"`format_version` | whole number | {manifest.FORMAT_VERSION}" in text

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import safetensors.numpy
 
 from mtllm_edge import Classifier
-from tests.tiny import N_EMBD, lora_weights, make_tiny_bundle, write_lora
+from tests.fixtures.tiny_bundle import N_EMBD, lora_weights, make_tiny_bundle, write_lora
 
 ROOT = Path(__file__).parents[2]
 TOPICS = ("entertainment", "geography", "health", "politics", "science/technology", "sports", "travel")
@@ -75,17 +75,17 @@ def lay_out_training(folder: Path) -> None:
     # Here, so that the pages of the runtime are tested without torch.
     import torch
 
-    from tests.export.tiny_checkpoint import save_checkpoint, save_encoder
-    from tests.export.tiny_published import save_published
-    from tests.train import test_translation
-    from tests.train.tiny_llm import save_llm_and_tokenizer
+    from tests.fixtures.tiny_checkpoint import save_checkpoint, save_encoder
+    from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+    from tests.fixtures.tiny_published import save_published
+    from tests.train.multilingual import test_train_translator
 
     torch.set_num_threads(1)  # the models are tiny: a second thread would only wait
     save_encoder(folder / ENCODER, "m2m_100")
     save_llm_and_tokenizer(folder / LLM)
     save_checkpoint(folder / "trained")
     save_published(folder / PUBLISHED)
-    test_translation.run(folder / "translator", test_translation.tiny_bert(folder / "bert"), steps=1)
+    test_train_translator.run(folder / "translator", test_train_translator.tiny_bert(folder / "bert"), steps=1)
     english = [row for row in _NEWS if row["lang"] == "eng_Latn" and row["split"] == "train"]
     (folder / "english").mkdir()
     (folder / "english" / "part1.txt").write_text("".join(f"{row['text']}\n" for row in english), encoding="utf-8")
@@ -106,15 +106,15 @@ def lay_out_training(folder: Path) -> None:
 
 def lay_out_stack(folder: Path) -> None:
     """What a person has who has trained: a stack, its teacher and a translator."""
-    from mtllm_edge_export.translator_ctranslate2 import export_translator
-    from mtllm_edge_train.config import TaskConfig
-    from tests.train import test_translation
-    from tests.train.test_eval import save_teacher
+    from mtllm_edge_export.translator import export_translator
+    from mtllm_edge_train.checkpoints.config import TaskConfig
+    from tests.train.cli.test_eval import save_teacher
+    from tests.train.multilingual import test_train_translator
 
     tasks = {"topic": TaskConfig(kind="sequence", labels=TOPICS)}
     make_tiny_bundle(folder / "my-stack", tasks={"topic": TOPICS})
     save_teacher(folder / "teacher", tasks)
-    test_translation.run(folder / "translator", test_translation.tiny_bert(folder / "bert"), steps=1)
+    test_train_translator.run(folder / "translator", test_train_translator.tiny_bert(folder / "bert"), steps=1)
     export_translator(folder / "translator", folder / "mt", quantization="float32", force=False)
     german = [row for row in _NEWS if row["lang"] == "deu_Latn"]
     _write_csv(folder / "german.csv", [{"text": row["text"], "label": row["category"]} for row in german])

@@ -16,7 +16,6 @@ import pytest
 
 from mtllm_edge import Classifier
 from mtllm_edge.errors import EngineError
-from tests import tiny
 
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 is not installed (extra [desktop])", exc_type=ImportError)
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -98,7 +97,7 @@ def test_a_file_is_labelled_filtered_and_exported(
     drop(window, tiny_bundle)
     drop(window, sheet)
     wait(controls.run.isEnabled)
-    assert [controls.tasks.itemText(place) for place in range(controls.tasks.count())] == list(tiny.TASKS)
+    assert [controls.tasks.itemText(place) for place in range(controls.tasks.count())] == list(tiny_bundle.TASKS)
     controls.tasks.setCurrentText("topic")
     click(controls.run)
     wait(lambda: labelled(window))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtllm_edge_export.assemble import export_bundle
-from tests.export.tiny_checkpoint import save_checkpoint
+from mtllm_edge_export.bundle import export_bundle
+from tests.fixtures.tiny_checkpoint import save_checkpoint
 
 # The models are tiny: a second thread would only wait, and spin while it waits.
 torch.set_num_threads(1)

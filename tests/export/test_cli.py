@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from mtllm_edge import Bundle
 from mtllm_edge.errors import UsageError
 from mtllm_edge_export import cli
-from tests.runtime.children import imported_by
+from tests.fixtures.subprocesses import imported_by
 
 
 def test_importing_the_commands_imports_nothing_heavy() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mtllm_edge.bundle.manifest import Parity
 from mtllm_edge.errors import ModelError
-from mtllm_edge.manifest import Parity
 from mtllm_edge_export.parity import check_parity, load_sentences, measure
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mtllm_edge import Bundle, Embedder
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.assemble import export_bundle
-from tests.export.engines import cosines
-from tests.export.tiny_published import SHARDS, PublishedModules, save_published
+from mtllm_edge_export.bundle import export_bundle
+from tests.fixtures.run_gguf import cosines
+from tests.fixtures.tiny_published import SHARDS, PublishedModules, save_published
 
 TEXTS = ["Hallo Welt", "x", "Das Wetter ist heute sehr schön, und morgen auch."]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from mtllm_edge import Bundle, Embedder
-from mtllm_edge.manifest import Bridge
-from mtllm_edge_export.assemble import export_bundle, export_parts
-from mtllm_edge_export.join import join
-from mtllm_edge_train.checkpoint import load_stack
-from mtllm_edge_train.model import pad_right
-from tests.export.engines import cosines
-from tests.export.tiny_checkpoint import save_checkpoint
+from mtllm_edge.bundle.manifest import BridgeSpec
+from mtllm_edge_export.bundle import export_bundle, export_parts
+from mtllm_edge_export.parts.join import join
+from mtllm_edge_train.models.loading import load_stack
+from mtllm_edge_train.models.stack import pad_right
+from tests.fixtures.run_gguf import cosines
+from tests.fixtures.tiny_checkpoint import save_checkpoint
 
 TEXTS = ["Good morning.", "おはようございます", "காலை வணக்கம்", "x", "xy", "xyz", "один два три"]
 FLOAT: Any = {"encoder_quantization": "float32", "llm_quantization": "f32"}
@@ -33,7 +33,7 @@ def test_bundle_and_joined_parts_follow_torch(stride: int, tmp_path: Path) -> No
         join(tmp_path / "parts", tmp_path / "joined"),
     ]
     for manifest in manifests:
-        assert manifest.bridge == Bridge(kind="strided", stride=stride)
+        assert manifest.bridge == BridgeSpec(kind="strided", stride=stride)
         assert min(row.cosine_min for row in manifest.parity) >= 0.9999
     for name in ("bundle", "joined"):
         bundle = Bundle.open(tmp_path / name)

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge.translator import Translator
 from mtllm_edge_export.cli import export_translator as command
-from mtllm_edge_export.translator_ctranslate2 import bart_encoder
-from mtllm_edge_train.translator import load_bert, load_translator
-from tests.train.test_translation import PAIRS, SETTINGS, run, tiny_bert
+from mtllm_edge_export.translator import bart_encoder
+from mtllm_edge_train.multilingual.translator import load_bert, load_translator
+from tests.train.multilingual.test_train_translator import PAIRS, SETTINGS, run, tiny_bert
 
 
 @pytest.fixture(scope="module")

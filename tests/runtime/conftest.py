@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mtllm_edge.cli import main
-from mtllm_edge.jobs import running
-from tests.runtime.commandline import Result, Run
-from tests.runtime.interruption import Stop
+from mtllm_edge.cli.main import main
+from mtllm_edge.jobs import runner
+from tests.fixtures.cli_result import Result, Run
+from tests.fixtures.interruption import Stop
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal has an entry for every eight texts."""
-    monkeypatch.setattr(running, "FEWEST", 8)
-    monkeypatch.setattr(running, "MOST", 8)
+    monkeypatch.setattr(runner, "FEWEST", 8)
+    monkeypatch.setattr(runner, "MOST", 8)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ import pytest
 import safetensors.numpy
 
 from mtllm_edge import Bundle, Classifier, Embedder, Prediction
-from mtllm_edge.bundle import list_files
+from mtllm_edge.bundle.writer import list_files
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, EngineError, ModelError, UsageError
-from tests import tiny
-from tests.runtime.reference import bert_states, cosine, llama_pooled, read_gguf
+from tests.fixtures import tiny_bundle
+from tests.fixtures.numpy_reference import bert_states, cosine, llama_pooled, read_gguf
 
 TEXTS = [
     "the team is good",
@@ -57,7 +57,7 @@ def test_whole_stack_matches_numpy(embedder: Embedder, tiny_bundle: Path) -> Non
     encoded = embedder.encode(TEXTS)
     pooled_NE = embedder.pool(encoded)
     vocabulary = msgspec.json.decode((tiny_bundle / "encoder" / "vocabulary.json").read_bytes())
-    encoder = tiny.encoder_weights(np.random.default_rng(tiny.SEED), len(vocabulary))
+    encoder = tiny_bundle.encoder_weights(np.random.default_rng(tiny_bundle.SEED), len(vocabulary))
     bridge = safetensors.numpy.load_file(tiny_bundle / "bridge.safetensors")
     llm = read_gguf(tiny_bundle / "llm.gguf")
     for pooled_E, text in zip(pooled_NE, encoded, strict=True):
@@ -69,7 +69,7 @@ def test_whole_stack_matches_numpy(embedder: Embedder, tiny_bundle: Path) -> Non
 def test_strided_stack_matches_numpy_in_any_batch(tiny_variant: Callable[..., Path], stride: int) -> None:
     bundle = tiny_variant(stride=stride)
     vocabulary = msgspec.json.decode((bundle / "encoder" / "vocabulary.json").read_bytes())
-    encoder = tiny.encoder_weights(np.random.default_rng(tiny.SEED), len(vocabulary))
+    encoder = tiny_bundle.encoder_weights(np.random.default_rng(tiny_bundle.SEED), len(vocabulary))
     bridge = safetensors.numpy.load_file(bundle / "bridge.safetensors")
     llm = read_gguf(bundle / "llm.gguf")
     with Embedder.load(bundle, threads=2) as embedder:
@@ -98,7 +98,7 @@ def test_batched_equals_single_in_any_order(embedder: Embedder) -> None:
 
 def test_embed_warns_of_truncation(embedder: Embedder) -> None:
     with pytest.warns(TruncationWarning, match="2 of 10 texts lost their end after 64 tokens, the first is text 2"):
-        assert embedder.embed(TEXTS).shape == (10, tiny.N_EMBD)
+        assert embedder.embed(TEXTS).shape == (10, tiny_bundle.N_EMBD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         embedder.embed(TEXTS[:2])
@@ -106,7 +106,7 @@ def test_embed_warns_of_truncation(embedder: Embedder) -> None:
 
 def test_hundred_thousand_characters(classifier: Classifier) -> None:
     (prediction,) = classifier.classify(["хороший отель " * 7200])
-    assert (prediction.tokens, prediction.truncated) == (tiny.MAX_TOKENS, True)
+    assert (prediction.tokens, prediction.truncated) == (tiny_bundle.MAX_TOKENS, True)
 
 
 def test_predictions(classifier: Classifier, embedder: Embedder, tiny_bundle: Path) -> None:
@@ -115,7 +115,7 @@ def test_predictions(classifier: Classifier, embedder: Embedder, tiny_bundle: Pa
     logits_NC = embedder.pool(embedder.encode(TEXTS)) @ weight_CE.T
     for prediction, logits_C, text in zip(predictions, logits_NC, embedder.encode(TEXTS), strict=True):
         assert prediction.label == classifier.labels[int(logits_C.argmax())]
-        assert tuple(prediction.probabilities) == classifier.labels == tiny.TASKS["topic"]
+        assert tuple(prediction.probabilities) == classifier.labels == tiny_bundle.TASKS["topic"]
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
         assert prediction.confidence == max(prediction.probabilities.values())
         assert (prediction.tokens, prediction.truncated) == (len(text.ids), text.truncated)
@@ -125,7 +125,7 @@ def test_predictions(classifier: Classifier, embedder: Embedder, tiny_bundle: Pa
 def test_task_of_a_call(classifier: Classifier) -> None:
     assert classifier.task == "topic"
     (prediction,) = classifier.classify(TEXTS[:1], task="sentiment")
-    assert tuple(prediction.probabilities) == tiny.TASKS["sentiment"]
+    assert tuple(prediction.probabilities) == tiny_bundle.TASKS["sentiment"]
     with pytest.raises(UsageError, match="has no task 'topics'; it has topic, sentiment"):
         classifier.classify(TEXTS[:1], task="topics")
 
@@ -138,22 +138,22 @@ def test_task_of_load(tiny_bundle: Path, tiny_variant: Callable[..., Path]) -> N
 
 
 def test_only_task_needs_no_name(tmp_path: Path) -> None:
-    bundle = tiny.make_tiny_bundle(tmp_path / "one", tasks={"mood": ("up", "down")})
+    bundle = tiny_bundle.make_tiny_bundle(tmp_path / "one", tasks={"mood": ("up", "down")})
     with Classifier.load(Bundle.open(bundle)) as classifier:
         assert classifier.labels == ("up", "down")
 
 
 def test_bundle_without_a_task(tmp_path: Path) -> None:
-    bundle = tiny.make_tiny_bundle(tmp_path / "none", tasks={})
+    bundle = tiny_bundle.make_tiny_bundle(tmp_path / "none", tasks={})
     with pytest.raises(UsageError, match="none has no task; use `mtllm-edge embed`"):
         Classifier.load(bundle)
     with Embedder.load(bundle) as embedder:
-        assert embedder.embed(["a"]).shape == (1, tiny.N_EMBD)
+        assert embedder.embed(["a"]).shape == (1, tiny_bundle.N_EMBD)
 
 
 def test_no_texts(classifier: Classifier, embedder: Embedder) -> None:
     assert classifier.classify([]) == []
-    assert embedder.embed([]).shape == (0, tiny.N_EMBD)
+    assert embedder.embed([]).shape == (0, tiny_bundle.N_EMBD)
 
 
 def test_progress_counts_every_text(classifier: Classifier) -> None:
@@ -188,7 +188,7 @@ def test_choices_that_come_twice_are_those_of_their_own_text(embedder: Embedder)
     (text,) = embedder.encode(["the good team"])
     whole, parts = text, replace(text, spans=((1, 3), (3, 5)))
     found_VE = embedder.pool([whole, parts, whole, parts])
-    assert found_VE.shape == (6, tiny.N_EMBD)
+    assert found_VE.shape == (6, tiny_bundle.N_EMBD)
     np.testing.assert_array_equal(found_VE[:3], found_VE[3:])
     assert np.abs(found_VE[0] - found_VE[1]).max() > 1e-3
 
@@ -208,7 +208,7 @@ def test_an_encoder_that_fails_in_its_thread_is_heard(tiny_bundle: Path, monkeyp
         with pytest.raises(EngineError, match="no memory"):
             embedder.embed(MANY, progress=done.append)
         assert len(done) == 2  # the batches before it
-        assert embedder.embed(MANY).shape == (len(MANY), tiny.N_EMBD)  # and goes on working
+        assert embedder.embed(MANY).shape == (len(MANY), tiny_bundle.N_EMBD)  # and goes on working
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\ud800"])
@@ -266,7 +266,7 @@ def test_tokenizer_of_another_model(fresh_bundle: Path) -> None:
     content = msgspec.json.decode(path.read_bytes())
     content["model"]["vocab"].append(["🦙", -1.0])
     path.write_bytes(msgspec.json.encode(content))
-    tiny.write_manifest(fresh_bundle)
+    tiny_bundle.write_manifest(fresh_bundle)
     with Embedder.load(fresh_bundle) as embedder, pytest.raises(ModelError, match="belongs to another model"):
         embedder.embed(["🦙"])
 

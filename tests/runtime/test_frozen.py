@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mtllm_edge import children, frozen
-from mtllm_edge.answers import CACHE_VARIABLE
-from tests.tiny_onnx import add_onnx_form
+from mtllm_edge import frozen
+from mtllm_edge.backends.probing import child_process
+from mtllm_edge.backends.probing.cache import CACHE_VARIABLE
+from tests.fixtures.tiny_onnx import add_onnx_form
 
 APPLICATION = """
 import json, sys
@@ -22,10 +23,10 @@ with Path({starts!r}).open("a") as file:
     print(json.dumps(sys.argv[1:2]), file=file)
 {first_act}
 from mtllm_edge import Bundle
-from mtllm_edge.doctor import ask_engine
-from mtllm_edge.forms import choose
-from mtllm_edge.safety import engine_settings
-from mtllm_edge.trial import try_bundle
+from mtllm_edge.diagnostics.doctor import ask_engine
+from mtllm_edge.backends.probing.llm_backend import choose
+from mtllm_edge.backends.probing.llama_cpp import engine_settings
+from mtllm_edge.diagnostics.deep_verify import try_bundle
 bundle = Bundle.open(sys.argv[1])
 told = {{
     "settings": engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm).note,
@@ -72,7 +73,7 @@ def test_it_runs_its_own_children(application: Path, fresh_bundle: Path) -> None
     assert told["texts"] == 3
     assert told["arguments"] == [str(bundle)]
     assert starts[0] == [str(bundle)]
-    assert {argument for (argument,) in starts[1:]} == {children.FROZEN_ARGUMENT}
+    assert {argument for (argument,) in starts[1:]} == {child_process.FROZEN_ARGUMENT}
 
 
 def test_without_its_help_nothing_is_started(application: Path, fresh_bundle: Path) -> None:
@@ -84,14 +85,19 @@ def test_without_its_help_nothing_is_started(application: Path, fresh_bundle: Pa
 
 
 def test_an_ordinary_python_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["program", children.FROZEN_ARGUMENT, "mtllm_edge.trial"])
+    monkeypatch.setattr(sys, "argv", ["program", child_process.FROZEN_ARGUMENT, "mtllm_edge.diagnostics.deep_verify"])
     frozen.freeze_support()
-    assert children.command("mtllm_edge.trial", "a") == [sys.executable, "-m", "mtllm_edge.trial", "a"]
+    assert child_process.command("mtllm_edge.diagnostics.deep_verify", "a") == [
+        sys.executable,
+        "-m",
+        "mtllm_edge.diagnostics.deep_verify",
+        "a",
+    ]
 
 
 def test_no_other_module_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(sys, "argv", ["application", children.FROZEN_ARGUMENT, "json.tool"])
-    monkeypatch.setattr(children, "_answering_applications", set())  # pytest's Python would stay one of them
+    monkeypatch.setattr(sys, "argv", ["application", child_process.FROZEN_ARGUMENT, "json.tool"])
+    monkeypatch.setattr(child_process, "_answering_applications", set())  # pytest's Python would stay one of them
     with pytest.raises(KeyError, match=r"json\.tool"):
         frozen.freeze_support()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.children import run_python
-from tests.tiny_onnx import make_onnx_bundle, make_onnx_encoder_bundle
+from tests.fixtures.subprocesses import run_python
+from tests.fixtures.tiny_onnx import make_onnx_bundle, make_onnx_encoder_bundle
 
 CLASSIFY = """
 import sys
@@ -67,7 +67,7 @@ def test_the_alarm_rings(tmp_path: Path, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [CLASSIFY, "from mtllm_edge.doctor import ask_engine; assert ask_engine('onnxruntime').version"]
+    "code", [CLASSIFY, "from mtllm_edge.diagnostics.doctor import ask_engine; assert ask_engine('onnxruntime').version"]
 )
 def test_onnx_runtime_reports_to_nobody(
     fresh_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str

@@ -2,7 +2,7 @@
 
 import sys
 
-from mtllm_edge.cli import main
+from mtllm_edge.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

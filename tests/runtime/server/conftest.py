@@ -14,13 +14,13 @@ import httpx2
 import pytest
 
 from mtllm_edge import Bundle, Prediction
-from mtllm_edge.kinds import Input
+from mtllm_edge.inputs import Input
 from mtllm_edge.server.app import create_app
-from mtllm_edge.server.engine import Engine, Model, Prepared
-from mtllm_edge.server.gate import Door
+from mtllm_edge.server.auth import Door
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
 from mtllm_edge.server.run import Address, listen, make_server, url_of
+from mtllm_edge.server.worker import Engine, Model, Prepared
 
 PATIENCE = 30
 """Seconds until a wait counts as a failure."""

@@ -11,9 +11,9 @@ import openai
 import pytest
 
 from mtllm_edge import Embedder
-from mtllm_edge.server.gate import Door
+from mtllm_edge.server.auth import Door
+from tests.fixtures.tiny_bundle import N_EMBD
 from tests.runtime.server.conftest import Served, serving
-from tests.tiny import N_EMBD
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里"]
 

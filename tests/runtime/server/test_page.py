@@ -16,7 +16,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from mtllm_edge import Classifier
-from mtllm_edge.server.gate import Door
+from mtllm_edge.server.auth import Door
 from tests.runtime.server.chromium import MISSING, browsing
 from tests.runtime.server.conftest import Held, Served, serving, until
 
@@ -128,7 +128,7 @@ def test_dark_mode(page: WebDriver) -> None:
     assert shades == ["rgba(245, 246, 244, 1)", "rgba(17, 22, 21, 1)"]
 
 
-@pytest.mark.filterwarnings("ignore::mtllm_edge.language_notes.LanguageWarning")  # as `serve` does
+@pytest.mark.filterwarnings("ignore::mtllm_edge.languages.warnings.LanguageWarning")  # as `serve` does
 def test_a_language_is_asked_for(browser: WebDriver, tiny_variant: Callable[..., Path]) -> None:
     with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
         browser.get(served.url)

@@ -19,12 +19,12 @@ import pytest
 
 from mtllm_edge import Embedder
 from mtllm_edge.errors import EngineError
-from tests.runtime.commandline import Run
+from tests.fixtures.cli_result import Run
 from tests.runtime.server.conftest import PATIENCE, until
 
 SLOW = """
 import sys, time
-from mtllm_edge.server.engine import Model
+from mtllm_edge.server.worker import Model
 compute = Model.compute
 def slow(self, task, items):
     print("at work", file=sys.stderr, flush=True)
@@ -32,7 +32,7 @@ def slow(self, task, items):
     return compute(self, task, items)
 Model.compute = slow
 """
-MAIN = "import sys; from mtllm_edge.cli import main; sys.exit(main())"
+MAIN = "import sys; from mtllm_edge.cli.main import main; sys.exit(main())"
 BODY = {"texts": ["the team is good"], "task": "topic"}
 
 

@@ -11,12 +11,13 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mtllm_edge import Bundle, Classifier, identification
-from mtllm_edge.server.engine import Model
-from mtllm_edge.server.gate import Door
+from mtllm_edge import Bundle, Classifier
+from mtllm_edge.languages import identification
+from mtllm_edge.server.auth import Door
 from mtllm_edge.server.limits import Limits
+from mtllm_edge.server.worker import Model
+from tests.fixtures.tiny_bundle import MAX_TOKENS, make_tiny_bundle
 from tests.runtime.server.conftest import PATIENCE, Held, Served, serving, until
-from tests.tiny import MAX_TOKENS, make_tiny_bundle
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里", "a bad hotel, a good match", "هو في البيت"]
 TOKEN = "correct-horse-battery"
@@ -116,7 +117,7 @@ def test_a_language_is_identified_once(served: Served, tiny_bundle: Path, monkey
         assert one["probabilities"] == pytest.approx(other.probabilities, abs=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::mtllm_edge.language_notes.LanguageWarning")  # as `serve` does
+@pytest.mark.filterwarnings("ignore::mtllm_edge.languages.warnings.LanguageWarning")  # as `serve` does
 def test_a_model_that_must_be_told_the_language(tiny_variant: Callable[..., Path]) -> None:
     with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtllm_edge.columns import Columns
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.kinds import Input, Kind
-from mtllm_edge_train.data import LabelledTexts, labelled_texts
-from mtllm_edge_train.rows import Rows, read_rows
+from mtllm_edge.files.columns import Columns
+from mtllm_edge.inputs import Input, Kind
+from mtllm_edge_train.data.labelled import LabelledTexts, labelled_texts
+from mtllm_edge_train.data.tables import Rows, read_rows
 
 Where = Mapping[str, Set[str]]
 """Column -> the values that a row may have there."""

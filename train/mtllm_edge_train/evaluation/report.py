@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge import __version__
-from mtllm_edge_train.data import LabelledTexts
+from mtllm_edge_train.data.labelled import LabelledTexts
 from mtllm_edge_train.evaluation.bootstrap import CONFIDENCE, MEASURES, Interval, figures, interval
-from mtllm_edge_train.evaluation.groups import Group
+from mtllm_edge_train.evaluation.language_groups import Group
 
 Scores = dict[str, dict[str, Interval]]
 """System -> measure -> figure."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.kinds import Input, Kind, parts_of, with_parts
-from mtllm_edge_train.config import StackConfig
-from mtllm_edge_train.data import LabelledTexts
-from mtllm_edge_train.evaluation.answers import Answers, Ask, Model, digest, folder_digest
-from mtllm_edge_train.evaluation.subject import Subject, check_languages, checkpoint_digest, task_of
+from mtllm_edge.inputs import Input, Kind, parts_of, with_parts
+from mtllm_edge_train.checkpoints.config import StackConfig
+from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.evaluation.model_under_test import Subject, check_languages, checkpoint_digest, task_of
+from mtllm_edge_train.evaluation.prediction_cache import Answers, Ask, Model, digest, folder_digest
 
 TITLES = {
     "mt_llm": "MT-LLM",
@@ -110,7 +110,7 @@ class Systems:
         """The stack's encoder under a logistic regression on training rows in one language."""
 
         def load() -> Ask:
-            from mtllm_edge_train.evaluation.encoder_alone import EncoderAlone
+            from mtllm_edge_train.evaluation.encoder_only import EncoderAlone
 
             reader = EncoderAlone(self.subject.model, device=self.device, threads=self.threads)
             check_languages([language, *self.languages], reader.languages)
@@ -163,7 +163,7 @@ class Systems:
             )
 
         def load() -> Ask:
-            from mtllm_edge_train.evaluate import Evaluator
+            from mtllm_edge_train.evaluation.scoring import Evaluator
 
             evaluator = Evaluator(folder, device=self.device)
             return lambda texts, language: evaluator.predict(task, texts)

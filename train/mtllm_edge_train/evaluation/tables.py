@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from mtllm_edge.render import count, one_line
+from mtllm_edge.console import count, one_line
 from mtllm_edge_train.evaluation.bootstrap import Interval
 from mtllm_edge_train.evaluation.report import Report, Row
 from mtllm_edge_train.evaluation.systems import TITLES

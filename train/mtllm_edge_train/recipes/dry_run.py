@@ -16,9 +16,9 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_train.config import LoraConfig
-from mtllm_edge_train.model import LlmBody, Stack
-from mtllm_edge_train.recipes import estimate
+from mtllm_edge_train.checkpoints.config import LoraConfig
+from mtllm_edge_train.models.stack import LlmBody, Stack
+from mtllm_edge_train.recipes import cost_model
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def count_flops(stack: Stack, tokens: int) -> dict[str, int]:
 def report(run: Run) -> dict[str, Any]:
     """All figures, as plain values for JSON; sizes in bytes."""
     stack = build(run)
-    parameters = estimate.count_parameters(stack)
-    activations = estimate.estimate_activations(stack, run.lora)
-    bundle = estimate.bundle_bytes(stack)
+    parameters = cost_model.count_parameters(stack)
+    activations = cost_model.estimate_activations(stack, run.lora)
+    bundle = cost_model.bundle_bytes(stack)
     texts = run.steps * run.batch_size
     flops = {part: texts * count for part, count in count_flops(stack, run.tokens).items()}
     devices = [
@@ -100,7 +100,7 @@ def report(run: Run) -> dict[str, Any]:
             "gradient_checkpointing": checkpointing,
             "plans": [
                 plan._asdict()
-                for plan in estimate.plan_devices(
+                for plan in cost_model.plan_devices(
                     device,
                     fixed_bytes=weights + sum(parameters.trained_bytes().values()),
                     bytes_per_text=run.tokens * activations.per_token(checkpointing=checkpointing),
@@ -110,7 +110,7 @@ def report(run: Run) -> dict[str, Any]:
                 )
             ],
         }
-        for device in estimate.DEVICES
+        for device in cost_model.DEVICES
         for base, weights in parameters.frozen_bytes().items()
         for checkpointing in (False, True)
     ]

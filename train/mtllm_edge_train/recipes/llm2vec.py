@@ -9,8 +9,9 @@ import peft
 import torch
 import transformers
 
-from mtllm_edge.bundle import write_bundle
-from mtllm_edge_train.pretrained import one_line, pretrained_model, pretrained_tokenizer
+from mtllm_edge.files.atomic import atomic_folder
+from mtllm_edge_train.library_errors import one_line_error
+from mtllm_edge_train.models.pretrained import pretrained_model, pretrained_tokenizer
 
 
 def merge_adapters(llm: str, adapters: Sequence[str], out: Path) -> None:
@@ -25,12 +26,12 @@ def merge_adapters(llm: str, adapters: Sequence[str], out: Path) -> None:
         ModelError: One of them cannot be loaded.
         UsageError: `out` exists.
     """
-    with write_bundle(out, force=False) as folder:
-        with one_line(f"{llm} cannot be loaded as an LLM", "name a folder or hub id, or ask for access to it"):
+    with atomic_folder(out, force=False, marker="config.json") as folder:
+        with one_line_error(f"{llm} cannot be loaded as an LLM", "name a folder or hub id, or ask for access to it"):
             model = pretrained_model(transformers.AutoModel, llm, dtype=torch.bfloat16)
             tokenizer = pretrained_tokenizer(llm)
         for adapter in adapters:
-            with one_line(
+            with one_line_error(
                 f"{adapter} cannot be loaded as an adapter of {llm}", "name a folder or hub id of peft's format"
             ):
                 model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)

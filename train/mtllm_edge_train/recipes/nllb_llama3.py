@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import MtllmError, UsageError
-from mtllm_edge.manifest import Source
-from mtllm_edge_train.config import EncoderConfig, LlmConfig, LoraConfig
+from mtllm_edge_train.checkpoints.config import EncoderConfig, LlmConfig, LoraConfig
 
 if TYPE_CHECKING:
     from mtllm_edge_train.recipes.dry_run import Run
@@ -41,9 +41,9 @@ LLM2VEC = (
 """Adapters that taught the LLM to read in both directions, the second on top of the first."""
 LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.05)
 SOURCES = (
-    Source(part="encoder", name=ENCODER.source, license="CC-BY-NC-4.0"),
-    Source(part="llm", name=LLM, license="Llama 3 Community License"),
-    *(Source(part="llm", name=name, license="MIT") for name in LLM2VEC),
+    WeightSource(part="encoder", name=ENCODER.source, license="CC-BY-NC-4.0"),
+    WeightSource(part="llm", name=LLM, license="Llama 3 Community License"),
+    *(WeightSource(part="llm", name=name, license="MIT") for name in LLM2VEC),
 )
 
 # General adaptation.
@@ -93,13 +93,14 @@ def run(data: Path, out: Path, *, device: str) -> None:
     Raises:
         MtllmError: DATA is incomplete, or a stage fails.
     """
-    from mtllm_edge_train.adapt import adapt
-    from mtllm_edge_train.data import read_labelled
-    from mtllm_edge_train.distill import distill
-    from mtllm_edge_train.finetune import finetune
-    from mtllm_edge_train.loop import LoopSettings, is_finished
+    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.data.streams import TextStream
     from mtllm_edge_train.recipes.llm2vec import merge_adapters
-    from mtllm_edge_train.streams import TextStream
+    from mtllm_edge_train.stages.adapt import adapt
+    from mtllm_edge_train.stages.distill import distill
+    from mtllm_edge_train.stages.finetune import finetune
+    from mtllm_edge_train.training.run_state import is_finished
+    from mtllm_edge_train.training.settings import LoopSettings
 
     check_data(data)
     if not (out / "llm").exists():
@@ -164,8 +165,8 @@ def evaluate(tests: Path, task: str, checkpoint: Path, scores: Path, *, device: 
     """Score a task in every language that has a test file; one line of JSON each."""
     import msgspec
 
-    from mtllm_edge_train.data import read_labelled
-    from mtllm_edge_train.evaluate import Evaluator
+    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.evaluation.scoring import Evaluator
 
     evaluator = Evaluator(checkpoint, device=device)
     lines = []
@@ -224,7 +225,7 @@ def task_tokens(data: Path, tokens: int) -> dict[str, dict[str, int]]:
     Raises:
         MtllmError: A training file is not readable.
     """
-    from mtllm_edge_train.data import read_labelled
+    from mtllm_edge_train.data.labelled import read_labelled
 
     found = {}
     for task, epochs in EPOCHS.items():

@@ -1,0 +1,1 @@
+"""Results of a benchmark: tables, charts, files."""

@@ -1,0 +1,1 @@
+"""Measurement of systems in child processes."""

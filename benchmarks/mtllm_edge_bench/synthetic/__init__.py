@@ -1,0 +1,1 @@
+"""Random models with the shapes of real ones."""

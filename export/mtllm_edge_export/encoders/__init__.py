@@ -1,0 +1,1 @@
+"""Writers of the encoder: CTranslate2 and ONNX."""

@@ -1,0 +1,1 @@
+"""Writers of the LLM body: GGUF and ONNX."""

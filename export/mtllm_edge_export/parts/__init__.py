@@ -1,0 +1,1 @@
+"""Bundles split from, and joined with, weights that are distributed elsewhere."""

@@ -1,0 +1,101 @@
+"""A bundle shipped without its LLM: the recipe of `llm.gguf` in its place. Needs no torch.
+
+`llm.json` and `lora.safetensors` stand for `llm.gguf`, and a word embedding table may lie apart (see `embeddings`);
+everything else is the bundle's, and `bundle.json` keeps what was measured on the whole. `join` puts it together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from mtllm_edge.bundle.manifest import MANIFEST_NAME, GgufQuantization, Manifest
+from mtllm_edge.bundle.writer import list_files
+from mtllm_edge.errors import ModelError
+from mtllm_edge_export.llms.source import source_digest
+from mtllm_edge_train.checkpoints.config import LORA_NAME, StackConfig, resolve_source
+
+RECIPE_NAME = "llm.json"
+Array = NDArray[np.float32]
+
+
+class LlmRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of `llm.json`: how to make `llm.gguf` again."""
+
+    source: str
+    """``python:package/file.gguf``, hub id, or path."""
+    source_sha256: str | None
+    """Of the source where it is one file: an adapter fits only the weights that it was trained on."""
+    layers: int | None
+    """How many of the first layers; None is all."""
+    attention: Literal["causal", "bidirectional"]
+    quantization: GgufQuantization
+    lora_scale: float
+    """Factor on ``lora_B @ lora_A``."""
+
+    @classmethod
+    def load(cls, folder: Path) -> LlmRecipe:
+        """Read `llm.json` of a parts folder.
+
+        Raises:
+            ModelError: Missing or malformed.
+        """
+        path = folder / RECIPE_NAME
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except FileNotFoundError:
+            raise ModelError(f"{folder} holds no {RECIPE_NAME}; name a folder made by export --without-llm") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path}: {error}; export the parts again") from None
+
+
+def rounded(lora: Mapping[str, Array]) -> dict[str, Array]:
+    """The adapter after a trip through float16, in which parts ship it."""
+    return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in lora.items()}
+
+
+def split_llm(
+    folder: Path,
+    manifest: Manifest,
+    config: StackConfig,
+    lora: Mapping[str, Array],
+    checkpoint: Path,
+    quantization: GgufQuantization,
+) -> Manifest:
+    """Turn a complete bundle folder into parts.
+
+    Args:
+        folder: The bundle; it is changed in place.
+        manifest: Its manifest.
+        config: The checkpoint's configuration.
+        lora: The adapter that is merged in the bundle's LLM, already rounded.
+        checkpoint: The checkpoint's folder, where relative sources start.
+        quantization: Type of the LLM's weights.
+
+    Returns:
+        The manifest with the parts' files.
+    """
+    source = config.llm.source
+    if (checkpoint / source).exists():
+        source = resolve_source(source, checkpoint)  # the parts leave the checkpoint behind
+    recipe = LlmRecipe(
+        source=source,
+        source_sha256=source_digest(source, checkpoint),
+        layers=config.llm.layers,
+        attention=config.llm.attention,
+        quantization=quantization,
+        lora_scale=config.lora.scale if config.lora is not None else 0.0,
+    )
+    (folder / manifest.llm.file).unlink()
+    (folder / RECIPE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(recipe), indent=2) + b"\n")
+    if lora:
+        save_file({name: tensor.astype(np.float16) for name, tensor in lora.items()}, folder / LORA_NAME)
+    manifest = msgspec.structs.replace(manifest, files=list_files(folder))
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
+    return manifest

@@ -1,0 +1,82 @@
+"""Which inputs of the LLM's matrices matter: their mean squares over texts, llama.cpp's "importance matrix".
+
+A quantiser that knows them puts the error of a 4-bit block where the activations are small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge_export.parity import Sentence, known_code, parse_sentences
+
+if TYPE_CHECKING:
+    from mtllm_edge_train.models.stack import Stack
+
+Array = NDArray[np.float32]
+
+QUANTIZATIONS = ("q4_0", "q4_k_m", "iq4_nl")
+"""Types for which llama.cpp makes use of it."""
+_MATRIX = re.compile(r"layers\.\d+\.(self_attn|mlp)\.\w+_proj")
+_ADAPTED = "base_model.model."
+
+
+def load_texts(path: Path) -> list[Sentence]:
+    """Calibration texts: one a line, English, or after a language code and a tab.
+
+    Raises:
+        UsageError: Not readable, or empty.
+    """
+    try:
+        sentences = parse_sentences(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not readable ({error}); name a UTF-8 text file with one text a line") from None
+    if not sentences:
+        raise UsageError(f"{path} holds no text; name a UTF-8 text file with one text a line")
+    return sentences
+
+
+def importance(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str]) -> dict[str, Array]:
+    """Run the torch stack on texts and take the mean square of what goes into each matrix of the LLM.
+
+    Args:
+        stack: In eval mode, on the CPU.
+        sentences: The texts.
+        languages: Codes that the encoder knows, as for `mtllm_edge_export.parity.torch_reference`.
+
+    Returns:
+        transformers' name of the weight -> (in,).
+    """
+    import torch
+
+    sums: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def add(_: Any, inputs: tuple[Any, ...]) -> None:
+            tokens_TI = inputs[0].flatten(0, 1)
+            sums[name] = sums.get(name, 0.0) + tokens_TI.double().square().sum(dim=0)
+            counts[name] = counts.get(name, 0) + len(tokens_TI)
+
+        return add
+
+    handles = [
+        module.register_forward_pre_hook(watch(f"{plain}.weight"))
+        for name, module in stack.llm.model.named_modules()
+        if _MATRIX.fullmatch(plain := name.removeprefix(_ADAPTED))
+    ]
+    try:
+        with torch.inference_mode():
+            for sentence in sentences:
+                code = known_code(sentence.language, languages)
+                stack.read(stack.tokenizer.encode([sentence.text], language=code))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (squares_I / counts[name]).float().numpy() for name, squares_I in sums.items()}

@@ -1,0 +1,1 @@
+"""Native engines for encoder and LLM, and what is safe on this machine."""

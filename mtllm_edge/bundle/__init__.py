@@ -1,0 +1,1 @@
+"""The bundle format: manifest, validation, reading, writing, packaging."""

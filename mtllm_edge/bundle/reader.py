@@ -1,0 +1,157 @@
+"""A bundle on disk, opened with every header checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mtllm_edge.bundle import header_checks
+from mtllm_edge.bundle.installed import find_bundle, installed_bundles
+from mtllm_edge.bundle.layout import BRIDGE_NAME, TOKENIZER_NAME
+from mtllm_edge.bundle.manifest import MANIFEST_NAME, LlmBackend, LlmSpec, Manifest
+from mtllm_edge.bundle.validation import parse_manifest
+from mtllm_edge.errors import ModelError, UsageError
+from mtllm_edge.files.digest import sha256_of
+
+_REQUIRED = (TOKENIZER_NAME, BRIDGE_NAME)
+_MANIFEST_LIMIT = 64 * 2**20  # a manifest is kilobytes; this only keeps a wrong file out of memory
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a damaged file's own words must not move a terminal's cursor
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A compiled stack: a folder with `bundle.json` and the files that it lists."""
+
+    path: Path
+    """The folder."""
+    manifest: Manifest
+    """Content of its `bundle.json`."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle and check it before any native library reads it.
+
+        Checked are the manifest, the presence and size of every listed file, the headers of the model files, and that
+        the widths and counts in them are those of the manifest. Contents are not hashed: that is `verify`.
+
+        Args:
+            path: The bundle's folder; where there is none of that path, the name of an installed bundle.
+
+        Raises:
+            UsageError: `path` is no folder, and no bundle of that name is installed.
+            ModelError: The folder is no bundle, or one that is incomplete, damaged or of another format version.
+        """
+        folder = find_bundle(path)
+        _refuse_non_folder(folder)
+        bundle = cls(folder, parse_manifest(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
+        required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
+        missing = [name for name in required if name not in bundle.manifest.files]
+        if missing:
+            raise ModelError(f"{folder / MANIFEST_NAME} does not list {', '.join(missing)}; export the bundle again")
+        bundle.check()
+        return bundle
+
+    def check(self) -> None:
+        """Compare presence, sizes and headers of the files with the manifest, as `open` does.
+
+        Raises:
+            ModelError: Some differ; the message lists all of them.
+        """
+        _raise_faults(self.path, self._presence_faults())
+        _raise_faults(self.path, self._stray_faults())
+        _raise_faults(self.path, header_checks.header_faults(self.path, self.manifest))
+
+    def task_name(self, task: str | None) -> str:
+        """The task of that name, or the only one where None is named.
+
+        Raises:
+            UsageError: No such task, or several and none is named.
+        """
+        known = list(self.manifest.tasks)
+        if not known:
+            raise UsageError(f"{self.path} has no task; use `mtllm-edge embed`, or export it with a head")
+        if task is None and len(known) == 1:
+            return known[0]
+        if task is None:
+            raise UsageError(f"{self.path} has the tasks {', '.join(known)}; name one of them as the task")
+        if task not in known:
+            raise UsageError(f"{self.path} has no task {task!r}; it has {', '.join(known)}")
+        return task
+
+    def llm(self, backend: LlmBackend) -> LlmSpec:
+        """The form of the LLM for an engine.
+
+        Raises:
+            UsageError: The bundle has none.
+        """
+        for llm in self.manifest.llms:
+            if llm.backend == backend:
+                return llm
+        only = self.manifest.llm.backend
+        raise UsageError(f"{self.path} has its LLM for {only} only; leave the backend out, or export it with {backend}")
+
+    def verify(self) -> None:
+        """Compare every file with the size and the SHA-256 in the manifest.
+
+        Raises:
+            ModelError: Some differ or are missing; the message lists all of them.
+        """
+        faults = self._presence_faults()
+        for name, listed in self.manifest.files.items():
+            if name not in faults and sha256_of(self.path / name) != listed.sha256:
+                faults[name] = "its SHA-256 differs from the manifest"
+        _raise_faults(self.path, faults)
+
+    def _presence_faults(self) -> dict[str, str]:
+        """Name of each file that is absent, of another size, or a link -> what is wrong with it."""
+        faults = {}
+        for name, listed in self.manifest.files.items():
+            path = self.path / name
+            if any(part.is_symlink() for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1])):
+                faults[name] = f"a link, to {path.resolve()}; copy the file itself"
+            elif not path.is_file():
+                faults[name] = "missing"
+            elif (size := path.stat().st_size) != listed.size:
+                faults[name] = f"{size} bytes, expected {listed.size}"
+        return faults
+
+    def _stray_faults(self) -> dict[str, str]:
+        """Files beside the encoder's own, listed or not: CTranslate2 reads what it finds in its folder."""
+        encoder = self.manifest.encoder
+        if encoder.backend != "ctranslate2":
+            return {}
+        names = [f"{encoder.path}/{path.name}" for path in self.path.joinpath(encoder.path).iterdir()]
+        fault = "not a file of an encoder, but the engine would read it; remove it"
+        return {name: fault for name in names if name not in encoder.files}
+
+
+def _refuse_non_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if not path.exists():
+        installed = ", ".join(installed_bundles()) or "none"
+        raise UsageError(
+            f"{path} does not exist, nor is a bundle of that name installed ({installed} installed); "
+            "name the folder of a bundle, or install one"
+        )
+    if path.suffix.lower() == ".zip":
+        raise UsageError(f"{path} is a zip file; unpack it and name the folder")
+    raise UsageError(f"{path} is a file; name the folder of a bundle")
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no {MANIFEST_NAME}; name the folder that `mtllm-edge export` wrote")
+    if path.is_symlink():
+        raise ModelError(f"{path} is a link; copy the file itself into the folder")
+    if path.stat().st_size > _MANIFEST_LIMIT:
+        raise ModelError(f"{path} has {path.stat().st_size} bytes, too many for a manifest; export the bundle again")
+    return path.read_bytes()
+
+
+def _raise_faults(folder: Path, faults: dict[str, str]) -> None:
+    if faults:
+        listed = _CONTROL.sub("?", "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+        raise ModelError(f"{folder} is damaged ({listed}); copy or export the bundle again")

@@ -1,0 +1,147 @@
+"""A bundle as a wheel, so that `pip install` is all that a model needs: no index but Python's own, no download code.
+
+The wheel holds a Python package without code, the bundle's folder as its data, an entry point by which
+`mtllm_edge.bundle.installed` finds it, and the licences where pip and auditors look for them. The same bundle gives
+the same
+bytes: the entries are sorted and of one fixed date; they are stored, since deflate's bytes depend on its version.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mtllm_edge import __version__
+from mtllm_edge.bundle.installed import ENTRY_POINTS, FOLDER, normal_name
+from mtllm_edge.bundle.licenses import is_non_commercial
+from mtllm_edge.bundle.manifest import MANIFEST_NAME, Manifest
+from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.errors import UsageError
+from mtllm_edge.files.atomic import atomic_file
+from mtllm_edge.safe_text import printable
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_VERSION = re.compile(r"\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+)?")
+_DATE = (1980, 1, 1, 0, 0, 0)
+"""The first that a zip can hold."""
+_MODE = 0o100644 << 16
+_LICENCES = "LICENSES/"
+_CHUNK = 2**20
+
+
+def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0", force: bool = False) -> Path:
+    """Write the wheel of a bundle, after comparing every file with its SHA-256.
+
+    Args:
+        bundle: The bundle.
+        name: By which it is found when it is installed; the distribution is called ``mtllm-edge-bundle-<name>``.
+        folder: Where the wheel goes; made where it does not exist.
+        version: The wheel's.
+        force: Replace an existing wheel.
+
+    Returns:
+        The wheel.
+
+    Raises:
+        UsageError: The name or the version cannot be one, or the wheel exists.
+        ModelError: The bundle is damaged.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for a package; use letters, digits and, between them, '-', '_' and dots")
+    if not _VERSION.fullmatch(version):
+        raise UsageError(f"{version!r} is no version; write one such as 1.0 or 1.2.0rc1")
+    bundle.verify()
+    distribution = normal_name(f"mtllm-edge-bundle-{name}")
+    module = distribution.replace("-", "_")
+    if not folder.exists():
+        folder.mkdir(parents=True)
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    with atomic_file(path, force=force) as file, zipfile.ZipFile(file, "w") as archive:
+        _fill(archive, bundle, name, distribution, module, version)
+    return path
+
+
+def licence_files(manifest: Manifest) -> list[str]:
+    """Paths of the licences inside a bundle: those that its sources name, and what else lies with them."""
+    named = {source.file for source in manifest.sources if source.file is not None}
+    return sorted(path for path in manifest.files if path in named or path.startswith(_LICENCES))
+
+
+def _fill(archive: zipfile.ZipFile, bundle: Bundle, name: str, distribution: str, module: str, version: str) -> None:
+    manifest = bundle.manifest
+    info = f"{module}-{version}.dist-info"
+    small = {
+        f"{module}/__init__.py": f'"""The mtllm-edge bundle {name}, in the folder {FOLDER}."""\n',
+        f"{info}/METADATA": _metadata(manifest, name, distribution, version),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: mtllm-edge {__version__}\n"
+        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[{ENTRY_POINTS}]\n{name} = {module}\n",
+    }
+    contents: dict[str, bytes | Path] = {entry: text.encode() for entry, text in small.items()}
+    contents |= {f"{module}/{FOLDER}/{path}": bundle.path / path for path in (MANIFEST_NAME, *manifest.files)}
+    contents |= {f"{info}/licenses/{path}": bundle.path / path for path in licence_files(manifest)}
+    record = [(f"{info}/RECORD", "", "")]
+    # The metadata last, as the wheel's specification recommends.
+    for entry in sorted(contents, key=lambda entry: (entry.startswith(info), entry)):
+        record.append((entry, *_write(archive, entry, contents[entry])))
+    rows = io.StringIO(newline="")
+    csv.writer(rows, lineterminator="\n").writerows(sorted(record))
+    _write(archive, f"{info}/RECORD", rows.getvalue().encode())
+
+
+def _write(archive: zipfile.ZipFile, entry: str, content: bytes | Path) -> tuple[str, str]:
+    """Add an entry; returns digest and size as RECORD has them."""
+    digest = hashlib.sha256()
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    with (
+        io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source,
+        archive.open(_entry(entry, size), "w") as target,
+    ):
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+            target.write(chunk)
+    return f"sha256={base64.urlsafe_b64encode(digest.digest()).rstrip(b'=').decode()}", str(size)
+
+
+def _entry(name: str, size: int) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _DATE)
+    entry.create_system, entry.external_attr, entry.file_size = 3, _MODE, size  # Unix, on any system
+    return entry
+
+
+def _metadata(manifest: Manifest, name: str, distribution: str, version: str) -> str:
+    """What pip shows. Licences may be the owners' own words, so they go by the field that takes any."""
+    licences = dict.fromkeys(source.license for source in manifest.sources)
+    extra = "[onnx]" if manifest.llm.backend == "onnx" else ""
+    head = [
+        "Metadata-Version: 2.4",
+        f"Name: {distribution}",
+        f"Version: {version}",
+        f"Summary: The mtllm-edge bundle {name}: {printable(manifest.name)}",
+        *([f"License: {printable(' AND '.join(map(_in_brackets, licences)))}"] if licences else []),
+        *(f"License-File: {path}" for path in licence_files(manifest)),
+        "Requires-Python: >=3.10",
+        f"Requires-Dist: mtllm-edge{extra}",
+        "Description-Content-Type: text/markdown",
+    ]
+    return "\n".join([*head, "", *_description(manifest, name)]) + "\n"
+
+
+def _in_brackets(licence: str) -> str:
+    return f"({licence})" if " OR " in licence else licence
+
+
+def _description(manifest: Manifest, name: str) -> Iterator[str]:
+    tasks = ", ".join(manifest.tasks) or "none; it embeds"
+    yield f"Use it with `mtllm-edge classify -b {name} ...` or `Classifier.load({name!r}, task=...)`."
+    yield f"Tasks: {printable(tasks)}."
+    yield ""
+    for source in manifest.sources:
+        warning = " **Non-commercial use only.**" if is_non_commercial(source.license) else ""
+        yield f"- {printable(source.part)}: {printable(source.name)}, {printable(source.license)}.{warning}"

@@ -1,0 +1,19 @@
+"""The list of files that a new bundle records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtllm_edge.bundle.manifest import MANIFEST_NAME, FileEntry
+from mtllm_edge.files.digest import sha256_of
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Size and SHA-256 of every file under `folder` except its manifest, by POSIX path relative to it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
+        for name, path in names.items()
+        if name != MANIFEST_NAME
+    }

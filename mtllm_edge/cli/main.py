@@ -1,0 +1,111 @@
+"""`mtllm-edge`: the group of commands, and the one door through which every error leaves.
+
+The commands of the extras (export, join, train, eval ...) come from the entry-point group `mtllm_edge.commands`; their
+modules import nothing heavy before the command itself runs.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+from mtllm_edge import __version__, console
+from mtllm_edge.cli import calibrate, classify, doctor, embed, fit, info, languages, package, task, verify
+from mtllm_edge.cli.serve import serve
+from mtllm_edge.errors import MtllmError
+
+_ENTRY_POINTS = "mtllm_edge.commands"
+_PROGRAM = "mtllm-edge"
+
+
+class _Commands(click.Group):
+    """The runtime's own commands and those of installed packages, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        own = super().list_commands(ctx)
+        return own + sorted(name for name in _plugins() if name not in own)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        plugin = _plugins().get(cmd_name)
+        if plugin is None:
+            return None
+        command = plugin.load()
+        assert isinstance(command, click.Command), plugin
+        return command
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_ENTRY_POINTS)}
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name=_PROGRAM)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Understand texts in many languages, offline, with a translation encoder stacked under an LLM."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for _command in (
+    *(classify.classify, embed.embed, info.info, verify.verify, doctor.doctor),
+    *(fit.fit, calibrate.calibrate, task.task, package.package, serve),
+    languages.languages,
+):
+    cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: The arguments; None takes the process's own.
+
+    Returns:
+        Exit code: 0, 2 for a wrong call, 1 for a text, model, engine or disk that is at fault, 130 after Ctrl-C. An
+        exception that nobody foresaw is a bug, and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a script shows question marks
+    try:
+        code = cli.main(args=None if args is None else list(args), prog_name=_PROGRAM, standalone_mode=False)
+    except MtllmError as error:
+        return _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        message, command = error.format_message(), error.ctx.command_path if error.ctx else _PROGRAM
+        advice = "" if "?" in message else f"; see {command} --help"  # click has asked "Did you mean ...?"
+        return _fail(message.rstrip(".") + advice, error.exit_code)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except click.Abort as abort:
+        if not isinstance(abort.__cause__, KeyboardInterrupt):
+            raise
+        console.note(str(abort.__cause__) or "stopped; nothing was written")
+        return 130
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{place}{error.strerror}", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    console.note(f"error: {' '.join(message.split())}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

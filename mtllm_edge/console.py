@@ -1,0 +1,103 @@
+"""Terminal output that all commands share: notes, tables, spinners."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mtllm_edge.safe_text import printable
+
+if TYPE_CHECKING:
+    pass
+
+
+_FILE_WIDTH = 120
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def note(message: str) -> None:
+    """Print one line for the person, on stderr."""
+    click.echo(printable(message), err=True)
+
+
+def tell(renderable: RenderableType) -> None:
+    """Print something larger than a line for the person, on stderr."""
+    click.echo(to_bytes(renderable).decode(), err=True, nl=False)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to stdout, as wide as the terminal."""
+    console = Console()
+    if not console.is_terminal:
+        click.echo(to_bytes(renderable), nl=False)
+        return
+    with console.capture() as capture:
+        console.print(renderable)
+    click.echo(_without_padding(capture.get()), nl=False)
+
+
+def to_bytes(renderable: RenderableType) -> bytes:
+    """The same as plain UTF-8 text, for a file."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=_FILE_WIDTH, force_terminal=False).print(renderable)
+    return _without_padding(buffer.getvalue()).encode()
+
+
+def _without_padding(lines: str) -> str:
+    """Drop the blanks at the ends of lines: where a terminal draws letters wider than rich thinks, they would wrap."""
+    return "\n".join(line.rstrip() for line in lines.split("\n"))
+
+
+@contextmanager
+def busy(message: str) -> Iterator[None]:
+    """Show a spinner on stderr while the block runs, on a terminal only."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(message):
+        yield
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def one_line(text: str) -> Text:
+    """A text as one harmless line that rich takes as it is, square brackets included."""
+    return Text(printable(text))
+
+
+def facts_table(facts: Mapping[str, str | Text]) -> Table:
+    """Names on the left, values on the right."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(one_line(name), value if isinstance(value, Text) else one_line(value))
+    return table
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes as people read it."""
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: ``1 text``, ``1,200 texts``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counts(labels: Mapping[str, int]) -> str:
+    """Labels with their numbers of texts: ``ham 120, spam 80``."""
+    return ", ".join(f"{label} {number:,}" for label, number in labels.items())

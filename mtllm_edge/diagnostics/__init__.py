@@ -1,0 +1,1 @@
+"""Checks of the installation and of a bundle: `doctor` and `verify --deep`."""

@@ -1,0 +1,1 @@
+"""Language codes, matching and identification."""

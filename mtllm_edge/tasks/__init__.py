@@ -1,0 +1,1 @@
+"""Classification tasks: heads, predictions, fitting, calibration, and their storage in a bundle."""

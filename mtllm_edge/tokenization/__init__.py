@@ -1,0 +1,1 @@
+"""Texts to token ids: special tokens, batches, windows."""

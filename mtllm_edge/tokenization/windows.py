@@ -1,0 +1,133 @@
+"""Long texts in windows: nothing of a text is lost where it is longer than the encoder takes.
+
+A text gets as few windows as it can, all of nearly the same length, so that none is a stub; neighbours share tokens.
+A window begins and ends where a token does, not a word or a sentence: what is cut in two at the end of one stands whole
+in the next, as long as it is shorter than what they share. To the engines windows are texts like any other, and go
+through the same batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge.inputs import Kind
+from mtllm_edge.tokenization.encoding import Encoded
+
+Long = Literal["cut", "pool", "vote"]
+"""What becomes of a text that is longer than the encoder takes: its end is lost; the vectors of its windows are
+averaged, and the head reads that; or the head reads each of them, and the probabilities are averaged."""
+OVERLAP = 64
+"""Tokens that neighbouring windows share, but a quarter of a window at most."""
+
+Number = TypeVar("Number", np.float32, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows of some texts, one after another."""
+
+    encoded: list[Encoded]
+    counts: list[int]
+    """How many of them each text has, at least one."""
+
+    @property
+    def texts(self) -> list[list[Encoded]]:
+        """The windows of each text."""
+        ends = np.cumsum(self.counts, dtype=int).tolist()
+        return [self.encoded[end - count : end] for end, count in zip(ends, self.counts, strict=True)]
+
+    def mean(self, rows_WX: NDArray[Number]) -> NDArray[Number]:
+        """The mean over each text's windows, (texts, X), of what stands for each window, weighted by their tokens.
+
+        What stands for a text's only window is given back as it is, to the last bit.
+        """
+        if len(self.encoded) == len(self.counts):
+            return rows_WX
+        counts_N = np.array(self.counts)
+        first_N = np.cumsum(counts_N) - counts_N
+        tokens_W = np.array([len(window.ids) for window in self.encoded], np.float64)
+        sums_NX = np.add.reduceat(rows_WX * tokens_W[:, None], first_N)
+        means_NX = (sums_NX / np.add.reduceat(tokens_W, first_N)[:, None]).astype(rows_WX.dtype)
+        means_NX[counts_N == 1] = rows_WX[first_N[counts_N == 1]]
+        return means_NX
+
+    def in_texts(self, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+        """A `progress` that is told of windows, and tells of texts: the same share of them, rounded down."""
+        if progress is None or len(self.encoded) == len(self.counts):
+            return progress
+        read, told = 0, 0
+
+        def advance(windows: int) -> None:
+            nonlocal read, told
+            read += windows
+            reached = read * len(self.counts) // len(self.encoded)
+            progress(reached - told)
+            told = reached
+
+        return advance
+
+
+def check_long(long: str, kind: Kind, reader: str) -> None:
+    """Refuse windows where the parts of a text belong together.
+
+    The windows of a premise would each be compared with the whole hypothesis, and the mean of that judges no pair.
+
+    Args:
+        long: One of `Long`.
+        kind: The kind of what is read.
+        reader: What the message calls the task.
+
+    Raises:
+        UsageError: No such way, or one with windows for another kind than ``sequence``.
+    """
+    ways = get_args(Long)
+    if long not in ways:
+        raise UsageError(f"long is {long!r}, expected {', '.join(map(repr, ways[:-1]))} or {ways[-1]!r}")
+    if long != "cut" and kind != "sequence":
+        raise UsageError(f"{reader} is of the kind {kind!r}, and only single texts are read in windows; choose 'cut'")
+
+
+def split(texts: Sequence[Encoded], *, before: int, after: int, max_tokens: int) -> Windows:
+    """Split whole texts into windows, each with the special tokens of the whole.
+
+    Args:
+        texts: Single texts as `mtllm_edge.tokenization.tokenizer.Tokenizer.encode` gives them where nothing is cut.
+        before: Special tokens at the beginning of each.
+        after: Special tokens at the end of each.
+        max_tokens: Longest window, the special ones included.
+    """
+    windows: list[Encoded] = []
+    counts = []
+    for text in texts:
+        prefix, suffix = text.ids[:before], text.ids[len(text.ids) - after :]
+        spans = spans_of(len(text.ids) - before - after, max_tokens - before - after)
+        if len(spans) == 1:
+            windows.append(text)
+        else:
+            windows += [
+                replace(text, ids=[*prefix, *text.ids[before + begin : before + end], *suffix]) for begin, end in spans
+            ]
+        counts.append(len(spans))
+    return Windows(windows, counts)
+
+
+def spans_of(length: int, room: int) -> list[tuple[int, int]]:
+    """First place and end (excluded) of each window.
+
+    Args:
+        length: Tokens of the text, without special ones.
+        room: Most of them in a window, at least one.
+    """
+    if length <= room:
+        return [(0, length)]
+    overlap = min(OVERLAP, room // 4)
+    count = -(-(length - overlap) // (room - overlap))
+    starts = [number * (length - overlap) // count for number in range(count + 1)]
+    return [(begin, next_begin + overlap) for begin, next_begin in itertools.pairwise(starts)]

@@ -1,0 +1,113 @@
+"""A few hundred mutants of every format, as `tests.tools.fuzz.run` makes them by the ten thousands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from mtllm_edge import Bundle
+from mtllm_edge.errors import ModelError
+from tests.fixtures import tiny_bundle
+from tests.tools.fuzz.run import FORMATS, Runner, bundles, try_format
+
+MUTANTS = 250
+NATIVE_SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[dict[str, Path]]:
+    with bundles() as folders:
+        yield folders
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    runner = Runner((False, False))
+    yield runner
+    runner.close()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_mutant_ends_the_process(name: str, made: dict[str, Path], runner: Runner) -> None:
+    tally = try_format(name, MUTANTS, made, runner, seed=1, native_seconds=NATIVE_SECONDS)
+    assert (tally.crashed, tally.hung, tally.python_errors, tally.digest_missed) == (0, 0, 0, 0), tally.examples
+    assert tally.mutants == MUTANTS
+    assert tally.refused_before_native_load > MUTANTS // 4
+    assert tally.ran + tally.refused_by_engine > 0  # else nothing native was tried
+    assert tally.digest_checked == (0 if name == "manifest" else MUTANTS)
+    for folder in made.values():
+        Bundle.open(folder).verify()  # as they were
+
+
+def test_the_runner_sees_deaths(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner((False, False))
+    assert runner.run(tiny_bundle) == ("ran", "")
+    assert runner._child is not None
+    os.kill(runner._child.pid, signal.SIGSTOP)
+    monkeypatch.setattr("tests.tools.fuzz.run._PATIENCE", 1.0)
+    assert runner.run(tiny_bundle)[0] == "hung"
+    child = runner._start()
+    os.kill(child.pid, signal.SIGSTOP)
+    os.kill(child.pid, signal.SIGSEGV)
+    os.kill(child.pid, signal.SIGCONT)
+    assert runner.run(tiny_bundle)[0] == "crashed"
+    runner.close()
+
+
+_LOAD_UNCHECKED = """
+import sys
+from pathlib import Path
+from mtllm_edge.backends.probing.child_process import leave_no_core_file
+from mtllm_edge.backends.llms.llama_cpp import GgufLlm
+from mtllm_edge.backends.probing.llama_cpp import EngineSettings
+from tests.runtime.backends.test_llama_cpp import LLM, inputs
+leave_no_core_file()
+GgufLlm(Path(sys.argv[1]), LLM, settings=EngineSettings(False, False, ""), threads=1).pool(inputs())
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("llama.expert_count", 100_000), ("llama.nextn_predict_layers", 3), ("llama.rope.scaling.type", "sideways")],
+)
+def test_what_llama_cpp_dies_of_is_refused_before(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: int | str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "hostile"))
+    add = gguf.GGUFWriter.add_tokenizer_model
+
+    def add_more(writer: gguf.GGUFWriter, model: str) -> None:
+        add(writer, model)
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_model", add_more)
+    tiny_bundle.write_llm(folder / "llm.gguf", tiny_bundle.llm_weights(np.random.default_rng(tiny_bundle.SEED)))
+    tiny_bundle.write_manifest(folder)
+    command = [sys.executable, "-c", _LOAD_UNCHECKED, str(folder / "llm.gguf")]
+    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
+    child = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert child.returncode == -signal.SIGABRT  # else the check below would guard nothing
+    with pytest.raises(ModelError, match=rf"llm\.gguf: (holds the field '{key}'|{key} is '{value}', expected)"):
+        Bundle.open(folder)
+
+
+def test_names_of_variables_end_at_their_nul(fresh_bundle: Path) -> None:
+    path = fresh_bundle / "encoder" / "model.bin"
+    content = path.read_bytes()
+    name = b"encoder/num_heads"
+    assert struct.pack("<H", len(name) + 1) + name + b"\0" in content
+    for other in (name + b"x", name[:-2] + b"\0s\0"):  # the engine would read past the first, and less of the second
+        path.write_bytes(content.replace(name + b"\0", other, 1))
+        tiny_bundle.write_manifest(fresh_bundle)
+        with pytest.raises(ModelError, match=r"model\.bin: a name that does not end at its NUL"):
+            Bundle.open(fresh_bundle)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtllm_edge import Classifier, Embedder, console
+from mtllm_edge.cli import views
+from mtllm_edge.jobs.language_summary import LanguageSummary
+from mtllm_edge.languages.warnings import LanguageWarning
+from tests.fixtures.cli_result import Run
+
+CODES = ("deu_Latn", "eng_Latn", "swh_Latn", "zho_Hans")
+TEXTS = ["the team is good", "das ist gut", "timu ni nzuri", "中国 在 这 里", "the team is good"]
+LANGUAGES = ["eng_Latn", "German", "sw", "zh-CN", "deu_Latn"]
+READ_AS = ["eng_Latn", "deu_Latn", "swh_Latn", "zho_Hans", "deu_Latn"]
+
+
+@pytest.fixture(scope="module")
+def told_bundle(tiny_variant: Callable[..., Path]) -> Path:
+    """A bundle whose encoder must be told the language, as NLLB."""
+    return tiny_variant(languages=CODES)
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_texts_of_several_languages_in_one_batch(told_bundle: Path) -> None:
+    with Classifier.load(told_bundle, task="topic") as classifier:
+        together = classifier.classify(TEXTS, language=LANGUAGES)
+        alone = [classifier.classify([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
+    assert [prediction.language for prediction in together] == READ_AS
+    for one, other in zip(together, alone, strict=True):
+        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+    assert together[0].probabilities != together[4].probabilities  # the same text, read as two languages
+
+
+def test_vectors_of_several_languages(told_bundle: Path) -> None:
+    with Embedder.load(told_bundle) as embedder:
+        together_NE = embedder.embed(TEXTS, language=LANGUAGES)
+        alone_NE = [embedder.embed([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
+        with pytest.warns(LanguageWarning, match="Bavarian"):
+            bavarian_NE = embedder.embed(TEXTS[:1], language="bar")
+        german_NE = embedder.embed(TEXTS[:1], language="de")
+    np.testing.assert_allclose(together_NE, np.stack(alone_NE), atol=1e-5)
+    np.testing.assert_array_equal(bavarian_NE, german_NE)
+
+
+def test_an_encoder_that_needs_no_language_reads_the_same(tiny_bundle: Path) -> None:
+    with Classifier.load(tiny_bundle, task="topic") as classifier:
+        plain, told = classifier.classify(TEXTS), classifier.classify(TEXTS, language=LANGUAGES)
+        assert classifier.predict(TEXTS, language="auto").tolist() == [prediction.label for prediction in plain]
+    assert [prediction.language for prediction in plain] == [None] * len(TEXTS)
+    assert [prediction.language for prediction in told] == READ_AS
+    assert [prediction.probabilities for prediction in plain] == [prediction.probabilities for prediction in told]
+
+
+def test_the_command_line_says_languages(run: Run, tiny_bundle: Path) -> None:
+    texts = ["Das ist ein gutes Hotel in der Stadt.", "这个酒店很好，我们喜欢它。", "This is a good hotel in the town."]
+    for name in ("--lang", "--language"):
+        result = run("classify", "-b", tiny_bundle, "-t", "topic", name, "auto", *texts)
+        assert result.code == 0
+        rows = _rows(result.out)
+        assert list(rows[0]) == ["text", "label", "confidence", "truncated", "language"]
+        assert [row["language"] for row in rows] == ["deu_Latn", "zho_Hans", "eng_Latn"]
+    lines = result.err.splitlines()
+    assert lines[0].split() == ["language", "texts", "mean", "confidence", "labels"]
+    assert {line.split()[0] for line in lines[2:5]} == {"deu_Latn", "zho_Hans", "eng_Latn"}
+    assert lines[-1].startswith("3 texts in ")
+    table = run("classify", "-b", tiny_bundle, "-t", "topic", "--lang", "de", "--format", "table", *texts)
+    assert table.out.count("deu_Latn") == 3
+    assert table.err.count("\n") == 1  # a single language that was given needs no table
+    embedded = run("embed", "-b", tiny_bundle, "--lang", "auto", *texts)
+    assert [json.loads(line)["language"] for line in embedded.out.splitlines()] == ["deu_Latn", "zho_Hans", "eng_Latn"]
+    assert embedded.err.splitlines()[0].split() == ["language", "texts"]
+
+
+def test_a_column_of_languages(run: Run, told_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,lang\nthe team,English\nteam,gsw\ngood,bar\nbad,\n", encoding="utf-8")
+    command = ["classify", "-b", told_bundle, "-t", "topic", "a.csv", "--language-column", "lang"]
+    result = run(*command, "--lang", "sw")
+    assert result.code == 0
+    assert [row["language"] for row in _rows(result.out)] == ["eng_Latn", "deu_Latn", "deu_Latn", "swh_Latn"]
+    notes = [line for line in result.err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: the encoder does not know Swiss German (gsw); German (deu_Latn) is used",
+        "note: the encoder does not know Bavarian (bar); German (deu_Latn) is used",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("text,lang\na,en\nb,\n", [], "a.csv row 3, column 'lang', names no language; fill it, or add --lang auto"),
+        (
+            "text,lang\na,Englisch\n",
+            [],
+            "a.csv row 2, column 'lang': unknown language 'Englisch'; did you mean English",
+        ),
+        ("text,code\na,en\n", [], "a.csv row 1 has no column 'lang', only 'text', 'code'"),
+        (
+            "text,lang\na,nv\n",
+            [],
+            "the encoder does not know Navajo (nv), nor a language near to it; known are deu_Latn",
+        ),
+        ("text,lang\na,en\n", ["--lang", "Germn"], "did you mean German (deu_Latn)?"),
+    ],
+)
+def test_wrong_languages(
+    run: Run, told_bundle: Path, tmp_path: Path, content: str, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+    result = run(
+        "classify",
+        "-b",
+        told_bundle,
+        "-t",
+        "topic",
+        "a.csv",
+        "--language-column",
+        "lang",
+        *arguments,
+        "-o",
+        "o.csv",
+        "--strict",
+    )
+    assert result.code in (1, 2)
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_the_extra_is_missed_at_the_door(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    result = run("classify", "-b", tiny_bundle, "-t", "topic", "--lang", "auto", "text")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "error: this command needs the extra [lang] (py3langid not installed); run: pip install 'mtllm-edge[lang]'\n"
+    )
+
+
+def test_languages_of_a_bundle(run: Run, told_bundle: Path, tiny_bundle: Path) -> None:
+    assert run("languages", told_bundle).out.splitlines() == [
+        "deu_Latn\tGerman",
+        "eng_Latn\tEnglish",
+        "swh_Latn\tSwahili",
+        "zho_Hans\tChinese",
+    ]
+    assert run("languages", tiny_bundle).out == run("languages").out
+    assert "bod_Tibt\tTibetan\n" in run("languages").out
+    assert "4, and --lang must tell which" in run("info", told_bundle).out
+
+
+def test_the_summary_puts_rare_languages_together() -> None:
+    tally = LanguageSummary()
+    for place in range(13):
+        for _ in range(20 - place):
+            tally.add(f"l{place:02}", "yes" if place % 2 else "no", place / 20)
+    tally.add(None, "yes", 1.0)
+    lines = console.to_bytes(views.languages_table(tally)).decode().splitlines()
+    assert len(lines) == 2 + 10 + 1
+    assert lines[2].split() == ["l00", "20", "0.000", "no", "100%"]
+    assert lines[-1].split() == ["3", "others", "27", "0.546", "no", "67%,", "yes", "33%"]

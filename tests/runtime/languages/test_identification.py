@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from mtllm_edge.errors import UsageError
+from mtllm_edge.languages.identification import identify, tag_of
+from mtllm_edge.languages.resolver import LanguageResolver
+from mtllm_edge.languages.scripts import script_of
+from mtllm_edge.languages.warnings import LanguageWarning
+
+SENTENCES = {
+    "Die Rakete erreichte am Abend die Umlaufbahn um die Erde.": "deu_Latn",
+    "The rocket reached the orbit around the Earth in the evening.": "eng_Latn",
+    "Ракета вечером вышла на орбиту вокруг Земли.": "rus_Cyrl",
+    "Ракета је увече стигла у орбиту око Земље.": "srp_Cyrl",
+    "火箭在晚上进入了环绕地球的轨道。": "zho_Hans",
+    "火箭在晚上進入了環繞地球的軌道。": "zho_Hant",
+    "ロケットは夕方に地球の軌道に到達しました。": "jpn_Jpan",
+    "로켓은 저녁에 지구 궤도에 도달했다.": "kor_Hang",
+    "وصل الصاروخ إلى مدار الأرض في المساء.": "arb_Arab",
+    "रॉकेट शाम को पृथ्वी की कक्षा में पहुँच गया।": "hin_Deva",
+    "რაკეტამ საღამოს დედამიწის ორბიტას მიაღწია.": "kat_Geor",
+    "Roketi ilifika kwenye mzunguko wa dunia jioni.": "swh_Latn",
+    "ᱫᱟᱨᱮ ᱠᱚ ᱦᱟᱨᱟᱜ ᱠᱟᱱᱟ": "sat_Olck",
+}
+
+
+def test_sentences_by_the_real_identifier() -> None:
+    texts = list(SENTENCES)
+    for codes, needed in ([], False), (sorted(set(SENTENCES.values())), True):
+        assert LanguageResolver(codes, needed=needed).read_as(texts, "auto") == list(SENTENCES.values())
+
+
+def test_texts_without_words() -> None:
+    assert identify(["12:30", "😀 😀", "?!"]) == [None] * 3
+    assert LanguageResolver([], needed=False).read_as(["12:30"], "AUTO") == ["und"]
+    told = LanguageResolver(["deu_Latn", "eng_Latn"], needed=True)
+    with pytest.warns(LanguageWarning, match="no language can be told are read as eng_Latn"):
+        assert told.read_as(["12:30"], "auto") == ["eng_Latn"]
+    with pytest.warns(LanguageWarning, match="are read as de_DE"):
+        assert LanguageResolver(["de_DE"], needed=True).read_as(["12:30"], "auto") == ["de_DE"]
+
+
+def test_an_identified_language_that_the_encoder_lacks() -> None:
+    georgian = next(text for text, code in SENTENCES.items() if code == "kat_Geor")
+    with pytest.warns(LanguageWarning, match="nothing near to the language ka-Geor; eng_Latn is used"):
+        assert LanguageResolver(["eng_Latn"], needed=True).read_as([georgian], "auto") == ["eng_Latn"]
+    serbian = next(text for text, code in SENTENCES.items() if code == "srp_Cyrl")
+    with pytest.warns(LanguageWarning, match=r"does not know Serbian .*; Croatian \(hrv_Latn\) is used"):
+        assert LanguageResolver(["eng_Latn", "hrv_Latn"], needed=True).read_as([serbian], "auto") == ["hrv_Latn"]
+
+
+def test_pairs_and_choices_are_identified_whole() -> None:
+    german, english = list(SENTENCES)[:2]
+    found = LanguageResolver([], needed=False).read_as([(german, german), (english, [english, english])], "auto")
+    assert found == ["deu_Latn", "eng_Latn"]
+
+
+def test_one_for_each() -> None:
+    spoken = LanguageResolver([], needed=False)
+    german = next(iter(SENTENCES))
+    assert spoken.read_as([german] * 4, ["auto", None, "fr", "Zulu"]) == ["deu_Latn", None, "fra_Latn", "zul_Latn"]
+    assert spoken.read_as([], "auto") == spoken.read_as([], []) == []
+    with pytest.raises(UsageError, match="there are 2 texts and 1 languages"):
+        spoken.read_as(["a", "b"], ["de"])
+    with pytest.raises(UsageError, match="text 1: unknown language 'blah'"):
+        spoken.read_as(["a", "b"], ["de", "blah"])
+    with pytest.raises(UsageError, match="text 0: its language has the type int"):
+        spoken.read_as(["a"], [3])  # type: ignore[list-item]
+
+
+def test_an_encoder_that_must_be_told() -> None:
+    spoken = LanguageResolver(["deu_Latn", "swh_Latn"], needed=True)
+    with pytest.raises(UsageError, match="the language of the texts; name one of deu_Latn, swh_Latn, or say 'auto'"):
+        spoken.read_as(["a"], None)
+    with pytest.raises(UsageError, match="the language of text 1"):
+        spoken.read_as(["a", "b"], ["de", None])
+    with pytest.warns(LanguageWarning) as caught:
+        assert spoken.read_as(["a", "b", "c"], ["bar", "bar", "gsw"]) == ["deu_Latn"] * 3
+    assert len(caught) == 2  # one of each language
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    assert LanguageResolver([], needed=False).read_as(["a"], "de") == ["deu_Latn"]
+    with pytest.raises(UsageError, match=r"the extra \[lang\] \(py3langid not installed\); run: pip install"):
+        LanguageResolver([], needed=False).read_as(["a"], "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("Straße", "Latn"),
+        ("ABC и ещё немного", "Cyrl"),
+        ("日本", "Hani"),
+        ("日本の車", "Jpan"),
+        ("这个国家", "Hans"),
+        ("這個國家", "Hant"),
+        ("ꯃꯤꯇꯩꯂꯣꯟ", "Mtei"),
+        ("123 ...", None),
+        ("", None),
+        ("𐀀𐀁", None),
+    ],
+)
+def test_scripts(text: str, script: str | None) -> None:
+    assert script_of(text) == script
+
+
+@pytest.mark.parametrize(
+    ("label", "script", "tag"),
+    [
+        ("sr", "Latn", "sr-Latn"),
+        ("zh", "Hant", "zh-Hant"),
+        ("yue", "Hans", "yue-Hans"),
+        ("en", "Deva", "hi-Deva"),
+        ("zxx", "Latn", None),
+        (None, "Thai", "th-Thai"),
+        (None, "Arab", None),
+    ],
+)
+def test_a_label_agrees_with_the_letters(label: str | None, script: str, tag: str | None) -> None:
+    assert tag_of(label, script) == tag

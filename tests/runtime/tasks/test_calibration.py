@@ -1,0 +1,200 @@
+"""Temperatures and their error: the arithmetic, on numbers whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mtllm_edge.bundle.manifest import TaskSpec
+from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.tasks.calibration import (
+    LANGUAGE_TEXTS,
+    Temperatures,
+    abstention,
+    fit_temperature,
+    fit_temperatures,
+    measured,
+    temperature,
+    temperatures_of,
+)
+from mtllm_edge.tasks.calibration_report import FEWEST_ANSWERS, calibrate, find_threshold
+from mtllm_edge.tasks.head import Head, softmax
+from mtllm_edge.tasks.metrics import BINS, calibration_error, reliability
+
+Sample = tuple[NDArray[np.float64], NDArray[np.int64]]
+
+
+def drawn(texts: int, temperature: float, *, seed: int = 0, labels: int = 4) -> Sample:
+    """Logits that are right about their classes once they are divided by a temperature."""
+    rng = np.random.default_rng(seed)
+    true_NC = rng.standard_normal((texts, labels)) * 2
+    classes_N = (rng.random((texts, 1)) > softmax(true_NC).cumsum(axis=1)).sum(axis=1)
+    return true_NC * temperature, classes_N
+
+
+def joined(*samples: Sample) -> Sample:
+    return np.concatenate([one for one, _ in samples]), np.concatenate([other for _, other in samples])
+
+
+@pytest.mark.parametrize("known", [0.3, 1.0, 5.0])
+def test_a_known_temperature_is_found(known: float) -> None:
+    assert fit_temperature(*drawn(5000, known)) == pytest.approx(known, rel=0.06)
+
+
+def test_no_temperature_nearby_is_likelier() -> None:
+    logits_NC, classes_N = drawn(300, 2.0)
+    found = fit_temperature(logits_NC, classes_N, prior_texts=0)
+
+    def loss(value: float) -> float:
+        return float(-np.log(softmax(logits_NC / value)[np.arange(300), classes_N]).sum())
+
+    assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
+
+
+def test_a_head_without_error_does_not_become_infinitely_sure() -> None:
+    classes_N = np.arange(30) % 3
+    assert 0.1 < fit_temperature(np.eye(3)[classes_N] * 7.0, classes_N) < 7
+    assert fit_temperature(np.zeros((30, 3)), classes_N) > 0  # nothing to be learned, and no error
+
+
+def test_what_was_held_before_counts() -> None:
+    logits_NC, classes_N = drawn(60, 4.0)
+    prior_NC = softmax(logits_NC / 1.0)
+    alone = fit_temperature(logits_NC, classes_N)
+    drawn_to_one = fit_temperature(logits_NC, classes_N, prior_NC, 60)
+    assert 1 < drawn_to_one < alone
+    assert fit_temperature(logits_NC, classes_N, prior_NC, 10**7) == pytest.approx(1, abs=1e-3)
+
+
+def test_languages_get_their_own_temperatures_where_they_have_texts() -> None:
+    few = LANGUAGE_TEXTS - 1
+    logits_NC, classes_N = joined(drawn(2000, 1.0), drawn(2000, 3.0, seed=1), drawn(few, 9.0, seed=2), drawn(9, 1.0))
+    codes = ["deu_Latn"] * 2000 + ["swh_Latn"] * 2000 + ["tpi_Latn"] * few + [None] * 9
+    assert measured(codes) == ["deu_Latn", "swh_Latn"]
+    found = fit_temperatures(logits_NC, classes_N, codes, measured(codes))
+    assert 1.2 < found.temperature < 3
+    assert found.temperatures == pytest.approx({"deu_Latn": 1.0, "swh_Latn": 3.0}, rel=0.1)
+    assert temperature(found, "swh_Latn") == found.temperatures["swh_Latn"]
+    assert temperature(found, "tpi_Latn") == temperature(found, None) == found.temperature
+    expected_N = [found.temperatures["deu_Latn"], found.temperature]
+    assert temperatures_of(found, ["deu_Latn", None]).tolist() == expected_N
+
+
+def test_the_calibration_error_of_twenty_texts_by_hand() -> None:
+    """Ten with 0.95, nine of them right; ten with 0.65, five of them right."""
+    probabilities_NC = np.array([[0.95, 0.05]] * 10 + [[0.35, 0.65]] * 10)
+    classes_N = np.array([0] * 9 + [1] + [1] * 5 + [0] * 5)
+    assert calibration_error(probabilities_NC, classes_N) == pytest.approx((0.05 + 0.15) / 2)
+    rows = reliability(probabilities_NC, classes_N)
+    assert len(rows) == BINS == 15
+    assert rows[9] == pytest.approx((0.5, 0.65, 0.5))  # from 9/15 to 10/15
+    assert rows[14] == pytest.approx((0.5, 0.95, 0.9))
+    assert sum(texts for texts, _, _ in rows) == 1
+
+
+def test_errors_of_one_bin_cancel_and_those_of_two_do_not() -> None:
+    one_bin = np.array([[0.61, 0.39], [0.65, 0.35]])
+    assert calibration_error(one_bin, np.array([1, 0])) == pytest.approx(abs(0.63 - 0.5))
+    two_bins = np.array([[0.59, 0.41], [0.65, 0.35]])
+    assert calibration_error(two_bins, np.array([1, 0])) == pytest.approx((0.59 + 0.35) / 2)
+    assert calibration_error(np.array([[1.0, 0.0]]), np.array([0])) == 0
+
+
+def test_the_report_is_cross_validated() -> None:
+    logits_NC, classes_N = joined(drawn(1500, 3.0), drawn(1500, 0.7, seed=1))
+    codes = ["aaa_Latn"] * 1500 + ["bbb_Latn"] * 1500
+    report = calibrate(logits_NC, classes_N, codes, np.ones(3000))
+    assert (report.texts, report.folds, report.threshold) == (3000, 5, None)
+    assert report.error_before > 0.08
+    assert report.error_after < 0.03
+    assert report.loss_after < report.loss_before
+    assert report.accuracy == pytest.approx((logits_NC.argmax(axis=1) == classes_N).mean())
+    assert report.fitted.temperatures == pytest.approx({"aaa_Latn": 3.0, "bbb_Latn": 0.7}, rel=0.1)
+    first = report.languages["aaa_Latn"]
+    assert first.texts == 1500
+    assert first.error_before > 0.15 > 0.05 > first.error_after
+
+
+def test_what_is_shown_is_not_what_was_fitted() -> None:
+    """Labels by lot, and 50 texts a language: on the rows that they were fitted to, temperatures would look good."""
+    rng = np.random.default_rng(0)
+    logits_NC, classes_N = rng.standard_normal((2000, 2)) * 3, rng.integers(0, 2, 2000)
+    codes = [f"l{number // 50:02}" for number in range(2000)]
+    report = calibrate(logits_NC, classes_N, codes, np.ones(2000))
+    within = softmax(logits_NC / temperatures_of(report.fitted, codes)[:, None])
+    own_loss = -np.log(within[np.arange(2000), classes_N]).mean()
+    assert report.loss_after > own_loss
+
+
+def test_a_threshold_is_judged_on_texts_that_it_has_not_seen() -> None:
+    logits_NC, classes_N = drawn(4000, 2.0)
+    report = calibrate(logits_NC, classes_N, [None] * 4000, np.ones(4000), threshold=0.8)
+    probabilities_NC = softmax(logits_NC / 2)
+    sure_N = probabilities_NC.max(axis=1) >= 0.8
+    right_N = probabilities_NC.argmax(axis=1) == classes_N
+    assert report.threshold == 0.8
+    assert report.coverage == pytest.approx(sure_N.mean(), abs=0.03)
+    assert report.accuracy_above == pytest.approx(right_N[sure_N].mean(), abs=0.02)
+    found = calibrate(logits_NC, classes_N, [None] * 4000, np.ones(4000), target=0.85)
+    assert found.threshold is not None
+    assert 0.3 < found.threshold < 0.9
+    assert found.accuracy_above == pytest.approx(0.85, abs=0.02)
+    assert found.coverage > report.coverage
+
+
+def test_the_lowest_threshold_that_is_good_enough() -> None:
+    sure_N = np.linspace(0.99, 0.6, 40)
+    probabilities_NC = np.stack([sure_N, 1 - sure_N], axis=1)
+    classes_N = np.array([0] * 20 + [1, 0] * 10)
+    limit = find_threshold(probabilities_NC, classes_N, 0.95)
+    assert limit is not None
+    assert sure_N[20] > limit  # 21 texts of 22 are right
+    above_N = sure_N >= limit
+    assert above_N.sum() == 22
+    assert find_threshold(probabilities_NC, classes_N, 0.5) == 0.0
+    assert find_threshold(probabilities_NC, 1 - classes_N, 0.9) is None
+    equal_NC = np.full((40, 2), [0.7, 0.3])
+    assert find_threshold(equal_NC, classes_N, 0.95) is None  # no threshold tells them apart
+    assert find_threshold(probabilities_NC[: FEWEST_ANSWERS - 1], classes_N[: FEWEST_ANSWERS - 1], 0.1) is None
+
+
+def test_what_cannot_be_calibrated() -> None:
+    logits_NC, classes_N = drawn(200, 1.0)
+    with pytest.raises(DataError, match="there are 19 different labelled texts; give 20 or more"):
+        calibrate(logits_NC[:19], classes_N[:19], [None] * 19, np.ones(19))
+    with pytest.raises(DataError, match="no threshold gives an accuracy of 1 on 10 texts or more; ask for less"):
+        calibrate(logits_NC, np.zeros(200, int), [None] * 200, np.ones(200), target=1.0)
+
+
+def test_when_and_how_a_task_abstains() -> None:
+    weight_CE = np.ones((2, 3), np.float32)
+    head = Head("sequence", ("a", "b"), weight_CE, None, 1.0, threshold=0.7, abstain="ask")
+    assert abstention(head, None, None) == (0.7, "ask")
+    assert abstention(head, 0, None) == (0, "ask")
+    assert abstention(head, 0.5, "who knows") == (0.5, "who knows")
+    plain = TaskSpec(kind="sequence", labels=("a", "unsure"), head="x")
+    assert abstention(plain, None, None)[0] == 0
+    for limit, label, message in (
+        (1.5, None, "the threshold is 1.5, expected 0 to 1"),
+        (float("nan"), None, "the threshold is nan"),
+        (0.5, None, "abstains with the label 'unsure', which is an answer of its own"),
+        (0.5, "a", "abstains with the label 'a', which is an answer"),
+        (0.5, " ", "abstains with the label ' ', expected a word"),
+        (0.5, "x\ny", "expected a word"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            abstention(plain, limit, label)
+    choices = TaskSpec(kind="multiple_choice", labels=(), head="x")
+    with pytest.raises(UsageError, match="abstains with the label '1', which is an answer"):
+        abstention(choices, 0.5, "1")
+
+
+def test_temperatures_of_texts_in_a_head() -> None:
+    rng = np.random.default_rng(1)
+    head = Head("sequence", ("a", "b"), rng.standard_normal((2, 4)).astype(np.float32), None, 2.0)
+    pooled_NE = rng.standard_normal((3, 4)).astype(np.float32)
+    own_NC = head.probabilities(pooled_NE, np.array([1.0, 2.0, 4.0]))
+    np.testing.assert_array_equal(own_NC[1], head.probabilities(pooled_NE)[1])
+    np.testing.assert_allclose(own_NC, softmax(head.logits(pooled_NE) / np.array([[1], [2], [4]])))
+    assert temperature(Temperatures(2.0, {}), "x") == 2

@@ -1,0 +1,139 @@
+"""The reference model that the repository ships: joined as the README says, then used on real sentences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mtllm_edge import Bundle, Classifier, Embedder
+from mtllm_edge.errors import EngineError, ModelError
+from mtllm_edge.tasks.store import remove_task
+from mtllm_edge_export.parts.join import join
+from tests.fixtures.subprocesses import run_python
+from tests.runtime.test_isolation import OFFLINE, UNIMPORTABLE
+
+ROOT = Path(__file__).parents[1]
+PARTS = ROOT / "reference" / "parts"
+LANGUAGES = ("amh_Ethi", "deu_Latn", "eng_Latn", "rus_Cyrl", "swh_Latn", "tel_Telu", "tha_Thai", "zho_Hans")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "bundle"
+    join(PARTS, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def topics() -> dict[str, list[tuple[str, str]]]:
+    """Language -> label and text."""
+    rows = defaultdict(list)
+    with (ROOT / "benchmarks" / "demo_topics.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row["language"]].append((row["label"], row["text"]))
+    return rows
+
+
+def test_what_is_shipped_is_small_and_whole(bundle: Path) -> None:
+    sizes = [path.stat().st_size for path in PARTS.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 90e6
+    assert max(sizes) <= 50e6
+    opened = Bundle.open(bundle)
+    opened.verify()
+    assert set(opened.manifest.tasks) == {"topic", "sentiment"}
+    assert all("NC" not in source.license for source in opened.manifest.sources)
+
+
+def test_topics_in_many_scripts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+    texts = [text for language in LANGUAGES for _, text in topics[language]]
+    labels = [label for language in LANGUAGES for label, _ in topics[language]]
+    with Classifier.load(bundle, task="topic") as classifier:
+        found = [prediction.label for prediction in classifier.classify(texts)]
+        reviews = classifier.classify(
+            ["Makanannya enak sekali dan pelayanannya ramah!", "Hotel ini kotor dan sangat mengecewakan."],
+            task="sentiment",
+        )
+    hits = sum(mine == theirs for mine, theirs in zip(found, labels, strict=True))
+    assert hits / len(labels) > 0.6  # chance is 1/7, the most frequent topic has 1/4
+    assert [review.label for review in reviews] == ["positive", "negative"]
+
+
+def test_a_batch_is_its_single_texts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+    texts = [topics[language][number][1] for number in range(4) for language in LANGUAGES]
+    with Embedder.load(bundle) as embedder:
+        batched = embedder.embed(texts)
+        single = np.concatenate([embedder.embed([text]) for text in texts])
+    # Sums come out in another order, and int8 rounds some numbers to the other side.
+    lengths = np.linalg.norm(batched, axis=1) * np.linalg.norm(single, axis=1)
+    assert ((batched * single).sum(axis=1) / lengths).min() > 0.9999
+
+
+def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[str, str]]], tmp_path: Path) -> None:
+    """A second bundle, with a task of its own: each answers as it does alone, whatever the other is asked meanwhile."""
+    second = Path(shutil.copytree(bundle, tmp_path / "second"))
+    learn_science(second, topics)
+    texts = [text for language in ("rus_Cyrl", "tha_Thai") for _, text in topics[language][:4]]
+    alone: dict[str, NDArray[np.float64]] = {}
+    for path, task in ((bundle, "topic"), (second, "science")):
+        with Classifier.load(path, task=task) as classifier:
+            alone[task] = classifier.predict_proba(texts)
+    assert {task: answer_NC.shape[1] for task, answer_NC in alone.items()} == {"topic": 7, "science": 2}
+
+    def check_together(*classifiers: Classifier) -> None:
+        with ThreadPoolExecutor(len(classifiers)) as threads:
+            answers = [(asked, threads.submit(asked.predict_proba, texts)) for _ in range(2) for asked in classifiers]
+        for asked, answer in answers:
+            np.testing.assert_allclose(answer.result(), alone[str(asked.task)], atol=1e-3)
+
+    with Classifier.load(bundle, task="topic") as one:
+        with Classifier.load(second) as other:
+            check_together(one, other)
+        with pytest.raises(EngineError, match="closed"):
+            other.classify(texts)
+        check_together(one)
+        with Classifier.load(second) as again:
+            check_together(one, again)
+            one.close()
+            check_together(again)
+
+
+def learn_science(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+    """Give a bundle one task, of two labels, in the place of its own."""
+    rows = [row for language in ("eng_Latn", "deu_Latn") for row in topics[language]]
+    labels = ["science" if label == "science/technology" else "other" for label, _ in rows]
+    for name in ("topic", "sentiment"):
+        remove_task(Bundle.open(bundle), name)
+    with Embedder.load(bundle) as embedder:
+        Classifier(embedder).fit([text for _, text in rows], labels).save_task("science")
+    assert set(Bundle.open(bundle).manifest.tasks) == {"science"}
+
+
+def test_the_demo_runs_offline_and_without_torch(bundle: Path, tmp_path: Path) -> None:
+    code = "import runpy, sys; sys.argv = ['demo.py', sys.argv[2]]; runpy.run_path(DEMO, run_name='__main__')"
+    code = code.replace("DEMO", repr(str(ROOT / "benchmarks" / "demo.py")))
+    customize = UNIMPORTABLE + OFFLINE
+    child = run_python(code, "demo", str(bundle), customize=customize, folder=tmp_path, timeout=400)
+    assert child.returncode == 0, child.stderr
+    report = json.loads(child.stdout.splitlines()[-1])
+    assert report["languages"] >= 30
+    assert report["scripts"] >= 8
+    assert all(language in child.stdout for language in report["per_language"])
+    assert 0.5 < report["accuracy"] <= 1
+    assert report["texts_per_s"] > 0
+
+
+def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(PARTS, tmp_path / "parts"))
+    with (copy / "lora.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ModelError, match=r"lora\.safetensors"):
+        join(copy, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

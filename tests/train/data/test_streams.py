@@ -1,0 +1,232 @@
+"""Reading a corpus: what is accepted, how it is mixed and shuffled, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from mtllm_edge.errors import DataError, MtllmError, UsageError
+from mtllm_edge_train.data.streams import StreamedBatches, TextStream, survey
+
+TEXTS = ["one", "two \u2028 with a line separator", "drei, mit Komma"]
+
+
+def save(folder: Path, texts: list[str]) -> None:
+    """The same texts in every kind of file."""
+    lines = [text + "\n" for text in texts]
+    (folder / "a.txt").write_text("\ufeff" + "\r\n".join(texts) + "\n\n", newline="")
+    (folder / "b.txt.zst").write_bytes(
+        zstandard.compress("".join(lines[:1]).encode()) + zstandard.compress("".join(lines[1:]).encode())
+    )
+    (folder / "c.csv").write_text("label;text\n" + "".join(f'x;"{text}"\n\n' for text in texts))
+    rows = "".join(json.dumps({"text": text, "label": 1}) + "\n" for text in [*texts, None, " "])
+    (folder / "d.jsonl").write_text(rows)
+    (folder / "e.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
+    pyarrow.parquet.write_table(pyarrow.table({"label": [1] * 4, "text": [*texts, None]}), folder / "f.parquet")
+
+
+def test_every_kind_of_file_gives_the_same_texts(tmp_path: Path) -> None:
+    save(tmp_path, TEXTS)
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 6
+    for path in paths:
+        assert list(TextStream([path])) == TEXTS, path
+
+
+def test_a_folder_a_glob_and_a_list_of_files_are_read_in_turns(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    save(tmp_path / "deep", TEXTS)
+    (tmp_path / "deep" / "readme.md").write_text("no text")
+    in_turns = [text for text in TEXTS for _ in range(6)]
+    assert list(TextStream([tmp_path])) == in_turns
+    assert list(TextStream([tmp_path / "*" / "?.*"])) == in_turns
+    assert list(TextStream(sorted((tmp_path / "deep").glob("?.*")))) == in_turns
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(40):
+        (more / f"{number:02}.txt").write_text(f"{number} a\n{number} b\n")
+    texts = list(TextStream([more]))
+    assert texts[:17] == [*(f"{number} a" for number in range(16)), "0 b"]
+    assert sorted(texts) == sorted(f"{number} {side}" for number in range(40) for side in "ab")
+
+
+def test_a_data_set_comes_through_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, texts in (("train", TEXTS), ("test", ["four"])):
+        rows = "".join(json.dumps({"body": text, "n": 1}) + "\n" for text in texts)
+        (folder / f"{split}.jsonl").write_text(rows)
+    stream = TextStream([f"hub:{folder}"], column="body")
+    assert list(stream) == list(stream) == TEXTS
+    assert list(TextStream([f"hub:{folder}:default:test"], column="body")) == ["four"]
+    assert survey(stream, limit=10, sample=2, seed=0).total == 2  # what may be remote is not read twice
+    with pytest.raises(UsageError, match="has no column 'text', only 'body', 'n'"):
+        list(TextStream([f"hub:{folder}"]))
+    for name in (f"hub:{tmp_path}/none", f"hub:{folder}::validation"):
+        with pytest.raises(DataError, match=r"^hub:.* cannot be read \(.*; check its name") as caught:
+            list(TextStream([name]))
+        assert "\n" not in str(caught.value)
+    for name in ("hub:", "hub:a:b:c:d"):
+        with pytest.raises(UsageError, match="names no data set; write hub:ID"):
+            TextStream([name])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("a.txt", b"", DataError, "holds no text"),
+        ("a.txt", b" \n\n", DataError, "holds no text"),
+        ("a.txt", b"fine\r\n\xff\n", DataError, r"line 2 is not valid UTF-8 \(byte 0xff\)"),
+        ("a.txt", b"fine\nno\0text", DataError, "line 2 holds a NUL"),
+        ("a.csv", b"", DataError, "holds no text"),
+        ("a.csv", b"text,label\n", DataError, "holds a header but no rows"),
+        ("a.csv", "text,label\nx,é\n".encode("latin-1"), DataError, "line 2 is not valid UTF-8"),
+        ("a.csv", b"body,label\nx,y\n", UsageError, "no column 'text', only 'body', 'label'"),
+        ("a.csv", b'text\n"x\n', DataError, "row 2 is not valid csv"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', DataError, "line 2, column 'text', is a number"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', DataError, "line 2 lacks 'text'; it has 'body'"),
+        ("a.jsonl", b"[1]\n", DataError, "line 1: "),
+        ("a.jsonl", b'{"text": null}\n', DataError, "holds no text"),
+        ("a.parquet", b"PAR1 no", DataError, "not a readable parquet file"),
+        ("a.txt.zst", b"plain words", DataError, "not a readable zstd file"),
+        ("a.md", b"text", UsageError, "has the suffix '.md'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmError], message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        list(TextStream([path]))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2], "n": [1, 2]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1, column 'text', is a number"):
+        list(TextStream([tmp_path / "a.parquet"]))
+    with pytest.raises(UsageError, match="no column 'body'"):
+        list(TextStream([tmp_path / "a.parquet"], column="body"))
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.99, 1.0])
+def test_a_truncated_archive_is_not_a_short_one(tmp_path: Path, keep: float) -> None:
+    lines = "".join(f"sentence number {number}\n" for number in range(50_000))
+    packed = zstandard.compress(lines.encode())
+    (tmp_path / "a.txt.zst").write_bytes(packed[: int(keep * len(packed))])
+    texts = TextStream([tmp_path / "a.txt.zst"])
+    if keep == 1:
+        assert list(texts) == lines.splitlines()
+        return
+    with pytest.raises(DataError, match="cut short"):
+        survey(texts, limit=10**6, sample=2, seed=0)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    for name, message in (
+        ("a.txt", "is no file; check the path"),
+        ("a.txt.zst", "is no file; check the path"),
+        ("a*.txt", "matches no file; check the pattern"),
+        ("", "holds no file that ends in .txt, .csv"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            TextStream([tmp_path / name])
+
+
+def test_a_survey_reads_what_the_run_will(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{number}\n" for number in range(1000)))
+    texts = [str(number) for number in range(1000)]
+    found = survey(TextStream([path]), limit=2000, sample=100, seed=0)
+    assert found == survey(texts, limit=2000, sample=100, seed=0)
+    assert (found.total, len(found.sample), len(set(found.sample))) == (1000, 100, 100)
+    assert 300 < sum(map(int, found.sample)) / 100 < 700
+    assert survey([*texts, "more"], limit=1000, sample=1, seed=0).digest == found.digest
+    assert survey([*texts[:-1], "other"], limit=1000, sample=1, seed=0).digest != found.digest
+    assert (
+        survey(["ab", "c"], limit=9, sample=1, seed=0).digest != survey(["a", "bc"], limit=9, sample=1, seed=0).digest
+    )
+    assert survey(["a"], limit=9, sample=5, seed=0).sample == ["a"]
+
+
+def test_batches_cover_an_epoch_in_a_bounded_window_and_repeat_themselves() -> None:
+    lengths = [*range(1, 51)]
+    random.Random(0).shuffle(lengths)
+    texts = ["x" * length for length in lengths]
+    batches = StreamedBatches(texts, 4, seed=3, window=16)
+    first, second = ([batches[step] for step in range(start, start + 12)] for start in (0, 12))
+    for epoch in (first, second):  # 50 texts: 3 windows of 4 batches, and 2 texts that no batch holds
+        for window in range(3):
+            seen = [text for batch in epoch[4 * window : 4 * window + 4] for text in batch]
+            assert sorted(seen) == sorted(texts[16 * window : 16 * window + 16])
+    assert first != second
+    assert [sorted(batch) for batch in first] != [sorted(texts[4 * step : 4 * step + 4]) for step in range(12)]
+    for order in ((23, 11, 2, 7), (2, 7, 11, 23)):
+        again = StreamedBatches(list(texts), 4, seed=3, window=16)
+        assert [again[step] for step in order] == [[*first, *second][step] for step in order]
+    other = StreamedBatches(texts, 4, seed=4, window=16)
+    assert [other[step] for step in range(12)] != first
+
+
+def test_batches_hold_texts_of_similar_length() -> None:
+    texts = ["x" * length for length in random.Random(0).choices(range(1, 1000), k=1024)]
+    batches = StreamedBatches(texts, 16, seed=0)
+    spans = [max(map(len, batch)) - min(map(len, batch)) for batch in (batches[step] for step in range(64))]
+    assert sum(spans) / 64 < 100
+
+
+def test_a_corpus_of_less_than_a_batch_is_one() -> None:
+    batches = StreamedBatches(["a", "b", "c"], 8, seed=0)
+    assert [sorted(batches[step]) for step in range(3)] == [["a", "b", "c"]] * 3
+
+
+def test_texts_that_can_be_read_once_only_are_refused() -> None:
+    batches = StreamedBatches(iter(["a", "b"]), 2, seed=0)
+    assert sorted(batches[0]) == ["a", "b"]
+    with pytest.raises(UsageError, match="only once"):
+        batches[1]
+
+
+class Endless:
+    """A corpus without an end, which counts what was read of it."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            self.read += 1
+            yield f"text number {self.read} " + "x" * 1000
+
+
+def test_memory_is_bounded() -> None:
+    corpus = Endless()
+    batches = StreamedBatches(corpus, 10, seed=0, window=1000)
+    tracemalloc.start()
+    try:
+        for step in range(2000):
+            batches[step]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert corpus.read == 20_000
+    assert peak < 6e6  # two windows and their bookkeeping; all texts together have 20 MB
+
+
+def test_a_large_file_is_not_read_to_its_end_for_its_first_batch(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"some words\n" * 500_000 + b"\xff\n")
+    batches = StreamedBatches(TextStream([path]), 8, seed=0, window=1000)
+    assert batches[200] == ["some words"] * 8
+    assert list(islice(TextStream([path]), 3)) == ["some words"] * 3
+    with pytest.raises(DataError, match="line 500001 is not valid UTF-8"):
+        survey(TextStream([path]), limit=10**6, sample=2, seed=0)

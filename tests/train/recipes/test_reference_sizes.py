@@ -1,0 +1,94 @@
+"""The sizes of the reference recipe, from its command line to the stages. Nothing is trained here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.multilingual.pairs import Pair
+from mtllm_edge_train.recipes.reference import __main__ as command
+from mtllm_edge_train.recipes.reference import stages
+from tests.fixtures.subprocesses import imported_by
+
+
+def steps_and_batches(
+    monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str
+) -> dict[str, tuple[int | None, int, str]]:
+    """Stage -> steps (None where it counts epochs), batch size and device, as the stages get them."""
+    found: dict[str, tuple[int | None, int, str]] = {}
+
+    def stage(name: str) -> Any:
+        def record(*_: Any, **options: Any) -> None:
+            settings = options["settings"]
+            found[name] = (options.get("steps"), settings.batch_size, settings.device)
+
+        return record
+
+    def translate(*_: Any, **options: Any) -> None:
+        found["translate"] = (options["steps"], options["batch_size"], options["device"])
+
+    for name in ("adapt", "distill", "finetune", "distill_translations"):
+        monkeypatch.setattr(stages, name, stage(name))
+    monkeypatch.setattr(stages, "translate", translate)
+    monkeypatch.setattr(stages, "make", lambda *_: None)
+    monkeypatch.setattr(stages, "load_split", lambda *_: {stages.ENGLISH: LabelledTexts(["a", "b"], ["x", "y"])})
+    monkeypatch.setattr(stages, "english_sides", lambda *_, **__: ["some text"])
+    pair = Pair(stages.ENGLISH, "a", "b", 1.0)
+    monkeypatch.setattr(stages, "translation_pairs", lambda *_, **__: [pair])
+    monkeypatch.setattr(sys, "argv", ["reference", "data", str(out), *arguments])
+    command.main()
+    return found
+
+
+def test_the_cpu_size_is_what_runs_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steps_and_batches(monkeypatch, tmp_path) == {
+        "translate": (2600, 96, "cpu"),
+        "finetune": (None, 32, "cpu"),
+        "adapt": (1600, 32, "cpu"),
+        "distill": (None, 32, "cpu"),
+        "distill_translations": (1100, 48, "cpu"),
+    }
+
+
+def test_the_gpu_size_and_steps_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ["--size", "gpu", "--device", "cpu", "--steps", "7"]
+    found = steps_and_batches(monkeypatch, tmp_path, *own)
+    assert found["translate"] == (30_000, 512, "cpu")
+    assert found["adapt"] == (7, 128, "cpu")
+    assert found["distill_translations"] == (8_000, 256, "cpu")
+    found = steps_and_batches(monkeypatch, tmp_path, *own, "--translation-steps", "5", "--multilingual-steps", "6")
+    assert (found["translate"][0], found["distill_translations"][0]) == (5, 6)
+
+
+def test_help_shows_every_size_and_needs_no_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "torch" not in imported_by("mtllm_edge_train.recipes.reference.__main__")
+    monkeypatch.setattr(sys, "argv", ["reference", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        command.main()
+    shown = capsys.readouterr().out
+    assert "has not been tried on a GPU" in shown
+    for size in command.SIZES.values():
+        for stage in (size.translation, size.adaptation, size.languages):
+            assert f"{stage.steps:,} x {stage.batch_size}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "argument --steps: '0' is no number of steps; give 1 or more"),
+        (["--size", "tpu"], "argument --size: invalid choice: 'tpu'"),
+    ],
+)
+def test_bad_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["reference", "data", "out", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert message in capsys.readouterr().err

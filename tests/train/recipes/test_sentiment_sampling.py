@@ -1,0 +1,34 @@
+"""Pairs that say something good or bad are drawn more, whatever they weighed before."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtllm_edge_train.multilingual.pairs import Pair
+from mtllm_edge_train.recipes.reference.sentiment_sampling import sample_sentiment
+
+GOOD = "This is a wonderful day and I love it."
+BAD = "The terrible war killed and destroyed everything."
+PLAIN = "The committee met in the town on Monday."
+PAIRS = [
+    Pair("deu_Latn", "gut", GOOD, 1.0),
+    Pair("swh_Latn", "nzuri", GOOD, 3.0),
+    Pair("deu_Latn", "schlecht", BAD, 2.0),
+    Pair("deu_Latn", "schlicht", PLAIN, 50.0),
+    Pair("deu_Latn", "knapp", "I love it", 10.0),  # too short to be scored
+    Pair("deu_Latn", "lang", " ".join([GOOD] * 5), 14.0),  # too long
+    Pair("eng_Latn", GOOD, GOOD, 20.0),
+]
+
+
+def test_each_side_gets_its_share_and_keeps_its_proportions() -> None:
+    found = sample_sentiment(PAIRS, 0.15)
+    assert [pair[:3] for pair in found] == [pair[:3] for pair in PAIRS]
+    # the pairs weigh 100, so either side gets 15
+    assert [pair.weight for pair in found] == pytest.approx([3.75, 11.25, 15.0, 50.0, 10.0, 14.0, 20.0])
+
+
+def test_a_side_without_pairs_stays_empty() -> None:
+    assert sample_sentiment(PAIRS[3:], 0.15) == PAIRS[3:]
+    assert [pair.weight for pair in sample_sentiment(PAIRS[2:4], 0.5)] == pytest.approx([26.0, 50.0])
+    assert sample_sentiment([], 0.15) == []

@@ -1,0 +1,24 @@
+"""One of several processes: `mtllm-edge train` with the arguments, stopped after its first save and then repeated."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from unittest import mock
+
+from mtllm_edge.cli.main import main
+from mtllm_edge_train.training.distributed import Processes
+
+
+def _stop(self: Processes) -> None:
+    _wait(self)
+    raise KeyboardInterrupt
+
+
+_wait = Processes.wait
+
+if __name__ == "__main__":
+    with mock.patch.object(Processes, "wait", _stop):
+        if main(["train", *sys.argv[1:]]) != 130:
+            sys.exit("the first run was not stopped")
+    runpy.run_module("mtllm_edge_train", run_name="__main__", alter_sys=True)

@@ -1,0 +1,250 @@
+"""What general adaptation needs at the paper's scale: streams, accumulation, a cached teacher, an exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from mtllm_edge.errors import MtllmError, UsageError
+from mtllm_edge_train.checkpoints.config import EncoderConfig, LlmConfig, LoraConfig
+from mtllm_edge_train.checkpoints.tensors import read_bridge, read_lora
+from mtllm_edge_train.cli import train
+from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.streams import TextStream
+from mtllm_edge_train.models.stack import LlmBody
+from mtllm_edge_train.stages.adapt import adapt
+from mtllm_edge_train.stages.distill import distill
+from mtllm_edge_train.stages.finetune import finetune
+from mtllm_edge_train.training import loop, settings
+from mtllm_edge_train.training.distributed import Processes
+from mtllm_edge_train.training.gradient_accumulation import divided
+from tests.fixtures.tiny_checkpoint import save_encoder
+from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+
+TEXTS = [f"Sentence {number} is {'very ' * (number % 5)}short." for number in range(37)]
+SETTINGS = settings.LoopSettings(batch_size=8, learning_rate=1e-2, save_every=3, log_every=1, dtype="float32")
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_encoder(folder / "encoder", "bert")
+    save_llm_and_tokenizer(folder / "llm")
+    (folder / "texts").mkdir()
+    for part in range(3):
+        (folder / "texts" / f"{part}.txt").write_text("".join(text + "\n" for text in TEXTS[part::3]))
+    return folder
+
+
+def llm(models: Path) -> LlmConfig:
+    return LlmConfig(source=str(models / "llm"), layers=2, attention="causal")
+
+
+def run(
+    models: Path, out: Path, settings: settings.LoopSettings = SETTINGS, *, dropout: float = 0.1, **more: Any
+) -> None:
+    options = {"texts": TextStream([models / "texts"]), "steps": 7, **more}
+    adapt(
+        out=out,
+        name="test",
+        encoder=EncoderConfig(source=str(models / "encoder"), max_tokens=64),
+        llm=llm(models),
+        lora=LoraConfig(rank=2, alpha=4.0, dropout=dropout),
+        settings=settings,
+        bridge_learning_rate=1e-2,
+        **options,
+    )
+
+
+def history(out: Path, *names: str) -> list[list[float]]:
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [[entry[name] for name in names or ("loss", "mse", "fvu", "learning_rate")] for entry in entries]
+
+
+def weights(out: Path) -> np.ndarray:
+    return np.concatenate([*(part.ravel() for part in read_bridge(out)), *(x.ravel() for x in read_lora(out).values())])
+
+
+def die_after_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = loop._save
+
+    def save_and_die(*arguments: Any) -> None:
+        save(*arguments)
+        raise Killed
+
+    monkeypatch.setattr(loop, "_save", save_and_die)
+
+
+def forget_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on reading in the LLM's own tokens fails."""
+
+    def read(*arguments: object, **options: object) -> Tensor:
+        raise AssertionError("the teacher was called")
+
+    monkeypatch.setattr(LlmBody, "read", read)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    defaults = {option.name: option.default for option in train.adapt.params}
+    paper = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_tokens": 512, "attention": "causal"}
+    paper |= {"learning_rate": 2e-4, "warmup": 0.01, "steps": 10_000, "batch_size": 256, "accumulate": 1}
+    assert {name: defaults[name] for name in paper} == paper
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, accumulate=3)
+    run(models, tmp_path / "whole", settings, teacher_cache=tmp_path / "cache")
+    for kill in ("at step 3", "at step 6"):
+        with monkeypatch.context() as patch:
+            die_after_saving(patch)
+            with pytest.raises(Killed):
+                run(models, tmp_path / "killed", settings, teacher_cache=tmp_path / f"cache {kill}")
+    run(models, tmp_path / "killed", settings, teacher_cache=tmp_path / "cache at step 6")
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    np.testing.assert_array_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_a_run_over_other_texts_is_not_resumed(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    die_after_saving(monkeypatch)
+    with pytest.raises(Killed):
+        run(models, tmp_path / "run")
+    for texts in (TEXTS[1:], [*TEXTS[:-1], "another"]):
+        with pytest.raises(UsageError, match="other settings or data"):
+            run(models, tmp_path / "run", texts=texts)
+
+
+def test_a_fault_in_the_texts_is_found_before_the_training(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes("".join(f"{text}\n" for text in TEXTS).encode() + b"\xff\n")
+    with pytest.raises(MtllmError, match=r"bad.txt line 38 is not valid UTF-8"):
+        run(models, tmp_path / "run", texts=TextStream([tmp_path / "bad.txt"]), steps=1)
+    with pytest.raises(UsageError, match="at least two texts"):
+        run(models, tmp_path / "run", texts=["one"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 8, 100])
+def test_accumulation_changes_nothing(models: Path, tmp_path: Path, accumulate: int) -> None:
+    for name, parts in (("whole", 1), ("divided", accumulate)):
+        run(models, tmp_path / name, replace(SETTINGS, accumulate=parts), dropout=0.0)
+    np.testing.assert_allclose(history(tmp_path / "divided"), history(tmp_path / "whole"), rtol=1e-4)
+    np.testing.assert_allclose(weights(tmp_path / "divided"), weights(tmp_path / "whole"), rtol=1e-3, atol=1e-5)
+
+
+def test_accumulation_in_the_other_stages(models: Path, tmp_path: Path) -> None:
+    run(models, tmp_path / "adapted", dropout=0.0)
+    data = LabelledTexts(TEXTS, ["long" if "very" in text else "short" for text in TEXTS])
+    lora = LoraConfig(rank=2, alpha=4.0, dropout=0.0)
+    for parts in (1, 3):
+        settings = replace(SETTINGS, accumulate=parts)
+        teacher, student = tmp_path / f"teacher {parts}", tmp_path / f"student {parts}"
+        finetune({"tone": data}, teacher, name="t", llm=llm(models), lora=lora, settings=settings, epochs=1)
+        distill(TEXTS, tmp_path / "adapted", tmp_path / "teacher 1", student, name="s", settings=settings, epochs=1)
+    for stage, names in (("teacher", ("loss", "accuracy")), ("student", ("loss", "mse", "fvu"))):
+        whole, divided_ = (history(tmp_path / f"{stage} {parts}", *names) for parts in (1, 3))
+        np.testing.assert_allclose(divided_, whole, rtol=1e-4)
+
+
+def test_shares_and_parts_hold_every_item_once() -> None:
+    for batch in (list(range(11)), np.arange(11)):
+        for size, accumulate in ((1, 1), (3, 1), (3, 2), (11, 4)):
+            pieces = [piece for rank in range(size) for piece in divided(batch, accumulate, Processes(rank, size))]
+            assert sorted(int(item) for part, _ in pieces for item in part) == list(range(11))
+            assert sum(weight for _, weight in pieces) == pytest.approx(1)
+            assert max(len(part) for part, _ in pieces) == math.ceil(math.ceil(11 / size) / accumulate)
+    weights_of_choices = [
+        weight for _, weight in divided([[1, 2, 3], [4], [5]], 2, Processes(), lambda part: sum(map(len, part)))
+    ]
+    assert weights_of_choices == [4 / 5, 1 / 5]
+    with pytest.raises(UsageError, match="2 texts for 3 processes"):
+        list(divided(["a", "b"], 1, Processes(0, 3)))
+
+
+def test_a_stage_that_makes_its_own_batches_is_not_divided(tmp_path: Path) -> None:
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        raise AssertionError
+
+    with pytest.raises(UsageError, match="whole"):
+        loop.optimise(
+            [],
+            loss,
+            stage="whole",
+            key="",
+            folder=tmp_path / "out",
+            steps=1,
+            settings=replace(SETTINGS, accumulate=2),
+            state=None,
+            save_weights=lambda folder: None,
+        )
+
+
+def test_a_second_run_does_not_call_the_teacher(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(models, tmp_path / "plain")
+    run(models, tmp_path / "first", teacher_cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    forget_the_teacher(monkeypatch)
+    run(models, tmp_path / "second", teacher_cache=tmp_path / "cache")
+    assert history(tmp_path / "second") == history(tmp_path / "first")
+    np.testing.assert_allclose(history(tmp_path / "first"), history(tmp_path / "plain"), rtol=1e-4)
+    run(models, tmp_path / "another student", stride=2, teacher_cache=tmp_path / "cache")
+    with pytest.raises(AssertionError, match="the teacher was called"):
+        run(models, tmp_path / "other", replace(SETTINGS, dtype="bfloat16"), teacher_cache=tmp_path / "cache")
+
+
+def test_epochs_do_not_call_the_teacher_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, texts_read = LlmBody.read, []
+
+    def counting(self: LlmBody, tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> Tensor:
+        texts_read.extend(texts)
+        return read(self, tokenizer, texts, max_tokens=max_tokens)
+
+    monkeypatch.setattr(LlmBody, "read", counting)
+    run(models, tmp_path / "run", steps=12, teacher_cache=tmp_path / "cache")
+    assert sorted(texts_read) == sorted(TEXTS)
+
+
+def test_the_curve_is_drawn_beside_the_log(models: Path, tmp_path: Path) -> None:
+    run(models, tmp_path / "run")
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG\r\n")
+    rates = [entry[0] for entry in history(tmp_path / "run", "learning_rate")]
+    assert rates[0] == max(rates) == 1e-2
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_two_processes_train_as_one_and_resume(models: Path, tmp_path: Path) -> None:
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tests.train.training.resume_worker"]
+    sources = ["adapt", models / "texts", "--encoder", models / "encoder", "--llm", models / "llm", "--layers", "2"]
+    sizes = ["--max-tokens", "64", "--lora-rank", "2", "--lora-alpha", "4", "--lora-dropout", "0"]
+    rates = ["--learning-rate", "1e-2", "--bridge-learning-rate", "1e-2", "--batch-size", "8", "--accumulate", "2"]
+    course = ["--steps", "7", "--save-every", "3", "--dtype", "float32", "--device", "cpu"]
+    places = ["--teacher-cache", tmp_path / "cache", "--name", "test", "--out", tmp_path / "two"]
+    command = [*launch, *plain, *sources, *sizes, *rates, *course, *places]
+    child = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *map(str, command)],
+        cwd=Path(__file__).parents[3],
+        stderr=subprocess.PIPE,
+        timeout=600,
+    )
+    errors = child.stderr.decode()
+    assert child.returncode == 0, errors
+    assert errors.count("resuming at step 3 of 7") == 1  # the first process alone speaks
+    run(models, tmp_path / "one", replace(SETTINGS, log_every=20), dropout=0.0)
+    assert len(history(tmp_path / "two")) == 3
+    np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=1e-4)
+    np.testing.assert_allclose(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)

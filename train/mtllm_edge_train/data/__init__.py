@@ -1,0 +1,1 @@
+"""Training data: texts, labeled tables, data sets of the hub, batches."""

@@ -1,0 +1,126 @@
+"""Labelled texts from files and data sets, and the order in which training sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtllm_edge.errors import DataError
+from mtllm_edge.files.columns import LABEL_COLUMN, Columns, inputs_of, label_of
+from mtllm_edge.inputs import Input, Kind, check_kind
+from mtllm_edge_train.data.hub import is_data_set
+from mtllm_edge_train.data.tables import Rows, read_rows
+from mtllm_edge_train.data.texts import read_file
+
+_USUAL = Columns()
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """A training or test set of one task.
+
+    Raises:
+        DataError: There is not one label, and one second text or list of choices, for each text; the numbers of choices
+            differ, or a label is the number of none.
+    """
+
+    texts: list[str]
+    labels: list[str]
+    """Label of each text; of choices, the number of the right one, the first being ``"0"``."""
+    seconds: Sequence[Sequence[str]] | None = None
+    """The second text of each pair, or the choices of each text; None where the task reads texts alone."""
+
+    def __post_init__(self) -> None:
+        seconds = self.texts if self.seconds is None else self.seconds
+        if not len(self.texts) == len(self.labels) == len(seconds):
+            second = "" if self.seconds is None else f", {len(seconds)} second texts or lists of choices"
+            raise DataError(f"there are {len(self.texts)} texts, {len(self.labels)} labels{second}; give one of each")
+        check_kind(self.inputs, self.kind, "the task")
+        if self.kind == "multiple_choice":
+            _check_choices(seconds, self.labels, [f"text {index}" for index in range(len(self.texts))])
+
+    @classmethod
+    def of(cls, inputs: Sequence[Input], labels: Sequence[str]) -> LabelledTexts:
+        """Put together what a task reads and the label of each."""
+        texts = [item if isinstance(item, str) else item[0] for item in inputs]
+        seconds = [item[1] for item in inputs if not isinstance(item, str)]
+        return cls(texts, [*labels], seconds or None)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Texts per label, labels sorted."""
+        return dict(sorted(Counter(self.labels).items()))
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What the task reads."""
+        return [*self.texts] if self.seconds is None else [*zip(self.texts, self.seconds, strict=True)]
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the task."""
+        if self.seconds is None:
+            return "sequence"
+        return "pair" if all(isinstance(second, str) for second in self.seconds) else "multiple_choice"
+
+    @property
+    def summary(self) -> str:
+        """Kind, number of texts and counts of labels, for a line that people read before work begins."""
+        return f"({self.kind}): {len(self.texts)} texts, {self.counts}"
+
+
+def read_inputs(source: str | Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
+    """Read what a task reads, without labels: texts (`texts.SUFFIXES`), or pairs, or texts with choices.
+
+    Arguments are those of `read_labelled`, and so are the errors.
+    """
+    if not is_data_set(source) and Path(source).suffix in (".txt", ".zst"):
+        return [*read_file(Path(source), column=text_column)]
+    rows = read_rows(source, text_column)
+    return inputs_of(rows, columns.kind(rows.records[0], str(source)), columns)
+
+
+def read_labelled(
+    source: str | Path, *, text_column: str | None = None, label_column: str = LABEL_COLUMN, columns: Columns = _USUAL
+) -> LabelledTexts:
+    """Read a .csv, .jsonl or .parquet file, or a data set, of labelled texts, pairs, or texts with choices.
+
+    Args:
+        source: The file or, after `data_sets.HUB`, the data set. Its columns tell the kind of its task.
+        text_column: Where the text is; None takes ``text``, else the only column.
+        label_column: Where the label is; of choices, the number of the right one, counted from 0. A data set's classes
+            are called by their names.
+        columns: Where second texts or choices are.
+
+    Raises:
+        UsageError: No such file, another suffix, or no such column.
+        DataError: Not UTF-8, malformed, an empty or non-text cell, unequal numbers of choices, or a label that is
+            the number of none of them; or no such data set.
+    """
+    rows = read_rows(source, text_column)
+    return labelled_texts(rows, columns.kind(rows.records[0], str(source)), columns, label_column)
+
+
+def labelled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabelledTexts:
+    """What a task of some kind reads of rows, with its labels; errors as for `read_labelled`."""
+    inputs = inputs_of(rows, kind, columns)
+    labels = [label_of(record, label_column, place) for record, place in zip(rows.records, rows.places, strict=True)]
+    if kind == "multiple_choice":
+        numbers = {name: str(number) for number, name in enumerate(rows.classes.get(label_column, ()))}
+        labels = [numbers.get(label, label) for label in labels]
+        _check_choices([item[1] for item in inputs], labels, rows.places)
+    return LabelledTexts.of(inputs, labels)
+
+
+def _check_choices(choices: Sequence[Sequence[str]], labels: Sequence[str], places: Sequence[str]) -> None:
+    for own, label, place in zip(choices, labels, places, strict=True):
+        if len(own) != len(choices[0]):
+            raise DataError(
+                f"{place} has {len(own)} choices, {places[0]} has {len(choices[0])}; give all the same number"
+            )
+        if label not in map(str, range(len(own))):
+            raise DataError(
+                f"{place} has the label {label!r}, expected the number of the right choice, from 0 to {len(own) - 1}"
+            )

@@ -1,0 +1,1 @@
+"""Self-distillation: teacher, student, losses, cached embeddings."""

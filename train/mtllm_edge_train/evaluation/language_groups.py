@@ -1,0 +1,131 @@
+"""Groups of languages: what a mean over languages is taken of."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.files.tables import decode
+from mtllm_edge_train.evaluation.cc100 import CC100
+
+BUILT_IN = {"e5": CC100}
+"""Name -> codes of the languages that an encoder was trained on."""
+BORDERS = (1_000, 10_000)
+"""Numbers of parallel sentences at which the bands of resources begin."""
+_FLORES_CODE = re.compile(r"[a-z]{3}_([A-Z][a-z]{3})")
+_SMALL = 3
+"""Scripts of fewer languages are put together."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some languages that a mean is taken over."""
+
+    kind: str
+    """``language``, ``all``, ``encoder``, ``script`` or ``sentences``."""
+    name: str
+    languages: tuple[str, ...]
+
+
+def language_groups(
+    languages: Sequence[str],
+    *,
+    source: str,
+    seen: Set[str] | None = None,
+    sentences: Mapping[str, int] | None = None,
+) -> list[Group]:
+    """Group languages; empty groups are left out.
+
+    Args:
+        languages: Codes; scripts are told by FLORES codes, and by no others.
+        source: The language of the training labels: a group of its own, and in no other.
+        seen: Those that the encoder was trained on; None makes no such groups.
+        sentences: Number of parallel sentences, a language that is absent has none; None makes no such groups.
+    """
+    others = [language for language in languages if language != source]
+    found = [Group("language", source, (source,))] if source in languages else []
+    found.append(Group("all", "all others" if found else "all languages", tuple(others)))
+    if seen is not None:
+        found += [
+            Group("encoder", name, tuple(code for code in others if (code in seen) is known))
+            for name, known in (("seen by the encoder", True), ("unseen by the encoder", False))
+        ]
+    found += _script_groups(others)
+    if sentences is not None:
+        found += [
+            Group("sentences", name, tuple(code for code in others if _band(sentences.get(code, 0)) == band))
+            for band, name in enumerate(_band_names())
+        ]
+    return [group for group in found if group.languages]
+
+
+def read_seen(source: str, languages: Sequence[str]) -> Set[str]:
+    """Codes of the languages that the encoder was trained on.
+
+    Args:
+        source: ``e5`` for multilingual-e5 and other models of CC-100's languages, or a text file of codes between
+            white space or commas.
+        languages: Those of the data.
+
+    Raises:
+        UsageError: No such file.
+        DataError: Not UTF-8, or none of the languages is named in it.
+    """
+    if source in BUILT_IN:
+        return BUILT_IN[source]
+    codes = frozenset(_read(Path(source)).replace(",", " ").split())
+    if not codes & set(languages):
+        raise DataError(f"{source} names none of the data's languages, such as {languages[0]}; write the data's codes")
+    return codes
+
+
+def read_sentences(path: Path) -> dict[str, int]:
+    """Language -> number of parallel sentences, from a .tsv file with the columns ``lang`` and ``sentences``.
+
+    Raises:
+        UsageError: No such file, or no such columns.
+        DataError: Not UTF-8, or a row without a whole number.
+    """
+    lines = _read(path).splitlines()
+    header = lines[0].split("\t")
+    if not {"lang", "sentences"} <= set(header):
+        raise UsageError(f"{path} has the columns {header}, expected lang and sentences, with a tab between them")
+    counts = {}
+    for number, line in enumerate(lines[1:], start=2):
+        row = dict(zip(header, line.split("\t"), strict=False))
+        if not row.get("sentences", "").isdecimal():
+            raise DataError(f"{path} line {number} has no whole number of sentences; correct it")
+        counts[row["lang"]] = int(row["sentences"])
+    return counts
+
+
+def _script_groups(languages: Sequence[str]) -> list[Group]:
+    """Scripts with many languages first, the rare ones together at the end; nothing where there is only one."""
+    by_script: dict[str, list[str]] = defaultdict(list)
+    for code in languages:
+        if match := _FLORES_CODE.fullmatch(code):
+            by_script[match[1]].append(code)
+    common = sorted((name for name in by_script if len(by_script[name]) >= _SMALL), key=lambda s: -len(by_script[s]))
+    rare = [code for name, codes in by_script.items() if name not in common for code in codes]
+    groups = [Group("script", f"{name} script", tuple(by_script[name])) for name in common]
+    groups += [Group("script", "other scripts", tuple(sorted(rare)))] if rare else []
+    return groups if len(groups) > 1 else []
+
+
+def _band(count: int) -> int:
+    return sum(count >= border for border in BORDERS)
+
+
+def _band_names() -> list[str]:
+    low, high = BORDERS
+    return [f"under {low:,} sentences", f"{low:,}–{high - 1:,} sentences", f"from {high:,} sentences"]
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; check the path")
+    return decode(path.read_bytes(), str(path))

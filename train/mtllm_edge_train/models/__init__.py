@@ -1,0 +1,1 @@
+"""The stack as torch modules, and the loading of pretrained encoders and LLMs."""

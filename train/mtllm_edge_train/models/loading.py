@@ -1,0 +1,150 @@
+"""Checkpoints as torch modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.numpy import save_file
+
+from mtllm_edge.errors import ModelError
+from mtllm_edge_train.checkpoints.config import (
+    BRIDGE_NAME,
+    CONFIG_NAME,
+    LORA_NAME,
+    StackConfig,
+    resolve_source,
+)
+from mtllm_edge_train.checkpoints.tensors import Array, head_path, read_bridge, read_head, read_lora
+
+if TYPE_CHECKING:
+    from mtllm_edge_train.models.stack import LlmBody, Stack
+
+
+def save_parts(folder: Path, config: StackConfig, stack: Stack | None, llm: LlmBody, heads: Any) -> None:
+    """Write the parts of a checkpoint into an existing folder.
+
+    Args:
+        folder: Where to write; the caller renames it into place.
+        config: Becomes `stack.json`.
+        stack: Gives the bridge; None for an LLM without encoder.
+        llm: Gives the adapter, if it has one.
+        heads: Module dictionary, task name -> linear head.
+    """
+    folder.joinpath(CONFIG_NAME).write_bytes(config.to_json())
+    if stack is not None:
+        save_file(_arrays(stack.bridge.state_dict()), folder / BRIDGE_NAME)
+    if config.lora is not None:
+        save_file(_arrays(llm.lora_state()), folder / LORA_NAME)
+    folder.joinpath("tasks").mkdir()
+    for task, head in heads.items():
+        save_file(_arrays(head.state_dict()), head_path(folder, task))
+
+
+def _arrays(state: dict[str, Any]) -> dict[str, Array]:
+    return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}
+
+
+def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = None, nf4: bool = False) -> LlmBody:
+    """The checkpoint's LLM body with its adapter, in eval mode."""
+    import torch
+
+    from mtllm_edge_train.models.stack import LlmBody, load_llm_body
+
+    config = config or StackConfig.load(folder)
+    source = resolve_source(config.llm.source, folder)
+    body = load_llm_body(source, config.llm.layers, dtype=dtype or torch.float32, nf4=nf4)
+    llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
+    if config.lora is not None and (folder / LORA_NAME).exists():
+        llm.load_lora_state(read_lora(folder))
+    return llm.eval()
+
+
+def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
+    """The checkpoint's heads, on vectors of the given width, as a module dictionary."""
+    import torch
+
+    heads = torch.nn.ModuleDict()
+    for task, task_config in config.tasks.items():
+        weight, bias = read_head(folder, task)
+        if weight.shape != (task_config.rows, width):
+            raise ModelError(
+                f"{head_path(folder, task)} has weight {weight.shape}, the task and an LLM of width {width} need "
+                f"{(task_config.rows, width)}; train the checkpoint again"
+            )
+        head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        head.weight.data.copy_(torch.from_numpy(weight))
+        if bias is not None:
+            head.bias.data.copy_(torch.from_numpy(bias))
+        heads[task] = head
+    return heads
+
+
+def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
+    """Rebuild a trained stack in float32 on the CPU, in eval mode.
+
+    Args:
+        folder: The checkpoint.
+        llm: Its LLM where it is loaded already, adapter included.
+
+    Raises:
+        ModelError: A part is missing, damaged, or of another shape.
+    """
+    from mtllm_edge_train.models.stack import Stack
+
+    config = StackConfig.load(folder)
+    if config.encoder is None:
+        raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
+    encoder, tokenizer = load_framed_encoder(folder, config)
+    llm = load_llm(folder, config) if llm is None else llm
+    stack = Stack(encoder.module, tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
+    load_bridge(stack, folder)
+    stack.heads = load_heads(folder, config, width=stack.llm.width)
+    return stack.eval()
+
+
+def load_bridge(stack: Stack, folder: Path) -> None:
+    """Copy a checkpoint's bridge into a stack.
+
+    Raises:
+        ModelError: It is missing, damaged, or of another shape.
+    """
+    import torch
+
+    weight, bias = read_bridge(folder)
+    bridge = stack.bridge
+    expected = (tuple(bridge.weight.shape), tuple(bridge.bias.shape))
+    if (weight.shape, bias.shape) != expected:
+        raise ModelError(
+            f"{folder / BRIDGE_NAME} has weight {weight.shape} and bias {bias.shape}, encoder, LLM and a stride of "
+            f"{bridge.stride} need {expected[0]} and {expected[1]}; train the checkpoint again"
+        )
+    bridge.weight.data.copy_(torch.from_numpy(weight))
+    bridge.bias.data.copy_(torch.from_numpy(bias))
+
+
+def load_framed_encoder(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:
+    """The encoder named by a configuration, and the runtime's tokenizer for it."""
+    import tempfile
+
+    from mtllm_edge.tokenization.tokenizer import Tokenizer
+    from mtllm_edge_train.models.encoder import load_encoder
+
+    assert config.encoder is not None
+    encoder = load_encoder(resolve_source(config.encoder.source, folder))
+    if config.encoder.max_tokens > encoder.max_positions:
+        raise ModelError(
+            f"{config.encoder.source} reads {encoder.max_positions} tokens, "
+            f"the configuration asks for {config.encoder.max_tokens}; lower max_tokens"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.json"
+        path.write_text(encoder.tokenizer_json, encoding="utf-8")
+        tokenizer = Tokenizer(
+            path,
+            prefix_tokens=encoder.prefix_tokens,
+            suffix_tokens=encoder.suffix_tokens,
+            max_tokens=config.encoder.max_tokens,
+            languages=encoder.languages,
+        )
+    return encoder, tokenizer

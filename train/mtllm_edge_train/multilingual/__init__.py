@@ -1,0 +1,1 @@
+"""Training on translation pairs, for encoders that English alone does not align."""

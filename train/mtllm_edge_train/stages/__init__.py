@@ -1,0 +1,1 @@
+"""The three stages of the paper: adapt, finetune, distill."""
