@@ -29,9 +29,9 @@ import pyarrow.parquet
 from mtllm_edge import __version__
 from mtllm_edge.backends.cpu import read_cpu
 from mtllm_edge.errors import UsageError
-from mtllm_edge.languages.identification import tag_of
-from mtllm_edge.languages.matching import Languages
-from mtllm_edge.languages.scripts import script_of
+from mtllm_edge.languages.identification import language_tag
+from mtllm_edge.languages.matching import LanguageMatcher
+from mtllm_edge.languages.scripts import detect_script
 
 RESULTS = Path(__file__).parent / "results"
 CONFUSIONS = 40
@@ -169,13 +169,13 @@ class Judge:
     def __init__(self, texts: Sequence[str], gold: Sequence[str]) -> None:
         self.gold = list(gold)
         self.codes = sorted(set(gold))
-        self.languages = Languages(self.codes)
-        self.scripts = [script_of(text) for text in texts]
+        self.languages = LanguageMatcher(self.codes)
+        self.scripts = [detect_script(text) for text in texts]
 
     def code(self, tag: str | None) -> str | None:
         """The FLORES-200 code of a tag; None where there is none."""
         try:
-            return None if tag is None else self.languages.find(tag).code
+            return None if tag is None else self.languages.match(tag).code
         except UsageError:  # a label of its own, or a language that nothing is near to
             return None
 
@@ -185,11 +185,13 @@ class Judge:
         labels = [re.split("[-_]", label)[0] for label in labels]
         alone = [self.code(label) for label in found]
         together = [
-            None if script is None else self.code(tag_of(label, script))
+            None if script is None else self.code(language_tag(label, script))
             for label, script in zip(languages, self.scripts, strict=True)
         ]
         reachable = {
-            script: {self.code(tag_of(label, script)) for label in labels} for script in set(self.scripts) if script
+            script: {self.code(language_tag(label, script)) for label in labels}
+            for script in set(self.scripts)
+            if script
         }
         written: dict[str, Counter[str | None]] = defaultdict(Counter)
         for script, code in zip(self.scripts, self.gold, strict=True):

@@ -133,7 +133,7 @@ def _rows(
         _class_of(label, item, name, task, place)
         for label, item, place in zip(labels, inputs, sheet.places, strict=True)
     ]
-    spoken = [languages.of(record, place) for record, place in located]
+    spoken = [languages.language_of(record, place) for record, place in located]
     kept = without_repeats(inputs, labels)
     if len(kept) < len(inputs):
         repeats = console.count(len(inputs) - len(kept), "row")

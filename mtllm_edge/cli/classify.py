@@ -98,7 +98,7 @@ def classify(
     columns.check(part.kind)
     check_long(long, part.kind, f"task {task!r}")
     languages = RowLanguages(opened.manifest, language, language_column)
-    more = ["language"] * languages.asked + ["windows"] * (long != "cut")
+    more = ["language"] * languages.enabled + ["windows"] * (long != "cut")
     more += ["abstained"] * (abstention(part, threshold, abstain)[0] > 0)
     more += ["probabilities"] * (form in ("jsonl", "parquet"))
 
@@ -138,7 +138,7 @@ def classify(
             command="classify",
             bundle=opened,
             sources=sources,
-            request=Request(part.kind, text_column, columns, languages.of if languages.asked else None),
+            request=Request(part.kind, text_column, columns, languages.language_of if languages.enabled else None),
             form=form,
             output=output,
             options=options,

@@ -81,7 +81,7 @@ def embed(
             # 9 significant digits give every float32 back exactly
             return [
                 {"embedding": [float(f"{x:.9g}") for x in pooled_E], "truncated": text[0].truncated}
-                | ({"language": text[0].language} if languages.asked else {})
+                | ({"language": text[0].language} if languages.enabled else {})
                 | ({"windows": len(text)} if long != "cut" else {})
                 for pooled_E, text in zip(pooled_NE, windows.texts, strict=True)
             ]
@@ -94,7 +94,7 @@ def embed(
             command="embed",
             bundle=opened,
             sources=sources,
-            request=Request(text_column=text_column, language=languages.of if languages.asked else None),
+            request=Request(text_column=text_column, language=languages.language_of if languages.enabled else None),
             form=form,
             output=output,
             options={

@@ -22,9 +22,9 @@ def languages(bundle: Path | None) -> None:
     Without a bundle, or of one that need not be told, these are the codes of FLORES-200, by which results name
     languages then; others may be given, too.
     """
-    from mtllm_edge.languages.matching import Languages
+    from mtllm_edge.languages.matching import LanguageMatcher
 
     manifest = None if bundle is None else Bundle.open(bundle).manifest
     known = manifest.languages if manifest is not None and manifest.encoder.needs_language else ()
-    for code, title in Languages(known).titles().items():
+    for code, title in LanguageMatcher(known).titles().items():
         click.echo(f"{safe_text.printable(code)}\t{title}")

@@ -13,7 +13,7 @@ from mtllm_edge.languages.resolver import is_auto
 from mtllm_edge.languages.warnings import warn
 
 if TYPE_CHECKING:
-    from mtllm_edge.languages.matching import Languages
+    from mtllm_edge.languages.matching import LanguageMatcher
 
 
 class RowLanguages:
@@ -31,17 +31,17 @@ class RowLanguages:
         self._otherwise = None if language is None else self._code(language)
 
     @cached_property
-    def _languages(self) -> Languages:
-        from mtllm_edge.languages.matching import Languages
+    def _matcher(self) -> LanguageMatcher:
+        from mtllm_edge.languages.matching import LanguageMatcher
 
-        return Languages(self._known)
+        return LanguageMatcher(self._known)
 
     @property
-    def asked(self) -> bool:
+    def enabled(self) -> bool:
         """Whether languages are known or identified, so that results should tell them."""
         return self._column is not None or self._otherwise is not None
 
-    def of(self, record: Mapping[str, Any], place: str) -> str | None:
+    def language_of(self, record: Mapping[str, Any], place: str) -> str | None:
         """The code of a row's language, ``auto``, or None.
 
         Args:
@@ -72,6 +72,6 @@ class RowLanguages:
         if is_auto(name):
             require("lang", "py3langid")
             return name
-        match = self._languages.find(name)
+        match = self._matcher.match(name)
         warn([match.note])
         return match.code

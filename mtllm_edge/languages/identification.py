@@ -13,7 +13,7 @@ from typing import Any
 from langcodes import Language
 
 from mtllm_edge.extras import require
-from mtllm_edge.languages.scripts import script_of
+from mtllm_edge.languages.scripts import detect_script
 
 _SHARED = frozenset(["Latn", "Cyrl", "Arab", "Deva", "Beng", "Hebr", "Ethi", "Mymr", "Tibt", "Hans", "Hant", "Hani"])
 """Scripts of several languages; any other names its language by itself."""
@@ -33,19 +33,19 @@ def identify(texts: Sequence[str]) -> list[str | None]:
     """
     require("lang", "py3langid")
     identifier = _identifier()
-    scripts = [script_of(text) for text in texts]
+    scripts = [detect_script(text) for text in texts]
     return [
-        None if script is None else tag_of(identifier.classify(text)[0] if script in _SHARED else None, script)
+        None if script is None else language_tag(identifier.classify(text)[0] if script in _SHARED else None, script)
         for text, script in zip(texts, scripts, strict=True)
     ]
 
 
-def tag_of(label: str | None, script: str) -> str | None:
+def language_tag(label: str | None, script: str) -> str | None:
     """What an identifier says of a text, made to agree with the script of its letters.
 
     Args:
         label: The language, or None or ``zxx`` where it says nothing.
-        script: As `script_of` tells it.
+        script: As `detect_script` tells it.
     """
     script = _HAN.get(script, script)
     likely = _likely_language(script)

@@ -23,7 +23,7 @@ from language_data import names
 from mtllm_edge.errors import UsageError
 from mtllm_edge.languages.flores200 import FLORES_200
 from mtllm_edge.languages.related import similarity_rank
-from mtllm_edge.languages.warnings import UNKNOWN, some_of
+from mtllm_edge.languages.warnings import UNDETERMINED, abbreviate
 
 _CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 _CLARIFIED = re.compile(r"([^(,]+)[(,]\s*([^()]+?)\s*\)?")
@@ -149,7 +149,7 @@ class _Meant:
         return None if rank is None else _KIN + rank
 
 
-class Languages:
+class LanguageMatcher:
     """The codes that a bundle knows, found by any usual name of a language."""
 
     def __init__(self, codes: Sequence[str] = ()) -> None:
@@ -159,12 +159,12 @@ class Languages:
         """
         self._open = not codes
         self._codes = tuple(codes) or FLORES_200
-        self._folded = {fold(code): code for code in (*self._codes, *([UNKNOWN] if self._open else []))}
+        self._folded = {fold(code): code for code in (*self._codes, *([UNDETERMINED] if self._open else []))}
         self._found: dict[str, Match] = {}
         self._refused: dict[str, str] = {}
         """Names that were of no use, and what was said of them: a file may have one in each of its rows."""
 
-    def find(self, name: str) -> Match:
+    def match(self, name: str) -> Match:
         """The code of a language, or of the nearest one that the encoder knows.
 
         Args:
@@ -178,7 +178,7 @@ class Languages:
         if name in self._found:
             return self._found[name]
         try:
-            match = self._find(name)
+            match = self._match(name)
         except UsageError as error:
             if len(self._refused) < _MOST_KEPT:
                 self._refused[name] = str(error)
@@ -191,7 +191,7 @@ class Languages:
         """Every code with its language's English name."""
         return {code: title(code) for code in self._codes}
 
-    def _find(self, name: str) -> Match:
+    def _match(self, name: str) -> Match:
         exact = self._folded.get(fold(name))
         if exact is not None:
             return Match(exact)
@@ -207,7 +207,7 @@ class Languages:
         if nearest is None:
             raise UsageError(
                 f"the encoder does not know {_both(meant.title, name)}, nor a language near to it; "
-                f"known are {some_of(self._codes)}"
+                f"known are {abbreviate(self._codes)}"
             )
         code = self._codes[nearest[2]]
         return Match(code, f"the encoder does not know {_both(meant.title, name)}; {_both(title(code), code)} is used")
@@ -232,7 +232,7 @@ class Languages:
         near = difflib.get_close_matches(fold(wrong), words, n=3, cutoff=0.6)
         if near:
             return f"did you mean {' or '.join(words[word] for word in near)}?"
-        return f"known are {some_of(self._codes)}"
+        return f"known are {abbreviate(self._codes)}"
 
 
 def title(code: str) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.inputs import Input, parts_of
-from mtllm_edge.languages.warnings import UNKNOWN, some_of, warn
+from mtllm_edge.languages.warnings import UNDETERMINED, abbreviate, warn
 
 if TYPE_CHECKING:
-    from mtllm_edge.languages.matching import Languages
+    from mtllm_edge.languages.matching import LanguageMatcher
 
 AUTO = "auto"
 """Stands for a code where the language is to be identified."""
@@ -26,20 +26,18 @@ class LanguageResolver:
         self._codes, self._needed = tuple(codes), needed
 
     @cached_property
-    def _languages(self) -> Languages:
-        from mtllm_edge.languages.matching import (
-            Languages,  # langcodes takes a while to import, and is not always asked
-        )
+    def _matcher(self) -> LanguageMatcher:
+        from mtllm_edge.languages.matching import LanguageMatcher  # slow to import
 
-        return Languages(self._codes if self._needed else ())
+        return LanguageMatcher(self._codes if self._needed else ())
 
-    def read_as(self, texts: Sequence[Input], language: str | Sequence[str | None] | None) -> list[str | None]:
+    def resolve(self, texts: Sequence[Input], language: str | Sequence[str | None] | None) -> list[str | None]:
         """The code of each text's language; None where nothing was said of it.
 
         Args:
             texts: What is read.
-            language: A language in any form that `Languages.find` takes, or ``auto``, for all texts or one for each;
-                None says nothing.
+            language: A name that `LanguageMatcher.match` accepts, or ``auto``; one for all texts or one per text; None
+                where it is unknown.
 
         Warns:
             LanguageWarning: A text is read as another language than its own.
@@ -57,7 +55,7 @@ class LanguageResolver:
         if self._needed and None in asked:
             raise UsageError(
                 f"this encoder must know the language of {_which(asked, language)}; "
-                f"name one of {some_of(self._codes)}, or say {AUTO!r}"
+                f"name one of {abbreviate(self._codes)}, or say {AUTO!r}"
             )
         found = self._named(asked, several=not isinstance(language, str))
         unnamed = [place for place, name in enumerate(asked) if name is not None and is_auto(name)]
@@ -83,7 +81,7 @@ class LanguageResolver:
                 codes[name] = name
                 continue
             try:
-                match = self._languages.find(name)
+                match = self._matcher.match(name)
             except UsageError as error:
                 raise UsageError(f"text {place}: {error}" if several else str(error)) from None
             codes[name] = match.code
@@ -102,7 +100,7 @@ class LanguageResolver:
         notes: list[str | None] = []
         for tag in identify([" ".join(parts_of(text)) for text in texts]):
             try:
-                match = None if tag is None else self._languages.find(tag)
+                match = None if tag is None else self._matcher.match(tag)
             except UsageError:  # nothing that the encoder knows is near to it
                 match = None
                 notes.append(f"the encoder knows nothing near to the language {tag}; {default} is used")
@@ -116,9 +114,9 @@ class LanguageResolver:
     def _default(self) -> str:
         """What a text is read as whose language nobody can tell: English, where the encoder knows it."""
         if not self._needed:
-            return UNKNOWN
+            return UNDETERMINED
         try:
-            return self._languages.find(_ENGLISH).code
+            return self._matcher.match(_ENGLISH).code
         except UsageError:
             return self._codes[0]
 

@@ -51,7 +51,7 @@ _SCRIPTS = {
 """First word of a letter's name in Unicode -> ISO 15924."""
 
 
-def script_of(text: str) -> str | None:
+def detect_script(text: str) -> str | None:
     """The script that most letters of a text belong to; None where there are no letters, or of no known script.
 
     Chinese is ``Hans`` or ``Hant``, by the characters that only one of the two has, or ``Hani`` where it has none of

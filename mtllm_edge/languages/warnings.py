@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
-UNKNOWN = "und"
+UNDETERMINED = "und"
 """The code of a text in no language, such as ``12:30``, for encoders that need none (ISO 639-2)."""
 _SHOWN = 8
 
@@ -21,7 +21,7 @@ def warn(notes: Iterable[str | None]) -> None:
             warnings.warn(note, LanguageWarning, stacklevel=2)
 
 
-def some_of(codes: Sequence[str]) -> str:
+def abbreviate(codes: Sequence[str]) -> str:
     """The first of some codes, for a message."""
     shown = ", ".join(codes[:_SHOWN])
     return shown if len(codes) <= _SHOWN else f"{shown} ... ({len(codes)} in all)"

@@ -66,7 +66,7 @@ class Tokenizer:
         if self._room <= 0:
             special = len(self._prefix) + len(self._suffix)
             raise ModelError(f"max_tokens is {max_tokens}, which leaves no room between {special} special tokens")
-        self._spoken = LanguageResolver(self._languages, needed=self.needs_language)
+        self._language_resolver = LanguageResolver(self._languages, needed=self.needs_language)
 
     @property
     def vocabulary_size(self) -> int:
@@ -111,7 +111,7 @@ class Tokenizer:
         texts = list(texts)
         for index, item in enumerate(texts):
             _check(item, index)
-        codes = self._spoken.read_as(texts, language)
+        codes = self._language_resolver.resolve(texts, language)
         frames = {code: self._frame(code) for code in dict.fromkeys(codes)}
         flat = [part for item in texts for part in parts_of(item)]
         readings = iter(self._pieces.encode(flat))

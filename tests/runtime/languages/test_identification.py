@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.languages.identification import identify, tag_of
+from mtllm_edge.languages.identification import identify, language_tag
 from mtllm_edge.languages.resolver import LanguageResolver
-from mtllm_edge.languages.scripts import script_of
+from mtllm_edge.languages.scripts import detect_script
 from mtllm_edge.languages.warnings import LanguageWarning
 
 SENTENCES = {
@@ -30,63 +30,63 @@ SENTENCES = {
 def test_sentences_by_the_real_identifier() -> None:
     texts = list(SENTENCES)
     for codes, needed in ([], False), (sorted(set(SENTENCES.values())), True):
-        assert LanguageResolver(codes, needed=needed).read_as(texts, "auto") == list(SENTENCES.values())
+        assert LanguageResolver(codes, needed=needed).resolve(texts, "auto") == list(SENTENCES.values())
 
 
 def test_texts_without_words() -> None:
     assert identify(["12:30", "😀 😀", "?!"]) == [None] * 3
-    assert LanguageResolver([], needed=False).read_as(["12:30"], "AUTO") == ["und"]
+    assert LanguageResolver([], needed=False).resolve(["12:30"], "AUTO") == ["und"]
     told = LanguageResolver(["deu_Latn", "eng_Latn"], needed=True)
     with pytest.warns(LanguageWarning, match="no language can be told are read as eng_Latn"):
-        assert told.read_as(["12:30"], "auto") == ["eng_Latn"]
+        assert told.resolve(["12:30"], "auto") == ["eng_Latn"]
     with pytest.warns(LanguageWarning, match="are read as de_DE"):
-        assert LanguageResolver(["de_DE"], needed=True).read_as(["12:30"], "auto") == ["de_DE"]
+        assert LanguageResolver(["de_DE"], needed=True).resolve(["12:30"], "auto") == ["de_DE"]
 
 
 def test_an_identified_language_that_the_encoder_lacks() -> None:
     georgian = next(text for text, code in SENTENCES.items() if code == "kat_Geor")
     with pytest.warns(LanguageWarning, match="nothing near to the language ka-Geor; eng_Latn is used"):
-        assert LanguageResolver(["eng_Latn"], needed=True).read_as([georgian], "auto") == ["eng_Latn"]
+        assert LanguageResolver(["eng_Latn"], needed=True).resolve([georgian], "auto") == ["eng_Latn"]
     serbian = next(text for text, code in SENTENCES.items() if code == "srp_Cyrl")
     with pytest.warns(LanguageWarning, match=r"does not know Serbian .*; Croatian \(hrv_Latn\) is used"):
-        assert LanguageResolver(["eng_Latn", "hrv_Latn"], needed=True).read_as([serbian], "auto") == ["hrv_Latn"]
+        assert LanguageResolver(["eng_Latn", "hrv_Latn"], needed=True).resolve([serbian], "auto") == ["hrv_Latn"]
 
 
 def test_pairs_and_choices_are_identified_whole() -> None:
     german, english = list(SENTENCES)[:2]
-    found = LanguageResolver([], needed=False).read_as([(german, german), (english, [english, english])], "auto")
+    found = LanguageResolver([], needed=False).resolve([(german, german), (english, [english, english])], "auto")
     assert found == ["deu_Latn", "eng_Latn"]
 
 
 def test_one_for_each() -> None:
     spoken = LanguageResolver([], needed=False)
     german = next(iter(SENTENCES))
-    assert spoken.read_as([german] * 4, ["auto", None, "fr", "Zulu"]) == ["deu_Latn", None, "fra_Latn", "zul_Latn"]
-    assert spoken.read_as([], "auto") == spoken.read_as([], []) == []
+    assert spoken.resolve([german] * 4, ["auto", None, "fr", "Zulu"]) == ["deu_Latn", None, "fra_Latn", "zul_Latn"]
+    assert spoken.resolve([], "auto") == spoken.resolve([], []) == []
     with pytest.raises(UsageError, match="there are 2 texts and 1 languages"):
-        spoken.read_as(["a", "b"], ["de"])
+        spoken.resolve(["a", "b"], ["de"])
     with pytest.raises(UsageError, match="text 1: unknown language 'blah'"):
-        spoken.read_as(["a", "b"], ["de", "blah"])
+        spoken.resolve(["a", "b"], ["de", "blah"])
     with pytest.raises(UsageError, match="text 0: its language has the type int"):
-        spoken.read_as(["a"], [3])  # type: ignore[list-item]
+        spoken.resolve(["a"], [3])  # type: ignore[list-item]
 
 
 def test_an_encoder_that_must_be_told() -> None:
     spoken = LanguageResolver(["deu_Latn", "swh_Latn"], needed=True)
     with pytest.raises(UsageError, match="the language of the texts; name one of deu_Latn, swh_Latn, or say 'auto'"):
-        spoken.read_as(["a"], None)
+        spoken.resolve(["a"], None)
     with pytest.raises(UsageError, match="the language of text 1"):
-        spoken.read_as(["a", "b"], ["de", None])
+        spoken.resolve(["a", "b"], ["de", None])
     with pytest.warns(LanguageWarning) as caught:
-        assert spoken.read_as(["a", "b", "c"], ["bar", "bar", "gsw"]) == ["deu_Latn"] * 3
+        assert spoken.resolve(["a", "b", "c"], ["bar", "bar", "gsw"]) == ["deu_Latn"] * 3
     assert len(caught) == 2  # one of each language
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid", None)
-    assert LanguageResolver([], needed=False).read_as(["a"], "de") == ["deu_Latn"]
+    assert LanguageResolver([], needed=False).resolve(["a"], "de") == ["deu_Latn"]
     with pytest.raises(UsageError, match=r"the extra \[lang\] \(py3langid not installed\); run: pip install"):
-        LanguageResolver([], needed=False).read_as(["a"], "auto")
+        LanguageResolver([], needed=False).resolve(["a"], "auto")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_scripts(text: str, script: str | None) -> None:
-    assert script_of(text) == script
+    assert detect_script(text) == script
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,4 @@ def test_scripts(text: str, script: str | None) -> None:
     ],
 )
 def test_a_label_agrees_with_the_letters(label: str | None, script: str, tag: str | None) -> None:
-    assert tag_of(label, script) == tag
+    assert language_tag(label, script) == tag

@@ -6,7 +6,7 @@ import pytest
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.languages.flores200 import FLORES_200
-from mtllm_edge.languages.matching import Languages, title
+from mtllm_edge.languages.matching import LanguageMatcher, title
 from mtllm_edge.languages.related import similarity_rank
 
 NLLB = tuple(code for code in FLORES_200 if code not in ("arb_Latn", "min_Arab", "nqo_Nkoo"))
@@ -21,7 +21,12 @@ _M2M100 = (
     "sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
 )
 MBART, M2M100 = _MBART.split(), _M2M100.split()
-STYLES = {"nllb": Languages(NLLB), "mbart": Languages(MBART), "m2m100": Languages(M2M100), "none": Languages()}
+STYLES = {
+    "nllb": LanguageMatcher(NLLB),
+    "mbart": LanguageMatcher(MBART),
+    "m2m100": LanguageMatcher(M2M100),
+    "none": LanguageMatcher(),
+}
 
 # form -> code by NLLB, mBART, M2M100, and where the encoder needs none
 FORMS = {
@@ -63,7 +68,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_by_styles(form: str) -> None:
-    matches = [languages.find(form) for languages in STYLES.values()]
+    matches = [languages.match(form) for languages in STYLES.values()]
     assert tuple(match.code for match in matches) == FORMS[form]
     assert {match.note for match in matches} == {None}
 
@@ -100,7 +105,7 @@ def test_forms_by_styles(form: str) -> None:
 )
 def test_forms_of_what_flores_tells_apart(form: str, code: str) -> None:
     for languages in (STYLES["nllb"], STYLES["none"]):
-        match = languages.find(form)
+        match = languages.match(form)
         assert (match.code, match.note) == (code, None)
 
 
@@ -108,14 +113,14 @@ def test_forms_of_what_flores_tells_apart(form: str, code: str) -> None:
 def test_every_code_is_found_as_it_stands(style: str) -> None:
     codes = {"nllb": NLLB, "mbart": MBART, "m2m100": M2M100, "none": FLORES_200}[style]
     languages = STYLES[style]
-    assert [languages.find(code).code for code in codes] == list(codes)
-    assert [languages.find(code.upper().replace("_", "-")).code for code in codes] == list(codes)
+    assert [languages.match(code).code for code in codes] == list(codes)
+    assert [languages.match(code.upper().replace("_", "-")).code for code in codes] == list(codes)
 
 
 def test_every_english_name_is_found_again() -> None:
     """Of languages that have the same name in two scripts, the usual one is found."""
     missed = {
-        code: name for code, name in STYLES["none"].titles().items() if STYLES["none"].find(name).code[:3] != code[:3]
+        code: name for code, name in STYLES["none"].titles().items() if STYLES["none"].match(name).code[:3] != code[:3]
     }
     assert not missed
 
@@ -146,9 +151,9 @@ def test_the_nearest_language_is_used_and_named(meant: str) -> None:
         languages = STYLES[style]
         if code is None:
             with pytest.raises(UsageError, match=f"the encoder does not know .*{meant}.*, nor a language near to it"):
-                languages.find(meant)
+                languages.match(meant)
             continue
-        match = languages.find(meant)
+        match = languages.match(meant)
         assert match.code == code
         assert match.note is None or (code in match.note and meant in match.note)
         assert (match.note is None) == (style == "nllb" and code[:3] in ("yue", "nno"))
@@ -156,14 +161,14 @@ def test_the_nearest_language_is_used_and_named(meant: str) -> None:
 
 def test_a_note_is_one_sentence() -> None:
     note = "the encoder does not know Bavarian (bar); German (deu_Latn) is used"
-    assert STYLES["nllb"].find("bar").note == note
+    assert STYLES["nllb"].match("bar").note == note
 
 
 def test_an_encoder_that_needs_no_language_is_told_any() -> None:
-    assert STYLES["none"].find("Bavarian").code == "bar_Latn"
-    assert STYLES["none"].find("bar_latn").code == "bar_Latn"
-    assert STYLES["none"].find("nv").code == "nav_Latn"
-    assert STYLES["none"].find("und").code == "und"  # what `auto` says of texts in no language, read again
+    assert STYLES["none"].match("Bavarian").code == "bar_Latn"
+    assert STYLES["none"].match("bar_latn").code == "bar_Latn"
+    assert STYLES["none"].match("nv").code == "nav_Latn"
+    assert STYLES["none"].match("und").code == "und"  # what `auto` says of texts in no language, read again
 
 
 @pytest.mark.parametrize(
@@ -181,21 +186,21 @@ def test_an_encoder_that_needs_no_language_is_told_any() -> None:
 )
 def test_names_of_no_language(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"unknown language {name[:80]!r}"[:-1])) as caught:
-        STYLES["nllb"].find(name)
+        STYLES["nllb"].match(name)
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=re.escape(str(caught.value))):
-        STYLES["nllb"].find(name)
+        STYLES["nllb"].match(name)
 
 
 def test_names_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtllm_edge.languages.matching._MOST_KEPT", 2)
-    known = Languages(["deu_Latn", "fra_Latn", "rus_Cyrl"])
+    known = LanguageMatcher(["deu_Latn", "fra_Latn", "rus_Cyrl"])
     for _ in range(2):
-        assert [known.find(name).code for name in ("de", "fr", "ru")] == ["deu_Latn", "fra_Latn", "rus_Cyrl"]
+        assert [known.match(name).code for name in ("de", "fr", "ru")] == ["deu_Latn", "fra_Latn", "rus_Cyrl"]
         for name in ("aaa1", "bbb1", "ccc1"):
             with pytest.raises(UsageError, match=name):
-                known.find(name)
+                known.match(name)
     assert [len(known._found), len(known._refused)] == [2, 2]
 
 
