@@ -24,7 +24,7 @@ from mtllm_edge import console
 from mtllm_edge.backends.cpu import available_cores, default_threads, read_cpu
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge_bench.jobs import Job
-from mtllm_edge_bench.report.report import Figure
+from mtllm_edge_bench.report.report import Statistic
 from mtllm_edge_bench.runner.measure import run_job
 from mtllm_edge_bench.synthetic.demo_corpus import demo_rows
 
@@ -45,7 +45,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     texts: int
     repeats: int
-    texts_per_s: dict[int, Figure]
+    texts_per_s: dict[int, Statistic]
     """By number of busy processes."""
     share_of_quiet: dict[int, float]
     fair_share: dict[int, float]
@@ -88,7 +88,7 @@ def main(*, bundle: Path, texts: int, repeats: int, out: Path) -> None:
         bundle=manifest.name,
         texts=texts,
         repeats=repeats,
-        texts_per_s={busy: Figure.of(found) for busy, found in rates.items()},
+        texts_per_s={busy: Statistic.of(found) for busy, found in rates.items()},
         share_of_quiet={busy: round(statistics.median(found) / quiet, 3) for busy, found in rates.items()},
         fair_share={busy: round(1 / (1 + busy), 3) for busy in BUSY},
         wake_up_delay_ms={name: percentiles(found) for name, found in delays.items()},

@@ -27,10 +27,9 @@ from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.layout import TOKENIZER_NAME
 from mtllm_edge.tokenization.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.tokenization.tokenizer import Tokenizer
-from mtllm_edge_bench.report.report import Figure
-from mtllm_edge_bench.synthetic import counted_tokenizer
-from mtllm_edge_bench.synthetic.demo_corpus import counted_corpus, demo_rows
-from mtllm_edge_bench.synthetic.nllb import as_encoder, random_model
+from mtllm_edge_bench.report.report import Statistic
+from mtllm_edge_bench.synthetic.demo_corpus import demo_rows, synthetic_corpus
+from mtllm_edge_bench.synthetic.nllb import random_encoder, random_model
 from mtllm_edge_bench.synthetic.shapes import LLMS, MAX_TOKENS, NLLB_600M
 from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_export.encoders.onnx import write_encoder_onnx
@@ -57,7 +56,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     batch_tokens: int
     repeats: int
-    texts_per_s: dict[str, Figure]
+    texts_per_s: dict[str, Statistic]
     over_ctranslate2_int8: dict[str, float]
     """Ratios of medians."""
     float32_matrices: int
@@ -75,7 +74,7 @@ def main(*, texts: int, repeats: int, out: Path) -> None:
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        encoder = as_encoder(random_model(NLLB_600M), folder)
+        encoder = random_encoder(random_model(NLLB_600M), folder)
         rows = read_ids(folder / TOKENIZER_NAME, texts)
         batches = plan_batches([len(ids) for ids in rows], max_tokens=TOKENS_PER_BATCH)
         encoders, kept = load_all(folder, encoder, rows[:_CALIBRATION], threads)
@@ -88,7 +87,7 @@ def main(*, texts: int, repeats: int, out: Path) -> None:
                 if repeat:
                     rates.setdefault(name, []).append(rate)
                     console.note(f"{name}: {rate:.2f} texts/s")
-    figures = {name: Figure.of(found) for name, found in rates.items()}
+    figures = {name: Statistic.of(found) for name, found in rates.items()}
     result = Result(
         date=datetime.date.today().isoformat(),
         cpu=read_cpu().model,
@@ -112,13 +111,13 @@ def main(*, texts: int, repeats: int, out: Path) -> None:
 
 def read_ids(tokenizer: Path, texts: int) -> list[list[int]]:
     """Random ids, with the token counts of the demo's sentences and the frame."""
-    corpus = counted_corpus(
+    corpus = synthetic_corpus(
         demo_rows(HERE / "demo_topics.csv", texts),
         HERE.parent / "reference/parts/tokenizer.json",
         encoder_vocabulary=NLLB_600M["vocab_size"],
         llm_vocabulary=LLMS["135m"].config["vocab_size"],
     )
-    prefix, suffix = counted_tokenizer.FRAME
+    prefix, suffix = tokenizer.FRAME
     reader = Tokenizer(tokenizer, prefix_tokens=prefix, suffix_tokens=suffix, max_tokens=MAX_TOKENS)
     return [text.ids for text in reader.encode(corpus.texts)]
 

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, source: Path, way: str, threads: int) -> 
     """One way of labelling, in a process of its own so that neither finds the other's memory."""
     call = {"source": str(source), "bundle": str(arguments.bundle.resolve()), "task": arguments.task}
     call |= {"threads": threads, "workers": arguments.workers}
-    code = f"import json, sys; from scale_out import {way}; print(json.dumps({way}(**json.loads(sys.argv[1]))))"
+    code = f"import json, sys; from ray_workers import {way}; print(json.dumps({way}(**json.loads(sys.argv[1]))))"
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, *filter(None, sys.path)])}
     environment["RAY_worker_niceness"] = "0"  # its workers would otherwise stand back behind all other processes

@@ -30,10 +30,10 @@ from mtllm_edge_bench.report.report import Report, Setup, make_report
 from mtllm_edge_bench.runner.corpus import Corpus, check_labels
 from mtllm_edge_bench.runner.setups import Plan, measure_setup
 from mtllm_edge_bench.synthetic import shapes
-from mtllm_edge_bench.synthetic.demo_corpus import counted_corpus, demo_rows
+from mtllm_edge_bench.synthetic.demo_corpus import demo_rows, synthetic_corpus
 from mtllm_edge_bench.synthetic.nllb import random_model, write_random_nllb
-from mtllm_edge_bench.systems.llm_reader import write_reader
-from mtllm_edge_bench.systems.pytorch import RANDOM_NAME, RandomStack
+from mtllm_edge_bench.systems.english_llm import write_english_llm
+from mtllm_edge_bench.systems.pytorch import RANDOM_STACK_NAME, RandomStackConfig
 
 HERE = Path(__file__).parent
 REFERENCE = "reference"
@@ -119,7 +119,7 @@ def reference_setup(
         if translator is not None and teacher is not None:
             TranslatorManifest.load(translator)
             reader = Path(scratch)
-            made = write_reader(teacher, reader, quantization=opened.manifest.llm.quantization)
+            made = write_english_llm(teacher, reader, quantization=opened.manifest.llm.quantization)
             check_labels(made.tasks, opened, task, teacher)
         plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, serial=True, note=console.note)
         return measure_setup(plan)
@@ -133,13 +133,13 @@ def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int)
         models / part for part in ("nllb600m", shape, f"{shape}-reader", f"{shape}-torch")
     )
     make(nllb, lambda folder: write_random_nllb(random_model(shapes.NLLB_600M), folder, max_tokens=shapes.MAX_TOKENS))
-    make(body, lambda folder: shapes.write_body(llm, folder))
-    make(reader, lambda folder: shapes.write_random_reader(llm, folder))
-    made = RandomStack(encoder=shapes.NLLB_600M, llm=llm.config)
-    make(torch_stack, lambda folder: folder.joinpath(RANDOM_NAME).write_bytes(msgspec.json.encode(made)))
+    make(body, lambda folder: shapes.write_llm_body(llm, folder))
+    make(reader, lambda folder: shapes.write_random_english_llm(llm, folder))
+    made = RandomStackConfig(encoder=shapes.NLLB_600M, llm=llm.config)
+    make(torch_stack, lambda folder: folder.joinpath(RANDOM_STACK_NAME).write_bytes(msgspec.json.encode(made)))
     bundle = models / name
     make(bundle, lambda folder: shapes.write_random_bundle(nllb, body, llm, stride, folder))
-    corpus = counted_corpus(
+    corpus = synthetic_corpus(
         demo_rows(HERE / "demo_topics.csv", min(texts, _TEXTS.get(shape, texts))),
         HERE.parent / "reference/parts/tokenizer.json",
         encoder_vocabulary=shapes.NLLB_600M["vocab_size"],

@@ -75,7 +75,7 @@ def bench(
     from mtllm_edge_bench.report.files import save_files
     from mtllm_edge_bench.report.report import make_report
     from mtllm_edge_bench.runner.setups import Plan, measure_setup
-    from mtllm_edge_bench.systems.llm_reader import write_reader
+    from mtllm_edge_bench.systems.english_llm import write_english_llm
 
     if translator is not None:
         TranslatorManifest.load(translator)
@@ -86,7 +86,7 @@ def bench(
             reader = Path(scratch)
             console.note("writing the English LLM with its vocabulary")
             assert quantization != "int8"  # ONNX is refused above
-            made = write_reader(teacher, reader, quantization=quantization)
+            made = write_english_llm(teacher, reader, quantization=quantization)
             check_labels(made.tasks, opened, task, teacher)
         plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, note=console.note)
         setup = measure_setup(plan)

@@ -16,7 +16,7 @@ System: TypeAlias = Literal[
     "torch_bfloat16",
     "engines",
 ]
-Knob: TypeAlias = Literal["stack", "translate", "llm"]
+BatchedPart: TypeAlias = Literal["stack", "translate", "llm"]
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,14 +28,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     translator: str | None = None
     """Folder made by `export-translator`."""
     checkpoint: str | None = None
-    """Folder of the stack in torch, or of `torch_stack.RANDOM_NAME`."""
+    """Folder of the stack in torch, or of `torch_stack.RANDOM_STACK_NAME`."""
     reader: str | None = None
-    """Folder made by `write_reader`."""
+    """Folder made by `write_english_llm`."""
     task: str
     language: str | None = None
     """Of all texts, for encoders that must be told."""
     threads: int
-    batch_tokens: dict[Knob, int]
+    batch_tokens: dict[BatchedPart, int]
     """Most tokens in a batch, of each part that batches for itself."""
     texts: tuple[str, ...]
     english: tuple[str, ...] | None = None

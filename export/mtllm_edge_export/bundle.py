@@ -37,11 +37,11 @@ from mtllm_edge_export.encoders.onnx import write_encoder_onnx
 from mtllm_edge_export.licenses import write_licenses
 from mtllm_edge_export.llms.body import LlmBody, log_tensor_types
 from mtllm_edge_export.llms.gguf import write_llm
-from mtllm_edge_export.llms.layer_streaming import is_large, streamed_llm
-from mtllm_edge_export.llms.onnx import add_onnx, check_size, write_onnx
-from mtllm_edge_export.llms.source import fetched, open_llm
-from mtllm_edge_export.llms.truncation import agreement, shortened
-from mtllm_edge_export.parity import Reference, Sentence, check_parity, compare, load_sentences, torch_reference
+from mtllm_edge_export.llms.layer_streaming import is_large, load_streamed_llm
+from mtllm_edge_export.llms.onnx import add_llm_onnx, check_size, write_llm_onnx
+from mtllm_edge_export.llms.source import open_llm, resolve_checkpoint
+from mtllm_edge_export.llms.truncation import prediction_agreement, truncated_checkpoint
+from mtllm_edge_export.parity import ReferenceOutputs, Sentence, check_parity, compare, load_sentences, torch_reference
 from mtllm_edge_export.parts import split
 from mtllm_edge_export.parts.embedding_table import split_embedding_table
 from mtllm_edge_export.quantization.imatrix import QUANTIZATIONS, importance, load_texts
@@ -55,7 +55,7 @@ from mtllm_edge_train.models.stack import Stack
 Array = NDArray[np.float32]
 Log = Callable[[str], None]
 LlmQuantization = GgufQuantization | OnnxQuantization
-Forms = LlmBackend | Literal["both"]
+LlmBackendOption = LlmBackend | Literal["both"]
 
 DEFAULTS: dict[LlmBackend, LlmQuantization] = {"gguf": "q8_0", "onnx": "int8"}
 """Type of the LLM's weights in each of its forms."""
@@ -71,7 +71,7 @@ def export_bundle(
     *,
     encoder_backend: EncoderBackend = "ctranslate2",
     encoder_quantization: EncoderQuantization = "int8",
-    llm_backend: Forms = "gguf",
+    llm_backend: LlmBackendOption = "gguf",
     llm_quantization: LlmQuantization | None = None,
     calibration: Path | None = None,
     llm_layers: int | None = None,
@@ -103,11 +103,11 @@ def export_bundle(
     first: LlmBackend = "gguf" if llm_backend == "both" else llm_backend
     quantization = llm_quantization or DEFAULTS[first]
     with ExitStack() as opened:
-        trained = whole = opened.enter_context(as_checkpoint(fetched(checkpoint)))
+        trained = whole = opened.enter_context(as_checkpoint(resolve_checkpoint(checkpoint)))
         texts, both = _texts(calibration, quantization), llm_backend == "both"
         if llm_layers is not None:
-            trained = opened.enter_context(shortened(_checked(whole), llm_layers))
-        job = _Job.open(trained, encoder_backend, encoder_quantization, first, quantization, log, texts, both=both)
+            trained = opened.enter_context(truncated_checkpoint(_checked(whole), llm_layers))
+        job = _Export.open(trained, encoder_backend, encoder_quantization, first, quantization, log, texts, both=both)
         with atomic_folder(out, force=force, marker=MANIFEST_NAME) as folder:
             return job.write(folder, lora=read_lora(trained), whole=None if llm_layers is None else whole)
 
@@ -150,8 +150,8 @@ def export_parts(
     Arguments, result and errors are those of `export_bundle`; the manifest's `files` are those of the parts. The LLM is
     GGUF: `join`, which has no torch, can write no other.
     """
-    job = _Job.open(checkpoint, "ctranslate2", encoder_quantization, "gguf", llm_quantization, log)
-    lora = split.rounded(read_lora(checkpoint))
+    job = _Export.open(checkpoint, "ctranslate2", encoder_quantization, "gguf", llm_quantization, log)
+    lora = split.round_to_float16(read_lora(checkpoint))
     with atomic_folder(out, force=force, marker=MANIFEST_NAME) as folder:
         manifest = job.write(folder, lora=lora)
         split_embedding_table(folder, job.encoder.word_embeddings)
@@ -159,7 +159,7 @@ def export_parts(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Export:
     checkpoint: Path
     config: StackConfig
     encoder_backend: EncoderBackend
@@ -183,7 +183,7 @@ class _Job:
         calibration: Sequence[Sentence] = (),
         *,
         both: bool = False,
-    ) -> _Job:
+    ) -> _Export:
         allowed = LLM_QUANTIZATIONS[llm_backend]
         if llm_quantization not in allowed:
             raise UsageError(
@@ -239,16 +239,16 @@ class _Job:
         (folder / TOKENIZER_NAME).write_text(encoder.tokenizer_json, encoding="utf-8")
         self.log(f"writing the LLM ({self.config.llm.attention}, {self.llm_quantization})")
         llm = self._write_llm(folder, body, reference, weights)
-        llm_onnx = add_onnx(folder, body, llm, reference.inputs_GD, self.log) if self.both else None
+        llm_onnx = add_llm_onnx(folder, body, llm, reference.inputs_GD, self.log) if self.both else None
         manifest = self._write_rest(folder, encoder.languages, written, llm, llm_onnx)
         self.log("comparing the bundle with torch")
         return self._compared(folder, manifest, reference)
 
     def _torch_stack(self, body: LlmBody) -> Stack:
-        return load_stack(self.checkpoint, streamed_llm(body) if is_large(body) else None)
+        return load_stack(self.checkpoint, load_streamed_llm(body) if is_large(body) else None)
 
-    def _tell_agreement(self, whole: Reference, short: Reference) -> None:
-        for task, share in agreement(whole, short).items():
+    def _tell_agreement(self, whole: ReferenceOutputs, short: ReferenceOutputs) -> None:
+        for task, share in prediction_agreement(whole, short).items():
             self.log(
                 f"with {self.config.llm.layers} layers, task {task} answers {share:.0%} of the packaged sentences "
                 "as with all; fit its head again, or measure it with `mtllm-edge eval`"
@@ -265,7 +265,7 @@ class _Job:
             longest=-(-self.config.encoder.max_tokens // self.config.bridge.stride),
         )
 
-    def _write_encoder(self, folder: Path, encoder: LoadedEncoder, reference: Reference) -> EncoderSpec:
+    def _write_encoder(self, folder: Path, encoder: LoadedEncoder, reference: ReferenceOutputs) -> EncoderSpec:
         assert self.config.encoder is not None  # checked in `open`
         kept: tuple[str, ...] = ()
         described = EncoderSpec(
@@ -286,10 +286,12 @@ class _Job:
             self.log(f"matrices of the encoder in float32, for the states' sake: {', '.join(kept)}")
         return msgspec.structs.replace(described, float32_matrices=kept)
 
-    def _write_llm(self, folder: Path, body: LlmBody, reference: Reference, weights: dict[str, Array]) -> LlmSpec:
+    def _write_llm(
+        self, folder: Path, body: LlmBody, reference: ReferenceOutputs, weights: dict[str, Array]
+    ) -> LlmSpec:
         path, quantization = folder / f"llm.{self.llm_backend}", self.llm_quantization
         if quantization == "int8" or (self.llm_backend == "onnx" and quantization == "f32"):
-            written = write_onnx(path, body, quantization, reference.inputs_GD)
+            written = write_llm_onnx(path, body, quantization, reference.inputs_GD)
         else:
             written = write_llm(path, body, quantization, weights)
         log_tensor_types(written, self.log)
@@ -337,7 +339,7 @@ class _Job:
         task = self.config.tasks[name]
         return TaskSpec(kind=task.kind, labels=task.labels, head=path.relative_to(folder).as_posix())
 
-    def _compared(self, folder: Path, manifest: Manifest, reference: Reference) -> Manifest:
+    def _compared(self, folder: Path, manifest: Manifest, reference: ReferenceOutputs) -> Manifest:
         """The manifest with the comparison in it, as it lies in the folder in the end."""
         (folder / MANIFEST_NAME).write_bytes(manifest.to_json())  # the runtime opens the unfinished bundle by it
         parity = compare(folder, reference, llm_backend=self.llm_backend)

@@ -17,7 +17,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 
 if TYPE_CHECKING:
-    from mtllm_edge_export.bundle import Forms, LlmQuantization
+    from mtllm_edge_export.bundle import LlmBackendOption, LlmQuantization
     from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization
 
 EXPORT = ("torch", "transformers", "peft", "gguf", "onnx", "onnxruntime", "onnxscript")
@@ -78,7 +78,7 @@ def export(
     *,
     encoder_backend: EncoderBackend,
     encoder_quantization: EncoderQuantization,
-    llm_backend: Forms,
+    llm_backend: LlmBackendOption,
     llm_quantization: LlmQuantization | None,
     imatrix: Path | None,
     llm_layers: int | None,

@@ -27,7 +27,7 @@ _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 _WRAPPER = "body."
 
 
-class Wrapper(nn.Module):
+class PaddedModule(nn.Module):
     """A model over a batch that is padded on the right; subclasses say how it is called."""
 
     def __init__(self, body: nn.Module) -> None:
@@ -36,12 +36,12 @@ class Wrapper(nn.Module):
         self.body: Any = body
 
 
-def unseen(seen: Tensor) -> Tensor:
+def additive_mask(seen: Tensor) -> Tensor:
     """Attention as one additive mask, 0 where something is seen, in whatever shape."""
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
 
 
-def trace(wrapper: Wrapper, inputs: str, example: Tensor, matrices: Sequence[str]) -> onnx.ModelProto:
+def trace(wrapper: PaddedModule, inputs: str, example: Tensor, matrices: Sequence[str]) -> onnx.ModelProto:
     """The graph of a wrapped model.
 
     Args:

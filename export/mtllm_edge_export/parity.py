@@ -42,7 +42,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceOutputs:
     """What the torch stack makes of one sentence after the other."""
 
     texts: list[str]
@@ -54,7 +54,7 @@ class Reference:
     inputs_GD: list[Array]
     """LLM inputs of each text: the bridge's outputs."""
     pooled_VD: dict[Kind, Array]
-    """Pooled vectors of the sentences, and of `as_read` by the other kinds of tasks that there are."""
+    """Pooled vectors of the sentences, and of `task_inputs` by the other kinds of tasks that there are."""
     logits_NC: dict[str, Array]
     """Logits of labels or choices by task."""
 
@@ -71,7 +71,7 @@ def parse_sentences(text: str) -> list[Sentence]:
     return [Sentence(language, sentence) if tab else Sentence(_ENGLISH, language) for language, tab, sentence in rows]
 
 
-def as_read(texts: Sequence[str], kind: Kind) -> list[Input]:
+def task_inputs(texts: Sequence[str], kind: Kind) -> list[Input]:
     """Sentences as a kind of task reads them: alone, each with the next one, or each with the next two as choices."""
     second, third = ([*texts[n:], *texts[:n]] for n in (1, 2))
     match kind:
@@ -85,7 +85,7 @@ def as_read(texts: Sequence[str], kind: Kind) -> list[Input]:
 
 def torch_reference(
     stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str], kinds: Mapping[str, Kind]
-) -> Reference:
+) -> ReferenceOutputs:
     """Run the torch stack on sentences; encoder and bridge on one at a time, the LLM on a batch.
 
     Args:
@@ -97,7 +97,7 @@ def torch_reference(
     """
     import torch
 
-    codes = [known_code(sentence.language, languages) for sentence in sentences]
+    codes = [encoder_language(sentence.language, languages) for sentence in sentences]
     ids, states, inputs = [], [], []
     with torch.inference_mode():
         for sentence, code in zip(sentences, codes, strict=True):
@@ -112,11 +112,11 @@ def torch_reference(
         texts = [sentence.text for sentence in sentences]
         vectors: dict[Kind, Any] = {"sequence": _pooled(stack, inputs)}
         for kind in sorted({*kinds.values()} - vectors.keys()):
-            readings = zip(as_read(texts, kind), codes, strict=True)
+            readings = zip(task_inputs(texts, kind), codes, strict=True)
             read = [stack.tokenizer.encode([item], language=code)[0] for item, code in readings]
             vectors[kind] = torch.cat([stack.read(batch) for batch in _batches(read, lambda text: len(text.ids))])
         logits = {task: head(vectors[kinds[task]]).reshape(len(texts), -1) for task, head in stack.heads.items()}
-    return Reference(
+    return ReferenceOutputs(
         texts,
         codes,
         ids,
@@ -151,14 +151,14 @@ def _batches(items: Sequence[Item], length: Callable[[Item], int]) -> Iterator[l
     yield batch
 
 
-def known_code(language: str, languages: Sequence[str]) -> str | None:
+def encoder_language(language: str, languages: Sequence[str]) -> str | None:
     """The code that an encoder is given with a sentence: its own, or the first of those known; None of none."""
     if not languages:
         return None
     return language if language in languages else languages[0]
 
 
-def compare(bundle: Path, reference: Reference, *, llm_backend: LlmBackend) -> tuple[Parity, ...]:
+def compare(bundle: Path, reference: ReferenceOutputs, *, llm_backend: LlmBackend) -> tuple[Parity, ...]:
     """Run the runtime's own pipeline on the same sentences, part by part and end to end.
 
     Args:
@@ -191,7 +191,7 @@ def compare(bundle: Path, reference: Reference, *, llm_backend: LlmBackend) -> t
         from_inputs_ND = np.concatenate([embedder._llm.pool([inputs_GD]) for inputs_GD in reference.inputs_GD])
         pooled_VD: dict[Kind, Array] = {}
         for kind in reference.pooled_VD:
-            readings = zip(as_read(reference.texts, kind), reference.languages, strict=True)
+            readings = zip(task_inputs(reference.texts, kind), reference.languages, strict=True)
             pooled_VD[kind] = embedder.pool([embedder.encode([item], language=code)[0] for item, code in readings])
     rows = [
         measure("encoder", np.concatenate(reference.states_LE), states_TE),

@@ -23,7 +23,7 @@ from mtllm_edge_bench.jobs import Job
 from mtllm_edge_bench.report.report import Report
 from mtllm_edge_bench.runner import measure
 from mtllm_edge_bench.runner.measure import run_job
-from mtllm_edge_bench.systems.llm_reader import Reader, write_reader
+from mtllm_edge_bench.systems.english_llm import EnglishLlm, write_english_llm
 from mtllm_edge_export.translator import export_translator
 from mtllm_edge_train.checkpoints.config import TaskConfig
 from mtllm_edge_train.evaluation.scoring import Evaluator
@@ -123,8 +123,8 @@ def test_the_last_line_is_the_report(folder: Path, tmp_path: Path, capfd: pytest
 
 
 def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path) -> None:
-    made = write_reader(folder / "teacher", tmp_path, quantization="f32")
-    reader = Reader(tmp_path, threads=1, batch_tokens=512)
+    made = write_english_llm(folder / "teacher", tmp_path, quantization="f32")
+    reader = EnglishLlm(tmp_path, threads=1, batch_tokens=512)
     encoded = reader.encode(TEXTS)
     pooled_NE = reader.pool(encoded)
     assert reader.labels("topic", pooled_NE) == Evaluator(folder / "teacher").predict("topic", TEXTS)
@@ -135,7 +135,7 @@ def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path
 
 
 def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
-    write_reader(folder / "teacher", tmp_path, quantization="f32")
+    write_english_llm(folder / "teacher", tmp_path, quantization="f32")
     english = ("a b", "a", "bad", "egg", "a bee", "dab")
     job = Job(
         system="translate_test",
@@ -152,7 +152,7 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
     sample = run_job(job)
     assert sample.tokens["written"] == 36  # all in one batch, whose mean is 6
     assert sample.tokens["llm"] == sum(
-        len(text.ids) for text in Reader(tmp_path, threads=1, batch_tokens=512).encode(english)
+        len(text.ids) for text in EnglishLlm(tmp_path, threads=1, batch_tokens=512).encode(english)
     )
     assert sample.labels == tuple(Evaluator(folder / "teacher").predict("topic", english))
 

@@ -14,14 +14,14 @@ from mtllm_edge.bundle.formats import gguf
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge_bench.jobs import Job
-from mtllm_edge_bench.report.report import Figure, Measured, Setup, make_report, setup_ratios
+from mtllm_edge_bench.report.report import Setup, Statistic, SystemResult, make_report, setup_ratios
 from mtllm_edge_bench.synthetic import shapes
-from mtllm_edge_bench.synthetic.counted_tokenizer import texts_of
-from mtllm_edge_bench.synthetic.demo_corpus import counted_corpus, demo_rows
+from mtllm_edge_bench.synthetic.demo_corpus import demo_rows, synthetic_corpus
 from mtllm_edge_bench.synthetic.gguf import write_random_llm
 from mtllm_edge_bench.synthetic.nllb import random_model, write_random_nllb
-from mtllm_edge_bench.systems.pytorch import RANDOM_NAME, RandomStack, TorchStack
-from mtllm_edge_bench.systems.systems import Engines, MtLlm, TranslateTest
+from mtllm_edge_bench.synthetic.tokenizer import random_texts
+from mtllm_edge_bench.systems.pytorch import RANDOM_STACK_NAME, RandomStackConfig, TorchStack
+from mtllm_edge_bench.systems.systems import BareEngines, MtLlmSystem, TranslateTest
 from mtllm_edge_export.bundle import export_bundle
 from tests.fixtures.tiny_checkpoint import save_checkpoint
 
@@ -36,7 +36,7 @@ NLLB = shapes.NLLB_600M | {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
 }
-LLM = shapes.RandomLlm(
+LLM = shapes.SyntheticLlm(
     "tiny",
     {
         "vocab_size": 80,
@@ -61,11 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("nllb", "body", "bundle", "reader", "torch"):
         (folder / name).mkdir()
     write_random_nllb(random_model(NLLB), folder / "nllb", max_tokens=shapes.MAX_TOKENS)
-    shapes.write_body(LLM, folder / "body")
+    shapes.write_llm_body(LLM, folder / "body")
     shapes.write_random_bundle(folder / "nllb", folder / "body", LLM, 2, folder / "bundle")
-    shapes.write_random_reader(LLM, folder / "reader")
-    made = RandomStack(encoder=NLLB, llm=LLM.config)
-    (folder / "torch" / RANDOM_NAME).write_bytes(msgspec.json.encode(made))
+    shapes.write_random_english_llm(LLM, folder / "reader")
+    made = RandomStackConfig(encoder=NLLB, llm=LLM.config)
+    (folder / "torch" / RANDOM_STACK_NAME).write_bytes(msgspec.json.encode(made))
     return folder
 
 
@@ -80,8 +80,8 @@ def job(folder: Path) -> Job:
         task=shapes.TASK,
         threads=1,
         batch_tokens={"stack": 512, "translate": 512, "llm": 512},
-        texts=tuple(texts_of(LENGTHS, NLLB["vocab_size"])),
-        english=tuple(texts_of([4, 2, 7, 3], LLM.config["vocab_size"])),
+        texts=tuple(random_texts(LENGTHS, NLLB["vocab_size"])),
+        english=tuple(random_texts([4, 2, 7, 3], LLM.config["vocab_size"])),
         written=(6, 2, 9, 3),
     )
 
@@ -111,9 +111,9 @@ def test_random_blocks_are_weights_of_the_wanted_size(tmp_path: Path, quantizati
 def test_all_contenders_read_the_same_texts(job: Job) -> None:
     read = sum(LENGTHS) + 2 * len(LENGTHS)
     grouped = sum(-(-(length + 2) // 2) for length in LENGTHS)
-    stack, engines = MtLlm(job), Engines(msgspec.structs.replace(job, system="engines"))
+    stack, engines = MtLlmSystem(job), BareEngines(msgspec.structs.replace(job, system="engines"))
     labels = stack.answer(range(len(LENGTHS)))
-    serial = MtLlm(msgspec.structs.replace(job, system="mt_llm_serial"))
+    serial = MtLlmSystem(msgspec.structs.replace(job, system="mt_llm_serial"))
     assert serial.answer(range(len(LENGTHS))) == labels
     assert serial.meter.tokens == stack.meter.tokens
     assert len(labels) == len(LENGTHS)
@@ -144,7 +144,7 @@ def test_the_stack_in_torch_answers_as_its_bundle(tmp_path: Path) -> None:
         texts=texts,
     )
     labels = TorchStack(job).answer(range(len(texts)))
-    assert labels == MtLlm(msgspec.structs.replace(job, system="mt_llm")).answer(range(len(texts)))
+    assert labels == MtLlmSystem(msgspec.structs.replace(job, system="mt_llm")).answer(range(len(texts)))
     assert len(set(labels)) > 1
 
 
@@ -152,7 +152,9 @@ def test_texts_have_the_counts_of_the_demos() -> None:
     rows = demo_rows(ROOT / "benchmarks" / "demo_topics.csv", 47)
     assert len({row.text for row in rows}) == 47  # one of each language
     assert len({row.english for row in rows}) <= 20
-    corpus = counted_corpus(rows, ROOT / "reference/parts/tokenizer.json", encoder_vocabulary=1000, llm_vocabulary=900)
+    corpus = synthetic_corpus(
+        rows, ROOT / "reference/parts/tokenizer.json", encoder_vocabulary=1000, llm_vocabulary=900
+    )
     assert corpus.english is not None
     assert corpus.written is not None
     for row, text, english, written in zip(rows, corpus.texts, corpus.english, corpus.written, strict=True):
@@ -162,12 +164,12 @@ def test_texts_have_the_counts_of_the_demos() -> None:
         assert max(int(word[1:]) for word in text.split()) < 1000
 
 
-def figure(value: float) -> Figure:
-    return Figure(value, value, value)
+def figure(value: float) -> Statistic:
+    return Statistic(value, value, value)
 
 
-def measured(rate: float) -> Measured:
-    return Measured(
+def measured(rate: float) -> SystemResult:
+    return SystemResult(
         batch_tokens={"stack": 512},
         texts_per_s=figure(rate),
         ms_per_text={"encode": figure(1.0)},
@@ -209,7 +211,7 @@ def test_the_form_that_users_get_is_what_torch_is_compared_with() -> None:
 
 
 def bench_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_script", ROOT / "benchmarks" / "bench.py")
+    spec = importlib.util.spec_from_file_location("bench_script", ROOT / "benchmarks" / "throughput.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

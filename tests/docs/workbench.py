@@ -64,7 +64,7 @@ def lay_out_runtime(folder: Path) -> None:
     (folder / "benchmarks").mkdir()
     with (ROOT / "benchmarks" / "demo_topics.csv").open(encoding="utf-8", newline="") as file:
         _write_csv(folder / "benchmarks" / "demo_topics.csv", list(csv.DictReader(file))[::60])
-    shutil.copy(ROOT / "benchmarks" / "bench.py", folder / "benchmarks")
+    shutil.copy(ROOT / "benchmarks" / "throughput.py", folder / "benchmarks")
     rng = np.random.default_rng(1)
     safetensors.numpy.save_file({"weight": rng.standard_normal((2, N_EMBD), np.float32)}, folder / "head.safetensors")
     write_lora(folder / "adapter.gguf", lora_weights(rng))

@@ -36,7 +36,7 @@ from mtllm_edge_export.encoders.ctranslate2 import write_encoder
 from mtllm_edge_export.encoders.onnx import write_encoder_onnx
 from mtllm_edge_export.llms.body import Attention, LlmBody
 from mtllm_edge_export.llms.gguf import write_llm
-from mtllm_edge_export.llms.onnx import write_onnx
+from mtllm_edge_export.llms.onnx import write_llm_onnx
 from mtllm_edge_export.llms.source import open_llm
 from mtllm_edge_export.parity import measure
 from mtllm_edge_train.checkpoints.config import LlmConfig, StackConfig
@@ -136,7 +136,7 @@ def llm_rows(family: str, source: str, folder: Path, attention: Attention, threa
             written = (
                 write_llm(path, body, quantization)  # type: ignore[arg-type]
                 if backend == "gguf"
-                else write_onnx(path, body, quantization, inputs)  # type: ignore[arg-type]
+                else write_llm_onnx(path, body, quantization, inputs)  # type: ignore[arg-type]
             )
         except ModelError as error:
             yield row(None, None, None, None, str(error))

@@ -14,12 +14,12 @@ import msgspec
 from mtllm_edge.backends.cpu import available_cores, read_cpu
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.diagnostics.doctor import ENGINES, ask_engine
-from mtllm_edge_bench.jobs import Job, Knob, Sample
+from mtllm_edge_bench.jobs import BatchedPart, Job, Sample
 
 DISTRIBUTIONS = ("mtllm-edge", "ctranslate2", "llama-cpp-python", "torch", "transformers", "onnxruntime", "numpy")
 
 
-class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Statistic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The repeats of one quantity."""
 
     median: float
@@ -27,25 +27,25 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
+    def of(cls, values: Sequence[float]) -> Statistic:
         """Of the values of all repeats."""
         return cls(*(_rounded(value) for value in (statistics.median(values), min(values), max(values))))
 
 
-class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SystemResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One contender in one setup."""
 
-    batch_tokens: dict[Knob, int]
+    batch_tokens: dict[BatchedPart, int]
     """Most tokens in a batch, the best of those tried."""
-    texts_per_s: Figure
-    ms_per_text: dict[str, Figure]
+    texts_per_s: Statistic
+    ms_per_text: dict[str, Statistic]
     """By stage."""
     tokens_per_text: dict[str, float]
     """Read by the ``encoder``, ``written`` by the translator, read by the ``llm``."""
-    peak_rss_mb: Figure
-    load_s: Figure
-    first_prediction_s: Figure
-    cold_start_s: Figure
+    peak_rss_mb: Statistic
+    load_s: Statistic
+    first_prediction_s: Statistic
+    cold_start_s: Statistic
     accuracy: float | None
     """Where labels are known."""
 
@@ -64,7 +64,7 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     bundle_mb: float
     texts: int
     repeats: int
-    measured: dict[str, Measured]
+    measured: dict[str, SystemResult]
     ratios: dict[str, float]
     form: LlmBackend = "gguf"
     """That of the LLM which users get here unless they say otherwise."""
@@ -145,7 +145,7 @@ def make_report(setups: Mapping[str, Setup], ratios: Mapping[str, float | None],
     )
 
 
-def summarise(job: Job, samples: Sequence[Sample], labels: Sequence[str] | None) -> Measured:
+def summarize(job: Job, samples: Sequence[Sample], labels: Sequence[str] | None) -> SystemResult:
     """The repeats of one contender.
 
     Args:
@@ -159,22 +159,22 @@ def summarise(job: Job, samples: Sequence[Sample], labels: Sequence[str] | None)
     if labels is not None and found:
         accuracy = sum(mine == right for mine, right in zip(found, labels, strict=True)) / texts
     stages = dict.fromkeys(stage for sample in samples for stage in sample.stages)
-    return Measured(
+    return SystemResult(
         batch_tokens=job.batch_tokens,
-        texts_per_s=Figure.of([texts / sample.seconds for sample in samples]),
+        texts_per_s=Statistic.of([texts / sample.seconds for sample in samples]),
         ms_per_text={
-            stage: Figure.of([1000 * sample.stages.get(stage, 0) / texts for sample in samples]) for stage in stages
+            stage: Statistic.of([1000 * sample.stages.get(stage, 0) / texts for sample in samples]) for stage in stages
         },
         tokens_per_text={name: _rounded(count / texts) for name, count in samples[0].tokens.items()},
-        peak_rss_mb=Figure.of([sample.peak_rss / 1e6 for sample in samples]),
-        load_s=Figure.of([sample.load_s for sample in samples]),
-        first_prediction_s=Figure.of([sample.first_prediction_s for sample in samples]),
-        cold_start_s=Figure.of([sample.cold_start_s for sample in samples]),
+        peak_rss_mb=Statistic.of([sample.peak_rss / 1e6 for sample in samples]),
+        load_s=Statistic.of([sample.load_s for sample in samples]),
+        first_prediction_s=Statistic.of([sample.first_prediction_s for sample in samples]),
+        cold_start_s=Statistic.of([sample.cold_start_s for sample in samples]),
         accuracy=None if accuracy is None else round(accuracy, 4),
     )
 
 
-def setup_ratios(measured: Mapping[str, Measured], bundle_mb: float) -> dict[str, float]:
+def setup_ratios(measured: Mapping[str, SystemResult], bundle_mb: float) -> dict[str, float]:
     """MT-LLM over each other contender, and its memory over its size on disk."""
     stack = measured["mt_llm"]
     rates = {name: figures.texts_per_s.median for name, figures in measured.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtllm_edge.console import count
-from mtllm_edge_bench.report.report import Figure, Measured, Report, Setup
+from mtllm_edge_bench.report.report import Report, Setup, Statistic, SystemResult
 
 TITLES = {
     "mt_llm": "MT-LLM",
@@ -59,7 +59,7 @@ def _setup(setup: Setup) -> list[str]:
     ]
 
 
-def _row(title: str, measured: Measured) -> str:
+def _row(title: str, measured: SystemResult) -> str:
     stages = ", ".join(f"{stage} {figure.median:g}" for stage, figure in measured.ms_per_text.items())
     tokens = ", ".join(
         f"{measured.tokens_per_text[name]:g}" if name in measured.tokens_per_text else "-"
@@ -80,5 +80,5 @@ def _row(title: str, measured: Measured) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _with_spread(figure: Figure) -> str:
+def _with_spread(figure: Statistic) -> str:
     return f"{figure.median:g} ({figure.low:g} to {figure.high:g})"

@@ -20,10 +20,10 @@ _WARM_UP = 16
 
 def measure(job: Job) -> Sample:
     """Load a contender and let it answer all texts once, warm."""
-    from mtllm_edge_bench.systems.systems import open_contender
+    from mtllm_edge_bench.systems.systems import load_system
 
     begin = time.perf_counter()
-    contender = open_contender(job)
+    contender = load_system(job)
     loaded = time.perf_counter()
     contender.answer([0])
     first, cold_start_s = time.perf_counter(), time.time() - job.started

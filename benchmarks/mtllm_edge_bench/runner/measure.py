@@ -12,13 +12,13 @@ import msgspec
 
 from mtllm_edge.backends.probing.child_process import cause_of_death
 from mtllm_edge.errors import EngineError, MtllmError
-from mtllm_edge_bench.jobs import Job, Knob, Sample
+from mtllm_edge_bench.jobs import BatchedPart, Job, Sample
 from mtllm_edge_bench.runner.child import ERROR_CODES
 
 CANDIDATES = (512, 1024, 2048)
 """Tokens in a batch that are tried."""
 _CHILD = ("-m", "mtllm_edge_bench.runner.child")
-_STAGES: dict[Knob, tuple[str, ...]] = {
+_STAGES: dict[BatchedPart, tuple[str, ...]] = {
     "translate": ("translate",),
     "llm": ("llm",),
 }
@@ -53,9 +53,9 @@ def run_job(job: Job) -> Sample:
     raise EngineError(f"the process that measured {job.system} died ({cause}); see `mtllm-edge doctor`")
 
 
-def tuned(job: Job, run: Run, note: Callable[[str], None]) -> Job:
+def tune_batch_size(job: Job, run: Run, note: Callable[[str], None]) -> Job:
     """The same job with the fastest of `CANDIDATES` for each part that batches for itself."""
-    best: dict[Knob, tuple[float, int]] = {}
+    best: dict[BatchedPart, tuple[float, int]] = {}
     for tokens in CANDIDATES:
         sample = run(msgspec.structs.replace(job, batch_tokens=dict.fromkeys(job.batch_tokens, tokens)))
         note(f"{job.system}: {len(job.texts) / sample.seconds:.2f} texts/s in batches of {tokens} tokens")
@@ -65,7 +65,7 @@ def tuned(job: Job, run: Run, note: Callable[[str], None]) -> Job:
     return msgspec.structs.replace(job, batch_tokens={knob: tokens for knob, (_, tokens) in best.items()})
 
 
-def interleaved(
+def run_interleaved(
     jobs: Mapping[str, Job], repeats: int, run: Run, note: Callable[[str], None]
 ) -> dict[str, list[Sample]]:
     """Samples of each job: every contender once, then every contender again, so that a slow minute hits them all."""

@@ -14,10 +14,10 @@ from mtllm_edge.backends.probing.llm_backend import choose_backend
 from mtllm_edge.bundle.formats import gguf, onnx
 from mtllm_edge.bundle.manifest import LlmSpec
 from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge_bench.jobs import Job, Knob, System
-from mtllm_edge_bench.report.report import Measured, Setup, setup_ratios, summarise
+from mtllm_edge_bench.jobs import BatchedPart, Job, System
+from mtllm_edge_bench.report.report import Setup, SystemResult, setup_ratios, summarize
 from mtllm_edge_bench.runner.corpus import Corpus
-from mtllm_edge_bench.runner.measure import Run, interleaved, run_job, tuned
+from mtllm_edge_bench.runner.measure import Run, run_interleaved, run_job, tune_batch_size
 from mtllm_edge_bench.systems.systems import BEAMS
 
 TORCH: tuple[System, ...] = ("torch_float32", "torch_bfloat16")
@@ -50,20 +50,20 @@ def measure_setup(plan: Plan, *, run: Run = run_job) -> Setup:
     Raises:
         MtllmError: A contender refused, or its process died.
     """
-    stack = tuned(_job(plan, "mt_llm"), run, plan.note)
+    stack = tune_batch_size(_job(plan, "mt_llm"), run, plan.note)
     jobs = {"mt_llm": stack}
     if plan.serial:
         jobs["mt_llm_serial"] = msgspec.structs.replace(stack, system="mt_llm_serial")
     if Bundle.open(plan.bundle).manifest.llm_onnx is not None:
-        jobs["mt_llm_onnx"] = tuned(_job(plan, "mt_llm_onnx"), run, plan.note)
+        jobs["mt_llm_onnx"] = tune_batch_size(_job(plan, "mt_llm_onnx"), run, plan.note)
     if plan.translator is not None and plan.reader is not None:
-        jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in BEAMS}
+        jobs |= {name: tune_batch_size(_job(plan, name), run, plan.note) for name in BEAMS}
     if plan.checkpoint is not None:
         fast = [name for name in TORCH if name != "torch_bfloat16" or has_bfloat16()]
-        jobs |= {name: tuned(_job(plan, name), run, plan.note) for name in fast}
+        jobs |= {name: tune_batch_size(_job(plan, name), run, plan.note) for name in fast}
     jobs["engines"] = msgspec.structs.replace(stack, system="engines")
-    samples = interleaved(jobs, plan.repeats, run, plan.note)
-    measured = {name: summarise(job, samples[name], plan.corpus.labels) for name, job in jobs.items()}
+    samples = run_interleaved(jobs, plan.repeats, run, plan.note)
+    measured = {name: summarize(job, samples[name], plan.corpus.labels) for name, job in jobs.items()}
     return describe(plan, measured)
 
 
@@ -74,7 +74,7 @@ def has_bfloat16() -> bool:
 
 def _job(plan: Plan, system: System) -> Job:
     corpus = plan.corpus
-    knobs: tuple[Knob, ...] = ("translate", "llm") if system in BEAMS else ("stack",)
+    knobs: tuple[BatchedPart, ...] = ("translate", "llm") if system in BEAMS else ("stack",)
     return Job(
         system=system,
         bundle=str(plan.bundle),
@@ -91,7 +91,7 @@ def _job(plan: Plan, system: System) -> Job:
     )
 
 
-def describe(plan: Plan, measured: Mapping[str, Measured]) -> Setup:
+def describe(plan: Plan, measured: Mapping[str, SystemResult]) -> Setup:
     """What was measured of which bundle."""
     bundle = Bundle.open(plan.bundle)
     manifest = bundle.manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from mtllm_edge_bench.runner.corpus import Corpus
-from mtllm_edge_bench.synthetic import counted_tokenizer
+from mtllm_edge_bench.synthetic.tokenizer import random_texts
 from mtllm_edge_train.checkpoints.config import resolve_source
 from mtllm_edge_train.models.stack import load_llm_tokenizer
 
@@ -47,7 +47,7 @@ def demo_rows(path: Path, count: int) -> list[Row]:
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def counted_corpus(
+def synthetic_corpus(
     rows: Sequence[Row], encoder_tokenizer: Path, *, encoder_vocabulary: int, llm_vocabulary: int
 ) -> Corpus:
     """Texts for models of random weights, with the token counts of real ones.
@@ -70,7 +70,7 @@ def counted_corpus(
     english = [row.english for row in rows]
     llm_lengths = [len(ids) for ids in llm_tokenizer(english, add_special_tokens=False)["input_ids"]]
     return Corpus(
-        texts=counted_tokenizer.texts_of(count([row.text for row in rows]), encoder_vocabulary),
-        english=counted_tokenizer.texts_of(llm_lengths, llm_vocabulary),
+        texts=random_texts(count([row.text for row in rows]), encoder_vocabulary),
+        english=random_texts(llm_lengths, llm_vocabulary),
         written=[length + 1 for length in count(english)],  # with the token that ends it
     )

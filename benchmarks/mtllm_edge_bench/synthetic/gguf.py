@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge_export.llms.config import LlmShape
-from mtllm_edge_export.llms.gguf import STUB_ROWS, add_fields
+from mtllm_edge_export.llms.gguf import STUB_ROWS, add_metadata
 
 MatrixType = Literal["q8_0", "q4_0", "f16"]
 
@@ -44,7 +44,7 @@ def write_random_llm(
     tensors += [(name, dimensions, quantization) for name, _, dimensions in shape.tensors()]
     writer = gguf.GGUFWriter(path, "llama")
     try:
-        add_fields(writer, shape, "causal", table[0], _KINDS[quantization][1])
+        add_metadata(writer, shape, "causal", table[0], _KINDS[quantization][1])
         if shape.rope_factors is not None:
             factors = shape.rope_factors
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)

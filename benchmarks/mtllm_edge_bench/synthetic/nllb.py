@@ -13,7 +13,7 @@ import transformers
 from mtllm_edge.backends.cpu import configure_openmp
 from mtllm_edge.bundle.layout import ENCODER_NAME, TOKENIZER_NAME
 from mtllm_edge.translator import MANIFEST_NAME, TranslatorManifest
-from mtllm_edge_bench.synthetic import counted_tokenizer
+from mtllm_edge_bench.synthetic import tokenizer
 from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization, write_encoder
 from mtllm_edge_train.models.encoder import LoadedEncoder
 
@@ -35,9 +35,9 @@ def random_model(config: Mapping[str, Any], *, seed: int = 0) -> Any:
     return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**config, **frame)).eval()
 
 
-def as_encoder(model: Any, folder: Path) -> LoadedEncoder:
+def random_encoder(model: Any, folder: Path) -> LoadedEncoder:
     """The encoder of a model of `random_model`; writes its `tokenizer.json` to an existing folder."""
-    counted_tokenizer.write_tokenizer(folder / TOKENIZER_NAME, model.config.vocab_size)
+    tokenizer.write_tokenizer(folder / TOKENIZER_NAME, model.config.vocab_size)
     return LoadedEncoder(
         family="m2m_100",
         module=model.get_encoder(),
@@ -45,8 +45,8 @@ def as_encoder(model: Any, folder: Path) -> LoadedEncoder:
         d_model=model.config.d_model,
         max_positions=model.config.max_position_embeddings,
         tokenizer_json=(folder / TOKENIZER_NAME).read_text(encoding="utf-8"),
-        prefix_tokens=counted_tokenizer.FRAME[0],
-        suffix_tokens=counted_tokenizer.FRAME[1],
+        prefix_tokens=tokenizer.FRAME[0],
+        suffix_tokens=tokenizer.FRAME[1],
         languages=(),
     )
 
@@ -60,13 +60,13 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
         max_tokens: Longest text, the frame included.
     """
     rows = model.config.vocab_size
-    encoder = as_encoder(model, folder)
+    encoder = random_encoder(model, folder)
     write_encoder(encoder, folder / ENCODER_NAME, QUANTIZATION)
     specification = converters._MODEL_LOADERS["M2M100Config"].get_model_spec(model)
     specification.config.unk_token = "<unk>"
     specification.config.bos_token, specification.config.eos_token = "<s>", "</s>"
     specification.config.decoder_start_token = "</s>"
-    names = [*counted_tokenizer.SPECIAL, *(str(row) for row in range(len(counted_tokenizer.SPECIAL), rows))]
+    names = [*tokenizer.SPECIAL, *(str(row) for row in range(len(tokenizer.SPECIAL), rows))]
     specification.register_source_vocabulary(names)
     specification.register_target_vocabulary(names)
     specification.validate()
@@ -83,8 +83,8 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
         quantization=QUANTIZATION,
         max_tokens=max_tokens,
         max_target_tokens=max_tokens,
-        prefix_tokens=counted_tokenizer.FRAME[0],
-        suffix_tokens=counted_tokenizer.FRAME[1],
+        prefix_tokens=tokenizer.FRAME[0],
+        suffix_tokens=tokenizer.FRAME[1],
         sources=(),
     )
     (translator / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))

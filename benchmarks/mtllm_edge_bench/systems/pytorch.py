@@ -15,17 +15,17 @@ from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.batching import plan_batches
 from mtllm_edge_bench.jobs import Job
-from mtllm_edge_bench.systems.stopwatch import Meter
+from mtllm_edge_bench.systems.profiler import Profiler
 from mtllm_edge_train.checkpoints.config import CONFIG_NAME
 from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import LlmBody, Stack, pad_right
 
-RANDOM_NAME = "random.json"
+RANDOM_STACK_NAME = "random.json"
 DTYPES = {"torch_float32": torch.float32, "torch_bfloat16": torch.bfloat16}
 """Contender -> type of its weights and sums."""
 
 
-class RandomStack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RandomStackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`random.json`: a stack that is made of random weights when it is loaded."""
 
     encoder: dict[str, Any]
@@ -43,7 +43,7 @@ class TorchStack:
         """Load or make the stack."""
         assert job.checkpoint is not None
         torch.set_num_threads(job.threads)
-        self._job, self.meter = job, Meter()
+        self._job, self.meter = job, Profiler()
         bundle = Bundle.open(job.bundle)
         self._tokenizer = load_tokenizer(bundle)
         self._max_tokens = max(job.batch_tokens["stack"], bundle.manifest.encoder.max_tokens)
@@ -53,7 +53,7 @@ class TorchStack:
         self._stack = stack.to(DTYPES[job.system]).eval()
 
     def answer(self, places: Sequence[int]) -> list[str]:
-        """Labels; see `Contender`."""
+        """Labels; see `LoadedSystem`."""
         stack, stage, tokens = self._stack, self.meter.stage, self.meter.tokens
         with stage("tokenise"):
             encoded = self._tokenizer.encode([self._job.texts[place] for place in places], language=self._job.language)
@@ -75,7 +75,7 @@ class TorchStack:
 
 
 def _random_stack(folder: Path, bundle: Bundle) -> Stack:
-    made = msgspec.json.decode((folder / RANDOM_NAME).read_bytes(), type=RandomStack)
+    made = msgspec.json.decode((folder / RANDOM_STACK_NAME).read_bytes(), type=RandomStackConfig)
     encoder = transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**made.encoder)).get_encoder()
     body = LlmBody(transformers.LlamaModel(transformers.LlamaConfig(**made.llm)), bidirectional=False, lora=None)
     return Stack(

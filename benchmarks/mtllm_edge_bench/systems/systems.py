@@ -1,4 +1,4 @@
-"""The ways from texts to labels that are compared, each with its stages on a `Meter`."""
+"""The ways from texts to labels that are compared, each with its stages on a `Profiler`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from mtllm_edge.tokenization.encoding import Encoded, Spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge.translator import Translator, TranslatorManifest
 from mtllm_edge_bench.jobs import Job, System
-from mtllm_edge_bench.systems.llm_reader import Reader
-from mtllm_edge_bench.systems.stopwatch import Meter
+from mtllm_edge_bench.systems.english_llm import EnglishLlm
+from mtllm_edge_bench.systems.profiler import Profiler
 
 BEAMS: dict[System, int] = {"translate_test": 1, "translate_test_beam4": 4}
 """Contender -> beam of its translator."""
@@ -34,10 +34,10 @@ STACKS: tuple[System, ...] = ("mt_llm", "mt_llm_serial", "mt_llm_onnx")
 """The product: as it is; with encoder and LLM in turns instead of side by side; and with its LLM in ONNX Runtime."""
 
 
-class Contender(Protocol):
+class LoadedSystem(Protocol):
     """Something loaded that answers texts."""
 
-    meter: Meter
+    meter: Profiler
     bare: bool
     """Whether its stages alone are its time, and what it does between them is none of it."""
 
@@ -45,7 +45,7 @@ class Contender(Protocol):
         """Labels of the job's texts at these places; engines alone give none."""
 
 
-class MtLlm:
+class MtLlmSystem:
     """The product itself: `Classifier` as users call it, with its LLM in the default form, or in ONNX."""
 
     bare = False
@@ -67,7 +67,7 @@ class MtLlm:
         self._classifier = Classifier(embedder, heads, job.task)
 
     def answer(self, places: Sequence[int]) -> list[str]:
-        """Labels; see `Contender`."""
+        """Labels; see `LoadedSystem`."""
         texts = [self._job.texts[place] for place in places]
         return [found.label for found in self._classifier.classify(texts, language=self._job.language)]
 
@@ -82,14 +82,14 @@ class TranslateTest:
         assert job.translator is not None
         assert job.reader is not None
         self._job, self._beam = job, BEAMS[job.system]
-        self.meter = Meter()
+        self.meter = Profiler()
         folder = Path(job.translator)
         self._translator = _MeteredTranslator(folder, TranslatorManifest.load(folder), threads=job.threads)
         self._translator.meter = self.meter
-        self._reader = Reader(Path(job.reader), threads=job.threads, batch_tokens=job.batch_tokens["llm"])
+        self._reader = EnglishLlm(Path(job.reader), threads=job.threads, batch_tokens=job.batch_tokens["llm"])
 
     def answer(self, places: Sequence[int]) -> list[str]:
-        """Labels; see `Contender`."""
+        """Labels; see `LoadedSystem`."""
         texts = [self._job.texts[place] for place in places]
         written = self._job.written
         self._translator.lengths = None if written is None else [written[place] for place in places]
@@ -109,7 +109,7 @@ class TranslateTest:
             return self._reader.labels(self._job.task, pooled_NE)
 
 
-class Engines:
+class BareEngines:
     """The bare engines of an MT-LLM on its own batches: no tokenizer, no bridge, no checks; LLM inputs made before."""
 
     bare = True
@@ -117,7 +117,7 @@ class Engines:
     def __init__(self, job: Job) -> None:
         """Load the bundle."""
         self._job = job
-        self.meter = Meter()
+        self.meter = Profiler()
         bundle = Bundle.open(job.bundle)
         self._embedder = Embedder.load(
             bundle,
@@ -161,12 +161,12 @@ def _bare(llm: Llm, inputs: list[NDArray[np.float32]]) -> Callable[[], object]:
     return lambda: session.run(None, arrays)
 
 
-def open_contender(job: Job) -> Contender:
+def load_system(job: Job) -> LoadedSystem:
     """Load what a job asks for."""
     if job.system in STACKS:
-        return MtLlm(job)
+        return MtLlmSystem(job)
     if job.system == "engines":
-        return Engines(job)
+        return BareEngines(job)
     if job.system in BEAMS:
         return TranslateTest(job)
     from mtllm_edge_bench.systems.pytorch import (
@@ -183,7 +183,7 @@ class _MeteredEmbedder(Embedder):
     def __init__(
         self, bundle: Bundle, tokenizer: Tokenizer, encoder: Encoder, bridge: Bridge, llm: Llm, batch_tokens: int
     ) -> None:
-        self.meter = meter = Meter()
+        self.meter = meter = Profiler()
         metered = _MeteredBridge(bridge.weight_EK, bridge.bias_E, bridge.stride, meter)
         super().__init__(
             bundle, tokenizer, _MeteredEncoder(encoder, meter), metered, _MeteredLlm(llm, meter), batch_tokens
@@ -212,7 +212,7 @@ class _MeteredEmbedder(Embedder):
 @dataclass(frozen=True)
 class _MeteredEncoder:
     inner: Encoder
-    meter: Meter
+    meter: Profiler
 
     @property
     def pads(self) -> bool:
@@ -229,7 +229,7 @@ class _MeteredEncoder:
 
 @dataclass(frozen=True)
 class _MeteredBridge(Bridge):
-    meter: Meter
+    meter: Profiler
 
     def __call__(self, hidden: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         with self.meter.stage("bridge"):
@@ -239,7 +239,7 @@ class _MeteredBridge(Bridge):
 @dataclass(frozen=True)
 class _MeteredLlm:
     inner: Llm
-    meter: Meter
+    meter: Profiler
 
     @property
     def pads(self) -> bool:
@@ -259,7 +259,7 @@ class _MeteredLlm:
 class _MeteredTranslator(Translator):
     """Counts tokens, and can be made to write translations of given lengths."""
 
-    meter: Meter
+    meter: Profiler
     lengths: Sequence[int] | None = None
     """Tokens to write of each text. CTranslate2 takes one length per batch, so each batch gets its texts' mean: never
     more steps than translations of these lengths take, and as many tokens."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from mtllm_edge.bundle.formats.onnx import ENCODER_IDS, WORD_EMBEDDINGS
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.onnx_export import Wrapper, save, trace, unseen
-from mtllm_edge_export.quantization.onnx import Trial, quantize_within_gate
+from mtllm_edge_export.onnx_export import PaddedModule, additive_mask, save, trace
+from mtllm_edge_export.quantization.onnx import QualityGate, quantize_within_tolerance
 
 if TYPE_CHECKING:
     from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization
@@ -63,18 +63,18 @@ def write_encoder_onnx(
     if quantization == "int8":
         _quantize_table(model.graph)
         texts = [np.array(ids, np.int64) for ids in calibration]
-        trial = Trial("encoder", ENCODER_IDS, texts, np.concatenate, GATE_COSINE_MEAN, GATE_COSINE_MIN)
-        model, kept = quantize_within_gate(model, matrices, trial)
+        trial = QualityGate("encoder", ENCODER_IDS, texts, np.concatenate, GATE_COSINE_MEAN, GATE_COSINE_MIN)
+        model, kept = quantize_within_tolerance(model, matrices, trial)
     save(model, path)
     return kept
 
 
-class _Encoder(Wrapper):
+class _Encoder(PaddedModule):
     """The encoder, with the attention spelled out as one additive mask."""
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Last hidden states (N, L, D); those of padding mean nothing."""
-        added = unseen(mask_NL != 0)[:, None, None, :].expand(-1, 1, ids_NL.shape[1], -1)
+        added = additive_mask(mask_NL != 0)[:, None, None, :].expand(-1, 1, ids_NL.shape[1], -1)
         states: Tensor = self.body(input_ids=ids_NL, attention_mask=added).last_hidden_state
         return states
 

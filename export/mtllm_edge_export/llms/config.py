@@ -66,7 +66,7 @@ class LlmShape:
             raise ModelError(f"the LLM's configuration lacks {error}; download the model again") from None
 
     @property
-    def unseen_window(self) -> int | None:
+    def unsupported_window(self) -> int | None:
         """A window that llama.cpp does not know of: longer inputs would be read otherwise than in torch."""
         return self.window if any(self.windowed) and not self.family.windows else None
 

@@ -84,7 +84,7 @@ def _architecture(shape: LlmShape, attention: Attention) -> Architecture:
 
 def _check_window(body: LlmBody, shape: LlmShape) -> None:
     """Refuse inputs that a causal body would read through a window in torch, and as a whole in llama.cpp."""
-    window = shape.unseen_window
+    window = shape.unsupported_window
     if body.attention == "causal" and window is not None and (body.longest is None or body.longest > window):
         longest = "of any length" if body.longest is None else f"of up to {body.longest} tokens"
         raise ModelError(
@@ -103,7 +103,7 @@ def _write(path: Path, body: LlmBody, shape: LlmShape, kind: _Float) -> None:
     streamed = [*table, *shape.tensors()]
     writer = gguf.GGUFWriter(path, _architecture(shape, body.attention))
     try:
-        add_fields(writer, shape, body.attention, rows, _FLOATS[kind][0])
+        add_metadata(writer, shape, body.attention, rows, _FLOATS[kind][0])
         for name, tensor in fixed.items():
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
         for name, _, dimensions in streamed:
@@ -140,7 +140,7 @@ def _weight(body: LlmBody, shape: LlmShape, name: str, dimensions: tuple[int, ..
     return weight
 
 
-def add_fields(
+def add_metadata(
     writer: gguf.GGUFWriter, shape: LlmShape, attention: Attention, rows: int, file_type: gguf.LlamaFileType
 ) -> None:
     """Put the metadata of a body into a GGUF file; `rows` counts its token embeddings."""

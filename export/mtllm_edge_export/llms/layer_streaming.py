@@ -30,7 +30,7 @@ def is_large(body: LlmBody) -> bool:
     return 4 * sum(math.prod(dimensions) for _, _, dimensions in shape.tensors()) >= FROM_BYTES
 
 
-def streamed_llm(body: LlmBody) -> in_torch.LlmBody:
+def load_streamed_llm(body: LlmBody) -> in_torch.LlmBody:
     """The LLM in float32 on the CPU, adapter merged, in eval mode.
 
     Raises:

@@ -25,8 +25,8 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge_export.adapters.merge import check_lora, merge_lora
 from mtllm_edge_export.llms.body import LlmBody, LlmSummary, log_tensor_types
 from mtllm_edge_export.llms.config import LlmShape
-from mtllm_edge_export.onnx_export import Wrapper, save, trace, unseen
-from mtllm_edge_export.quantization.onnx import Trial, quantize_within_gate
+from mtllm_edge_export.onnx_export import PaddedModule, additive_mask, save, trace
+from mtllm_edge_export.quantization.onnx import QualityGate, quantize_within_tolerance
 
 Array = NDArray[np.float32]
 
@@ -57,7 +57,9 @@ def check_size(body: LlmBody) -> None:
         )
 
 
-def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibration: Sequence[Array]) -> LlmSummary:
+def write_llm_onnx(
+    path: Path, body: LlmBody, quantization: OnnxQuantization, calibration: Sequence[Array]
+) -> LlmSummary:
     """Write an ONNX file.
 
     Args:
@@ -78,14 +80,14 @@ def write_onnx(path: Path, body: LlmBody, quantization: OnnxQuantization, calibr
     types = {"f32": len(matrices)}
     if quantization == "int8":
         pooled = partial(span_means, spans=None)
-        trial = Trial("LLM", LLM_INPUTS, calibration, pooled, GATE_COSINE_MEAN, GATE_COSINE_MIN)
-        model, kept = quantize_within_gate(model, matrices, trial)
+        trial = QualityGate("LLM", LLM_INPUTS, calibration, pooled, GATE_COSINE_MEAN, GATE_COSINE_MIN)
+        model, kept = quantize_within_tolerance(model, matrices, trial)
         types = {"int8": len(matrices) - len(kept)} | ({"f32": len(kept)} if kept else {})
     save(model, path)
     return LlmSummary("llama", shape.n_embd, shape.n_layer, types, kept)
 
 
-def add_onnx(
+def add_llm_onnx(
     folder: Path, body: LlmBody, gguf: LlmSpec, calibration: Sequence[Array], log: Callable[[str], None]
 ) -> LlmSpec:
     """Write a bundle's second form of its LLM, in int8.
@@ -94,15 +96,15 @@ def add_onnx(
         folder: The bundle.
         body: What `gguf` was written from.
         gguf: The first form.
-        calibration: As for `write_onnx`.
+        calibration: As for `write_llm_onnx`.
         log: Told what is done.
 
     Raises:
-        ModelError: As `write_onnx`.
+        ModelError: As `write_llm_onnx`.
     """
     log("writing the LLM for ONNX Runtime, too (int8)")
     onnx_form = msgspec.structs.replace(gguf, backend="onnx", quantization="int8")
-    written = write_onnx(folder / onnx_form.file, body, "int8", calibration)
+    written = write_llm_onnx(folder / onnx_form.file, body, "int8", calibration)
     log_tensor_types(written, log)
     return msgspec.structs.replace(
         onnx_form, architecture=written.architecture, float32_matrices=written.float32_matrices
@@ -128,7 +130,7 @@ def _decoder(body: LlmBody, shape: LlmShape) -> nn.Module:
     return decoder
 
 
-class _Decoder(Wrapper):
+class _Decoder(PaddedModule):
     """The decoder, with the attention spelled out as one additive mask."""
 
     def __init__(self, body: nn.Module, *, causal: bool) -> None:
@@ -141,6 +143,6 @@ class _Decoder(Wrapper):
         if self._causal:
             place_L = torch.arange(inputs_NLD.shape[1])
             seen = seen & (place_L[None, :] <= place_L[:, None])
-        added = unseen(seen).expand(-1, 1, inputs_NLD.shape[1], -1)
+        added = additive_mask(seen).expand(-1, 1, inputs_NLD.shape[1], -1)
         states: Tensor = self.body(inputs_embeds=inputs_NLD, attention_mask=added, use_cache=False).last_hidden_state
         return states

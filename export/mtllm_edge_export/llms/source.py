@@ -29,7 +29,7 @@ def open_llm(source: str, folder: Path) -> LlmWeights:
     return open_llm_weights(path)
 
 
-def fetched(checkpoint: Path) -> Path:
+def resolve_checkpoint(checkpoint: Path) -> Path:
     """A checkpoint's folder: the one named, or where the hub's own cache has the published stack of that id.
 
     Raises:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from mtllm_edge.errors import UsageError
 from mtllm_edge_export.llms.config import LlmShape
 from mtllm_edge_export.llms.source import open_llm
-from mtllm_edge_export.parity import Reference
+from mtllm_edge_export.parity import ReferenceOutputs
 from mtllm_edge_train.checkpoints.config import CONFIG_NAME, LORA_NAME, StackConfig
 from mtllm_edge_train.checkpoints.tensors import read_lora
 
@@ -25,7 +25,7 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @contextmanager
-def shortened(checkpoint: Path, layers: int) -> Iterator[Path]:
+def truncated_checkpoint(checkpoint: Path, layers: int) -> Iterator[Path]:
     """A temporary checkpoint that shares everything but the LLM's depth and the adapter of the layers left out.
 
     Raises:
@@ -47,7 +47,7 @@ def shortened(checkpoint: Path, layers: int) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def agreement(whole: Reference, short: Reference) -> dict[str, float]:
+def prediction_agreement(whole: ReferenceOutputs, short: ReferenceOutputs) -> dict[str, float]:
     """Share of the packaged sentences that a task answers as it did before, by task."""
     return {
         task: float((logits_NC.argmax(axis=-1) == short.logits_NC[task].argmax(axis=-1)).mean())

@@ -82,19 +82,20 @@ def join(
 
 def _add_onnx(folder: Path, body: LlmBody, log: Callable[[str], None]) -> Manifest:
     """Give a whole bundle the second form of its LLM, measured on what its own encoder makes of real sentences."""
-    from mtllm_edge_export.llms.onnx import add_onnx
-    from mtllm_edge_export.parity import known_code, load_sentences, measure
+    from mtllm_edge_export.llms.onnx import add_llm_onnx
+    from mtllm_edge_export.parity import encoder_language, load_sentences, measure
 
     sentences = load_sentences()
     with Embedder.load(folder) as embedder:
         codes = embedder.bundle.manifest.languages
         encoded = [
-            embedder.encode([sentence.text], language=known_code(sentence.language, codes))[0] for sentence in sentences
+            embedder.encode([sentence.text], language=encoder_language(sentence.language, codes))[0]
+            for sentence in sentences
         ]
         inputs = [embedder._llm_inputs([text])[0] for text in encoded]
         gguf_ND = np.concatenate([embedder.pool([text]) for text in encoded])
     manifest = embedder.bundle.manifest
-    manifest = msgspec.structs.replace(manifest, llm_onnx=add_onnx(folder, body, manifest.llm, inputs, log))
+    manifest = msgspec.structs.replace(manifest, llm_onnx=add_llm_onnx(folder, body, manifest.llm, inputs, log))
     manifest = msgspec.structs.replace(manifest, files=list_files(folder))
     (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
     with Embedder.load(folder, llm_backend="onnx") as embedder:

@@ -55,7 +55,7 @@ class LlmRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ModelError(f"{path}: {error}; export the parts again") from None
 
 
-def rounded(lora: Mapping[str, Array]) -> dict[str, Array]:
+def round_to_float16(lora: Mapping[str, Array]) -> dict[str, Array]:
     """The adapter after a trip through float16, in which parts ship it."""
     return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in lora.items()}
 

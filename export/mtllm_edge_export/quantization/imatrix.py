@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge_export.parity import Sentence, known_code, parse_sentences
+from mtllm_edge_export.parity import Sentence, encoder_language, parse_sentences
 
 if TYPE_CHECKING:
     from mtllm_edge_train.models.stack import Stack
@@ -74,7 +74,7 @@ def importance(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[
     try:
         with torch.inference_mode():
             for sentence in sentences:
-                code = known_code(sentence.language, languages)
+                code = encoder_language(sentence.language, languages)
                 stack.read(stack.tokenizer.encode([sentence.text], language=code))
     finally:
         for handle in handles:

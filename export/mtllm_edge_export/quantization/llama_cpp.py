@@ -24,11 +24,11 @@ _FILE_TYPES = {
 }
 
 
-Quantised = Literal["q8_0", "q4_0", "q4_k_m", "iq4_nl"]
+QuantizedType = Literal["q8_0", "q4_0", "q4_k_m", "iq4_nl"]
 
 
 def quantize_gguf(
-    source: Path, target: Path, quantization: Quantised, importance: Mapping[str, Array] = MappingProxyType({})
+    source: Path, target: Path, quantization: QuantizedType, importance: Mapping[str, Array] = MappingProxyType({})
 ) -> None:
     """Quantise the matrices of a GGUF file.
 

@@ -42,7 +42,7 @@ _TRIALS = 64
 
 
 @dataclass(frozen=True)
-class Trial:
+class QualityGate:
     """On what int8 is compared with float32, and what it must reach."""
 
     part: Literal["LLM", "encoder"]
@@ -60,8 +60,8 @@ class Trial:
         return parity.cosine_mean >= self.cosine_mean and parity.cosine_min >= self.cosine_min
 
 
-def quantize_within_gate(
-    full: onnx.ModelProto, matrices: Sequence[str], trial: Trial
+def quantize_within_tolerance(
+    full: onnx.ModelProto, matrices: Sequence[str], trial: QualityGate
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Quantise matrices, but for those without which the gate does not hold.
 

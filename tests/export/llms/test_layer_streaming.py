@@ -13,7 +13,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_export.llms import layer_streaming
 from mtllm_edge_export.llms.body import LlmBody
-from mtllm_edge_export.llms.layer_streaming import is_large, streamed_llm
+from mtllm_edge_export.llms.layer_streaming import is_large, load_streamed_llm
 from mtllm_edge_train.checkpoints.llm_weights import open_llm_weights
 from tests.export.llms.test_families import inputs, torch_pooled
 from tests.fixtures.tiny_checkpoint import save_llm
@@ -23,7 +23,7 @@ from tests.fixtures.tiny_llms import FAMILIES, LAYERS, save_family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_as_the_whole(family: str, tmp_path: Path) -> None:
     save_family(tmp_path / "llm", family)
-    llm = streamed_llm(LlmBody(open_llm_weights(tmp_path / "llm"), LAYERS, "causal"))
+    llm = load_streamed_llm(LlmBody(open_llm_weights(tmp_path / "llm"), LAYERS, "causal"))
     rows = [torch.from_numpy(row) for row in inputs()]
     inputs_NLD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask_NL = torch.tensor([[1] * len(row) + [0] * (inputs_NLD.shape[1] - len(row)) for row in rows])
@@ -53,6 +53,6 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
     weights = open_llm_weights(tmp_path / "llm")
     assert not is_large(LlmBody(weights, 2, "causal"))
     weights.config = {**weights.config, "intermediate_size": 256}
-    llm = streamed_llm(LlmBody(weights, 2, "causal"))
+    llm = load_streamed_llm(LlmBody(weights, 2, "causal"))
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.gate_proj\.weight has shape \(128, 64\), .*\(256, 64\)"):
         llm(torch.ones(1, 3), inputs_NLD=torch.zeros(1, 3, 64))

@@ -21,7 +21,7 @@ from mtllm_edge.inputs import Input
 from mtllm_edge_export import cli
 from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_export.llms.body import Attention, LlmBody, LlmSummary
-from mtllm_edge_export.llms.onnx import write_onnx
+from mtllm_edge_export.llms.onnx import write_llm_onnx
 from mtllm_edge_export.quantization import onnx as quantization
 from mtllm_edge_train.checkpoints.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.models.loading import load_stack
@@ -68,7 +68,7 @@ def test_float32_is_torch(attention: Attention, rope: dict[str, Any] | None, tmp
     save_llm(tmp_path / "llm", width=WIDTH, rope=rope)
     expected_ND = torch_pooled(tmp_path, attention, adapted=True)
     body = LlmBody(open_llm_weights(tmp_path / "llm"), LAYERS, attention, random_lora(WIDTH, LAYERS), 2.0)
-    summary = write_onnx(tmp_path / "llm.onnx", body, "f32", [])
+    summary = write_llm_onnx(tmp_path / "llm.onnx", body, "f32", [])
     assert summary == LlmSummary("llama", WIDTH, LAYERS, {"f32": 14})
     for singly in (False, True):
         found_ND = pool(tmp_path / "llm.onnx", summary, "f32", singly=singly)
@@ -83,7 +83,7 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     save_llm(tmp_path / "llm", width=WIDTH)
     body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
     expected_ND = torch_pooled(tmp_path, "causal", adapted=False)
-    summary = write_onnx(tmp_path / "llm.onnx", body, "int8", sequences())
+    summary = write_llm_onnx(tmp_path / "llm.onnx", body, "int8", sequences())
     kept, gate = summary.float32_matrices, quantization.GATE_COSINE_MIN
     assert OUTLIER in kept
     assert 1 <= len(kept) <= 3  # so narrow an LLM may need one or two more
@@ -96,7 +96,7 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["llm.onnx"]
     monkeypatch.setattr(quantization, "GATE_COSINE_MEAN", -1.0)
     monkeypatch.setattr(quantization, "GATE_COSINE_MIN", -1.0)
-    ruined = write_onnx(tmp_path / "ruined.onnx", body, "int8", sequences())
+    ruined = write_llm_onnx(tmp_path / "ruined.onnx", body, "int8", sequences())
     assert ruined.float32_matrices == ()
     found = cosines(expected_ND, pool(tmp_path / "ruined.onnx", ruined, "int8", singly=False))
     assert found.min() < gate  # what the gate is there for
@@ -107,7 +107,7 @@ def test_few_trials_find_the_matrix_too(tmp_path: Path, monkeypatch: pytest.Monk
     save_llm(tmp_path / "llm", width=WIDTH)
     body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
     monkeypatch.setattr(quantization, "_TRIALS", 4)  # of 14 matrices, two divisions leave groups of 3 or 4
-    kept = write_onnx(tmp_path / "llm.onnx", body, "int8", sequences()).float32_matrices
+    kept = write_llm_onnx(tmp_path / "llm.onnx", body, "int8", sequences()).float32_matrices
     assert OUTLIER in kept
     assert len(kept) <= 7
 
@@ -117,7 +117,7 @@ def test_a_large_llm_is_sent_to_gguf(tmp_path: Path) -> None:
     weights = open_llm_weights(tmp_path / "llm")
     weights.config = {**weights.config, "intermediate_size": 2**22}
     with pytest.raises(ModelError, match=r"has 6\.4 GB in float32.*; GGUF is the form for large LLMs"):
-        write_onnx(tmp_path / "llm.onnx", LlmBody(weights, 2, "causal"), "f32", [])
+        write_llm_onnx(tmp_path / "llm.onnx", LlmBody(weights, 2, "causal"), "f32", [])
 
 
 @pytest.fixture(scope="module")

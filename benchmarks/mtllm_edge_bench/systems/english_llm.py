@@ -2,7 +2,7 @@
 
 It runs in the same engine, at the same quantisation and in the same batches as the body inside an MT-LLM. On disk::
 
-    reader.json       this file's `ReaderManifest`
+    reader.json       this file's `EnglishLlmManifest`
     llm.gguf          the body with the embeddings of its tokens, adapter merged
     tokenizer.json    the LLM's own
     tasks/            heads, as in a bundle
@@ -31,10 +31,10 @@ from mtllm_edge.tokenization.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mtllm_edge_export.llms.gguf import LlmQuantization
 
-READER_NAME = "reader.json"
+ENGLISH_LLM_NAME = "reader.json"
 
 
-class ReaderManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EnglishLlmManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`reader.json`."""
 
     name: str
@@ -46,16 +46,16 @@ class ReaderManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     tasks: dict[str, manifest.TaskSpec]
 
 
-class Reader:
+class EnglishLlm:
     """A loaded reader."""
 
     def __init__(self, folder: Path, *, threads: int, batch_tokens: int) -> None:
-        """Load a folder that `write_reader` made.
+        """Load a folder that `write_english_llm` made.
 
         Raises:
             EngineError: llama.cpp refuses the file.
         """
-        self.manifest = msgspec.json.decode((folder / READER_NAME).read_bytes(), type=ReaderManifest)
+        self.manifest = msgspec.json.decode((folder / ENGLISH_LLM_NAME).read_bytes(), type=EnglishLlmManifest)
         self._tokenizer = Tokenizer(
             folder / TOKENIZER_NAME,
             prefix_tokens=self.manifest.prefix_tokens,
@@ -88,7 +88,7 @@ class Reader:
         return [head.labels[index] for index in head.probabilities(pooled_NE).argmax(axis=1)]
 
 
-def write_reader(checkpoint: Path, folder: Path, *, quantization: LlmQuantization) -> ReaderManifest:
+def write_english_llm(checkpoint: Path, folder: Path, *, quantization: LlmQuantization) -> EnglishLlmManifest:
     """Compile a fine-tuned LLM.
 
     Args:
@@ -135,7 +135,7 @@ def write_reader(checkpoint: Path, folder: Path, *, quantization: LlmQuantizatio
         tasks[name] = write_head(
             folder, name, task.labels, {"weight": weight} | ({} if bias is None else {"bias": bias})
         )
-    made = ReaderManifest(
+    made = EnglishLlmManifest(
         name=config.name,
         llm=manifest.LlmSpec(
             architecture=summary.architecture,
@@ -150,7 +150,7 @@ def write_reader(checkpoint: Path, folder: Path, *, quantization: LlmQuantizatio
         suffix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(frame.suffix))),
         tasks=tasks,
     )
-    (folder / READER_NAME).write_bytes(msgspec.json.encode(made))
+    (folder / ENGLISH_LLM_NAME).write_bytes(msgspec.json.encode(made))
     return made
 
 

@@ -1,4 +1,4 @@
-"""One stopwatch for the stages of all contenders."""
+"""One profiler for the stages of all contenders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Meter:
+class Profiler:
     """Seconds by stage, and tokens by where they were read or written. Stages do not nest."""
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ def write_tokenizer(path: Path, size: int, *, specials: tuple[str, ...] = SPECIA
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def texts_of(lengths: list[int], vocabulary: int, *, seed: int = 0) -> list[str]:
+def random_texts(lengths: list[int], vocabulary: int, *, seed: int = 0) -> list[str]:
     """A text of random words for each length, in tokens without the frame."""
     rng = np.random.default_rng(seed)
     return [" ".join(f"t{index}" for index in rng.integers(len(SPECIAL), vocabulary, length)) for length in lengths]
