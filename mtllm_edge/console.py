@@ -27,23 +27,23 @@ def note(message: str) -> None:
     click.echo(printable(message), err=True)
 
 
-def tell(renderable: RenderableType) -> None:
+def print_stderr(renderable: RenderableType) -> None:
     """Print something larger than a line for the person, on stderr."""
-    click.echo(to_bytes(renderable).decode(), err=True, nl=False)
+    click.echo(render(renderable).decode(), err=True, nl=False)
 
 
-def show(renderable: RenderableType) -> None:
+def print_stdout(renderable: RenderableType) -> None:
     """Print to stdout, as wide as the terminal."""
     console = Console()
     if not console.is_terminal:
-        click.echo(to_bytes(renderable), nl=False)
+        click.echo(render(renderable), nl=False)
         return
     with console.capture() as capture:
         console.print(renderable)
     click.echo(_without_padding(capture.get()), nl=False)
 
 
-def to_bytes(renderable: RenderableType) -> bytes:
+def render(renderable: RenderableType) -> bytes:
     """The same as plain UTF-8 text, for a file."""
     buffer = io.StringIO()
     Console(file=buffer, width=_FILE_WIDTH, force_terminal=False).print(renderable)
@@ -56,7 +56,7 @@ def _without_padding(lines: str) -> str:
 
 
 @contextmanager
-def busy(message: str) -> Iterator[None]:
+def spinner(message: str) -> Iterator[None]:
     """Show a spinner on stderr while the block runs, on a terminal only."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def one_line(text: str) -> Text:
+def plain_text(text: str) -> Text:
     """A text as one harmless line that rich takes as it is, square brackets included."""
     return Text(printable(text))
 
@@ -84,11 +84,11 @@ def facts_table(facts: Mapping[str, str | Text]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(one_line(name), value if isinstance(value, Text) else one_line(value))
+        table.add_row(plain_text(name), value if isinstance(value, Text) else plain_text(value))
     return table
 
 
-def megabytes(size: int) -> str:
+def file_size(size: int) -> str:
     """A size in bytes as people read it."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 

@@ -33,7 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 """Extra -> the import names that it installs; the distributions are in `pyproject.toml`."""
 
 
-def missing(*modules: str) -> list[str]:
+def missing_modules(*modules: str) -> list[str]:
     """Those of the top-level `modules` that are not installed."""
     return [module for module in dict.fromkeys(modules) if importlib.util.find_spec(module) is None]
 
@@ -56,7 +56,7 @@ def require(extra: str, *modules: str) -> None:
     Raises:
         UsageError: One of them is not installed; the message has the pip line.
     """
-    absent = missing(*modules)
+    absent = missing_modules(*modules)
     if absent:
         raise UsageError(
             f"this command needs the extra [{extra}] ({', '.join(absent)} not installed); "
@@ -65,7 +65,7 @@ def require(extra: str, *modules: str) -> None:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def engine_import() -> Iterator[None]:
     """Turn what a broken engine raises on import into one line."""
     try:
         yield

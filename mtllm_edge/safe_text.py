@@ -1,23 +1,22 @@
-"""Text from files and models, made safe to print."""
+"""Text from files, models and native libraries, made safe to print."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether a text would move a terminal's cursor, or take several lines; none in a manifest does."""
+    """Return whether a text has line ends or other control characters."""
     return _CONTROL.search(text) is not None
 
 
 def printable(text: str) -> str:
-    """A text without line ends and control signs: escape sequences in somebody's data must not reach the terminal."""
-    return "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in text)
+    """Replace line ends and other control characters by spaces, so that no escape sequence reaches the terminal."""
+    return _CONTROL.sub(" ", text)
+
+
+def one_line(message: object) -> str:
+    """Return a message, such as an exception, as one line without control characters and repeated spaces."""
+    return " ".join(printable(str(message)).split())

@@ -21,6 +21,7 @@ from mtllm_edge.bundle.formats.binary import DamagedFileError
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
 from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import EngineError, ModelError, UsageError
+from mtllm_edge.safe_text import one_line
 from mtllm_edge.tokenization.batching import plan_batches
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 
@@ -100,7 +101,7 @@ class Translator:
                 str(folder), device="cpu", compute_type=manifest.quantization, inter_threads=1, intra_threads=threads
             )
         except Exception as error:  # C++ exceptions arrive as RuntimeError, ValueError ...
-            raise EngineError(f"{folder}: CTranslate2 cannot load it ({_one_line(error)}); export it again") from None
+            raise EngineError(f"{folder}: CTranslate2 cannot load it ({one_line(error)}); export it again") from None
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None) -> Translator:
@@ -155,8 +156,4 @@ class Translator:
         try:
             return [result.hypotheses[0] for result in self._engine.translate_batch(sources, **options)]
         except Exception as error:  # as above
-            raise EngineError(f"{self._folder}: CTranslate2 failed ({_one_line(error)})") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            raise EngineError(f"{self._folder}: CTranslate2 failed ({one_line(error)})") from None

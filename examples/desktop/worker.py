@@ -14,6 +14,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 
 from examples.desktop import files
 from mtllm_edge import Bundle, Classifier, MtllmError
+from mtllm_edge.safe_text import one_line
 
 CHUNK = 512
 """Texts that are labelled before the table shows them. The engines read the texts of a chunk sorted by length."""
@@ -108,7 +109,7 @@ class Worker(QObject):
         try:
             yield
         except MtllmError as error:
-            self.failed.emit(" ".join(str(error).split()))
+            self.failed.emit(one_line(error))
         except OSError as error:
             self.failed.emit(f"{error.filename}: {error.strerror}")
         except Exception as error:  # a bug: told in the window, and in full where the program was started

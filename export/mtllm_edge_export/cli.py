@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtllm_edge.bundle.manifest import EncoderBackend, Manifest
-from mtllm_edge.console import megabytes
+from mtllm_edge.console import file_size
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 
@@ -187,6 +187,6 @@ def _summary(manifest: Manifest, out: Path) -> None:
         table.add_row(row.component, *numbers)
     console.print(table)
     for path, file in sorted(manifest.files.items(), key=lambda item: -item[1].size):
-        console.print(f"{megabytes(file.size):>10}  {path}", markup=False)
+        console.print(f"{file_size(file.size):>10}  {path}", markup=False)
     total = sum(file.size for file in manifest.files.values())
-    console.print(f"{megabytes(total):>10}  {out}", markup=False, soft_wrap=True)
+    console.print(f"{file_size(total):>10}  {out}", markup=False, soft_wrap=True)

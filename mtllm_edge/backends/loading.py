@@ -10,7 +10,7 @@ from mtllm_edge.backends.llms.settings import EngineSettings
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
 from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge.extras import importing, require
+from mtllm_edge.extras import engine_import, require
 from mtllm_edge.tokenization.batching import llm_room
 
 
@@ -34,11 +34,11 @@ def load_llm(
     path = bundle.path / llm.file
     if llm.backend == "onnx":
         require("onnx", "onnxruntime")
-        with importing():
+        with engine_import():
             from mtllm_edge.backends.llms.onnx import OnnxLlm
         return OnnxLlm(path, llm, threads=threads)
     settings = engine_settings(path, llm) if settings is None else settings
-    with importing():  # only now: the probe has shown that llama.cpp can be loaded at all
+    with engine_import():  # only now: the probe has shown that llama.cpp can be loaded at all
         from mtllm_edge.backends.llms.llama_cpp import GgufLlm
     tasks = bundle.manifest.tasks.items()
     adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
@@ -62,9 +62,9 @@ def load_encoder(bundle: Bundle, *, threads: int, device: Literal["cpu", "cuda"]
     path = bundle.path / expected.path
     if expected.backend == "onnx":
         require("onnx", "onnxruntime")
-        with importing():
+        with engine_import():
             from mtllm_edge.backends.encoders.onnx import OnnxEncoder
         return OnnxEncoder(path, expected, threads=threads)
-    with importing():
+    with engine_import():
         from mtllm_edge.backends.encoders.ctranslate2 import CTranslate2Encoder
     return CTranslate2Encoder(path, expected, threads=threads, device=device)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mtllm_edge.backends.cpu import disable_telemetry
 from mtllm_edge.bundle.formats.onnx import MASK, STATES
 from mtllm_edge.errors import EngineError
+from mtllm_edge.safe_text import one_line
 
 disable_telemetry()
 import onnxruntime  # noqa: E402
@@ -45,7 +46,7 @@ class OnnxSession:
                 enable_fallback=0,  # to the same provider, with a banner on the standard output
             )
         except Exception as error:  # its own classes, all of them direct heirs of Exception
-            raise EngineError(f"{path}: ONNX Runtime cannot load it ({_one_line(error)})") from None
+            raise EngineError(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from None
 
     def states(self, inputs: str, batch: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """States of each text, (length, width), without padding.
@@ -63,7 +64,7 @@ class OnnxSession:
         try:
             (states_NLD,) = session.run([STATES], padded(inputs, batch))
         except Exception as error:  # as above
-            raise EngineError(f"{self._path}: ONNX Runtime failed ({_one_line(error)})") from None
+            raise EngineError(f"{self._path}: ONNX Runtime failed ({one_line(error)})") from None
         expected = (len(batch), max(map(len, batch)), self._width)
         if states_NLD.shape != expected:
             raise EngineError(f"{self._path}: ONNX Runtime returned shape {states_NLD.shape}, expected {expected}")
@@ -94,7 +95,3 @@ def padded(inputs: str, batch: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]
     inputs_NL_ = np.zeros((*mask_NL.shape, *batch[0].shape[1:]), batch[0].dtype)
     inputs_NL_[mask_NL] = np.concatenate(list(batch))
     return {inputs: inputs_NL_, MASK: mask_NL.astype(np.int64)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,10 +12,10 @@ from mtllm_edge.bundle.manifest import MANIFEST_NAME, LlmBackend, LlmSpec, Manif
 from mtllm_edge.bundle.validation import parse_manifest
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.files.digest import sha256_of
+from mtllm_edge.safe_text import printable
 
 _REQUIRED = (TOKENIZER_NAME, BRIDGE_NAME)
 _MANIFEST_LIMIT = 64 * 2**20  # a manifest is kilobytes; this only keeps a wrong file out of memory
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a damaged file's own words must not move a terminal's cursor
 
 
 @dataclass(frozen=True)
@@ -153,5 +152,5 @@ def _read_manifest(folder: Path) -> bytes:
 
 def _raise_faults(folder: Path, faults: dict[str, str]) -> None:
     if faults:
-        listed = _CONTROL.sub("?", "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+        listed = printable("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
         raise ModelError(f"{folder} is damaged ({listed}); copy or export the bundle again")

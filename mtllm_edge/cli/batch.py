@@ -169,11 +169,13 @@ def _note_names(joined: output.Joined) -> None:
 def _deliver(order: Order, joined: output.Joined, store: Journal | Scratch) -> str | None:
     """Write the output; returns what its format could not hold."""
     if isinstance(store, Journal):
-        with console.busy("writing the output"):
+        with console.spinner("writing the output"):
             return store.write_result(lambda file: _write(order, joined, file))
     if order.form == "table":
         for group in output.tables(joined, _TABLE_ROWS):
-            console.show(views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in group]))
+            console.print_stdout(
+                views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in group])
+            )
         return None
     lost = output.write(order.form, sys.stdout.buffer, joined)
     sys.stdout.flush()
@@ -185,7 +187,7 @@ def _write(order: Order, joined: output.Joined, file: BinaryIO) -> str | None:
         return output.write(order.form, file, joined)
     for group in output.tables(joined, _TABLE_ROWS):
         table = views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in group])
-        file.write(console.to_bytes(table))
+        file.write(console.render(table))
     return None
 
 
@@ -201,7 +203,7 @@ def _summarise(order: Order, joined: output.Joined, runner: Runner, seconds: flo
     if joined.abstained:
         console.note(f"note: unsure of {console.count(joined.abstained, 'text')}")
     if len(joined.languages.texts) > 1:
-        console.tell(views.languages_table(joined.languages))
+        console.print_stderr(views.languages_table(joined.languages))
     progress = joined.store.progress
     if progress.rejected and order.output is not None:
         console.note(

@@ -109,7 +109,7 @@ def calibrate(
         abstain=part.abstain if abstain is None else abstain,
     )
     set_confidence(opened, name, changed)
-    console.show(views.calibration_view(report, changed.abstain or UNSURE))
+    console.print_stdout(views.calibration_view(report, changed.abstain or UNSURE))
     console.note(f"task {name!r} of {bundle} is calibrated")
 
 
@@ -160,7 +160,7 @@ def _logits(
     bundle: Bundle, name: str, rows: _Rows, threads: int | None
 ) -> tuple[NDArray[np.float64], list[str | None]]:
     """The head's logits of each text, (texts, labels), and the codes of their languages."""
-    with console.busy("loading the model"):
+    with console.spinner("loading the model"):
         from mtllm_edge.embedder import Embedder
 
         head = Head.load(bundle.path, bundle.manifest.tasks[name])

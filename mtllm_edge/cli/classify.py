@@ -104,7 +104,7 @@ def classify(
 
     @contextmanager
     def load() -> Iterator[Model]:
-        with console.busy("loading the model"):
+        with console.spinner("loading the model"):
             from mtllm_edge.classifier import Classifier
 
             classifier = Classifier.load(

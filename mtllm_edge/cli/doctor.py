@@ -32,12 +32,12 @@ def doctor(bundle: Path | None, *, gpu_layers: GpuLayers, as_json: bool) -> None
     if bundle is None and gpu_layers != 0:
         raise UsageError("--gpu-layers tries a model on a GPU; name its BUNDLE, too")
     opened = None if bundle is None else Bundle.open(bundle)
-    with console.busy("asking the engines"):
-        report = checkup.examine(opened, gpu_layers)
+    with console.spinner("asking the engines"):
+        report = checkup.diagnose(opened, gpu_layers)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
-        console.show(console.facts_table(report.facts()))
+        console.print_stdout(console.facts_table(report.facts()))
         for advice in report.advice:
             click.echo(f"\n{advice}")  # not wrapped: it is there to be copied
     if report.faults:

@@ -69,7 +69,7 @@ def embed(
 
     @contextmanager
     def load() -> Iterator[Model]:
-        with console.busy("loading the model"):
+        with console.spinner("loading the model"):
             from mtllm_edge.embedder import Embedder
 
             embedder = Embedder.load(opened, threads=threads, llm_backend=llm_backend, gpu_layers=gpu_layers)

@@ -86,7 +86,7 @@ def fit(
     if groups is not None:
         groups = [groups[index] for index in kept]
         check_groups(labels, groups)
-    with console.busy("loading the model"):
+    with console.spinner("loading the model"):
         from mtllm_edge.embedder import Embedder
 
         embedder = Embedder.load(opened, threads=threads, gpu_layers=gpu_layers)
@@ -100,5 +100,5 @@ def fit(
     with progress_bar(regressions(labels, groups), "regressions") as progress:
         head, report = fit_head(pooled_NE, labels, kind, progress, groups)
     add_task(opened, task, head, source=source, force=force)
-    console.show(views.fit_view(report))
+    console.print_stdout(views.fit_view(report))
     console.note(f"task {task!r} is in {bundle}; use it with: mtllm-edge classify -b {bundle} -t {task} ...")

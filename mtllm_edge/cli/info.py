@@ -25,4 +25,4 @@ def info(bundle: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(manifest.to_json(), nl=False)
     else:
-        console.show(views.manifest_view(manifest))
+        console.print_stdout(views.manifest_view(manifest))

@@ -27,7 +27,7 @@ def package(bundle: Path, *, name: str, output: Path, version: str, force: bool)
     from mtllm_edge.bundle.wheel import write_wheel
 
     opened = Bundle.open(bundle)
-    with console.busy("writing the wheel"):
+    with console.spinner("writing the wheel"):
         wheel = write_wheel(opened, name, output, version=version, force=force)
     click.echo(wheel)
     for source in opened.manifest.sources:

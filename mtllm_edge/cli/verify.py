@@ -10,7 +10,7 @@ import click
 from mtllm_edge import console
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.options import PATH
-from mtllm_edge.diagnostics.deep_verify import try_bundle
+from mtllm_edge.diagnostics.deep_verify import run_in_child
 
 if TYPE_CHECKING:
     pass
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def verify(bundle: Path, *, deep: bool) -> None:
     """Compare every file of a model bundle with its recorded SHA-256."""
     opened = Bundle.open(bundle)
-    with console.busy("reading every file"):
+    with console.spinner("reading every file"):
         opened.verify()
     files = opened.manifest.files
     size = sum(file.size for file in files.values())
-    summary = f"{console.count(len(files), 'file')}, {console.megabytes(size)}, all as recorded"
+    summary = f"{console.count(len(files), 'file')}, {console.file_size(size)}, all as recorded"
     if deep:
-        with console.busy("running it in a child process"):
-            trial = try_bundle(opened.path)
-        summary += f"; {trial.texts} texts ran in a child process in {trial.seconds:.1f} s"
+        with console.spinner("running it in a child process"):
+            result = run_in_child(opened.path)
+        summary += f"; {result.texts} texts ran in a child process in {result.seconds:.1f} s"
     click.echo(summary)

@@ -14,7 +14,7 @@ from rich.text import Text
 from mtllm_edge.bundle.licenses import is_non_commercial
 from mtllm_edge.bundle.manifest import UNSURE, EncoderSpec, FileEntry, LlmSpec, Manifest, WeightSource
 from mtllm_edge.bundle.manifest import TaskSpec as ManifestTask
-from mtllm_edge.console import count, facts_table, megabytes, one_line
+from mtllm_edge.console import count, facts_table, file_size, plain_text
 from mtllm_edge.inputs import Kind
 from mtllm_edge.safe_text import printable
 
@@ -47,13 +47,13 @@ def predictions_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
         table.add_column("language", no_wrap=True)
     table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
     for text, answer in rows:
-        cells = [one_line(answer["label"]), Text(f"{answer['confidence']:.3f}")]
+        cells = [plain_text(answer["label"]), Text(f"{answer['confidence']:.3f}")]
         if any_truncated:
             cells.append(Text("yes" if answer["truncated"] else ""))
         if any_windows:
             cells.append(Text(f"{answer['windows']:,}"))
         if any_language:
-            cells.append(one_line(answer["language"] or ""))
+            cells.append(plain_text(answer["language"] or ""))
         table.add_row(*cells, Text(printable(text), no_wrap=True, overflow="ellipsis"))
     return table
 
@@ -73,12 +73,12 @@ def languages_table(tally: LanguageSummary) -> Table:
         groups.append((count(len(rest), "other"), rest))
     for name, languages in groups:
         texts = sum(tally.texts[language] for language in languages)
-        cells = [one_line(name), Text(f"{texts:,}")]
+        cells = [plain_text(name), Text(f"{texts:,}")]
         if labelled:
             labels = sum((tally.labels[language] for language in languages), Counter[str]())
             shares = ", ".join(f"{label} {number / texts:.0%}" for label, number in labels.most_common(_LABELS_SHOWN))
             more = ", ..." if len(labels) > _LABELS_SHOWN else ""
-            cells += [Text(f"{tally.mean_confidence(*languages):.3f}"), one_line(shares + more)]
+            cells += [Text(f"{tally.mean_confidence(*languages):.3f}"), plain_text(shares + more)]
         table.add_row(*cells)
     return table
 
@@ -99,7 +99,7 @@ def fit_view(report: FitReport) -> RenderableType:
         table.add_column(heading, justify="left" if heading == "label" else "right", overflow="fold")
     for label, score in report.labels.items():
         row = (f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.f1:.3f}")
-        table.add_row(one_line(label), f"{score.texts:,}", *row)
+        table.add_row(plain_text(label), f"{score.texts:,}", *row)
     return Group(facts_table(facts), "", table)
 
 
@@ -123,7 +123,7 @@ def calibration_view(report: CalibrationReport, unsure: str) -> RenderableType:
         table.add_column(heading, justify="left" if heading == "language" else "right")
     for code, found in report.languages.items():
         figures = (fitted.temperatures[code], found.accuracy, found.error_before, found.error_after)
-        table.add_row(one_line(code), f"{found.texts:,}", *(f"{figure:.3f}" for figure in figures))
+        table.add_row(plain_text(code), f"{found.texts:,}", *(f"{figure:.3f}" for figure in figures))
     return Group(facts_table(facts), "", table)
 
 
@@ -156,7 +156,7 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         f"{llm.pooling} pooling, "
         + " or ".join(f"{_quantization(form)}, {_part_size(manifest.files, form.file)}" for form in manifest.llms),
         "languages": _languages(manifest),
-        "size": f"{megabytes(sum(file.size for file in manifest.files.values()))} "
+        "size": f"{file_size(sum(file.size for file in manifest.files.values()))} "
         f"in {count(len(manifest.files), 'file')}",
     }
     for name, task in manifest.tasks.items():
@@ -204,7 +204,7 @@ def _languages(manifest: Manifest) -> str:
 
 
 def _part_size(files: Mapping[str, FileEntry], prefix: str) -> str:
-    return megabytes(sum(file.size for path, file in files.items() if path.startswith(prefix)))
+    return file_size(sum(file.size for path, file in files.items() if path.startswith(prefix)))
 
 
 def _parity_table(manifest: Manifest) -> Table:
@@ -213,7 +213,7 @@ def _parity_table(manifest: Manifest) -> Table:
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for parity in manifest.parity:
         table.add_row(
-            one_line(parity.component),
+            plain_text(parity.component),
             f"{parity.cosine_min:.6f}",
             f"{parity.cosine_mean:.6f}",
             f"{parity.fvu:.2g}",
@@ -227,8 +227,8 @@ def _sources_table(sources: Sequence[WeightSource]) -> Table:
     for heading in ("part", "from", "licence"):
         table.add_column(heading, overflow="fold")
     for source in sources:
-        licence = one_line(source.license)
+        licence = plain_text(source.license)
         if is_non_commercial(source.license):
             licence.append(" (NON-COMMERCIAL USE ONLY)", style="bold red")
-        table.add_row(one_line(source.part), one_line(source.name), licence)
+        table.add_row(plain_text(source.part), plain_text(source.name), licence)
     return table

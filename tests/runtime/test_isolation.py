@@ -67,7 +67,11 @@ def test_the_alarm_rings(tmp_path: Path, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [CLASSIFY, "from mtllm_edge.diagnostics.doctor import ask_engine; assert ask_engine('onnxruntime').version"]
+    "code",
+    [
+        CLASSIFY,
+        "from mtllm_edge.diagnostics.doctor import inspect_engine; assert inspect_engine('onnxruntime').version",
+    ],
 )
 def test_onnx_runtime_reports_to_nobody(
     fresh_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str

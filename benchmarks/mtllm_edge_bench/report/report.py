@@ -13,7 +13,7 @@ import msgspec
 
 from mtllm_edge.backends.cpu import available_cores, read_cpu
 from mtllm_edge.bundle.manifest import LlmBackend
-from mtllm_edge.diagnostics.doctor import ENGINES, ask_engine
+from mtllm_edge.diagnostics.doctor import ENGINES, inspect_engine
 from mtllm_edge_bench.jobs import BatchedPart, Job, Sample
 
 DISTRIBUTIONS = ("mtllm-edge", "ctranslate2", "llama-cpp-python", "torch", "transformers", "onnxruntime", "numpy")
@@ -99,7 +99,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             memory_gb=_rounded(_memory() / 1e9),
             python=platform.python_version(),
             versions=_versions(),
-            builds={name: ask_engine(name).build for name in ENGINES},
+            builds={name: inspect_engine(name).build for name in ENGINES},
         )
 
 

@@ -14,6 +14,7 @@ from mtllm_edge.backends.encoders.base import check_ids
 from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
 from mtllm_edge.errors import EngineError
+from mtllm_edge.safe_text import one_line
 
 configure_openmp()
 import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is loaded)
@@ -53,7 +54,7 @@ class CTranslate2Encoder:
             )
         except Exception as error:  # C++ exceptions arrive as RuntimeError, ValueError, IndexError ...
             raise EngineError(
-                f"{folder}: CTranslate2 cannot load it ({_one_line(error)}); see `mtllm-edge doctor`"
+                f"{folder}: CTranslate2 cannot load it ({one_line(error)}); see `mtllm-edge doctor`"
             ) from None
 
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
@@ -76,7 +77,7 @@ class CTranslate2Encoder:
             hidden_NLD = np.array(states, dtype=np.float32)
         except Exception as error:  # as above
             raise EngineError(
-                f"{self._folder}: CTranslate2 failed ({_one_line(error)}); see `mtllm-edge doctor`"
+                f"{self._folder}: CTranslate2 failed ({one_line(error)}); see `mtllm-edge doctor`"
             ) from None
         expected = (len(batch), max(map(len, batch)), self._d_model)
         if hidden_NLD.shape != expected:
@@ -102,7 +103,3 @@ def _compute_type(quantization: str, device: str) -> str:
     if device == "cpu" or quantization in ctranslate2.get_supported_compute_types(device):
         return quantization
     return "float32"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

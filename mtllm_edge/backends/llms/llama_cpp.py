@@ -24,6 +24,7 @@ from mtllm_edge.backends.llms.pooling import check_inputs, check_spans, span_mea
 from mtllm_edge.backends.llms.settings import EngineSettings
 from mtllm_edge.bundle import manifest
 from mtllm_edge.errors import EngineError, ModelError, UsageError
+from mtllm_edge.safe_text import one_line
 from mtllm_edge.tokenization.batching import TEXTS_PER_BATCH, TOKENS_PER_BATCH
 from mtllm_edge.tokenization.encoding import Spans
 
@@ -43,7 +44,7 @@ _last_errors: deque[str] = deque(maxlen=8)
 def _keep_errors(level: int, text: bytes, _: object) -> None:
     """Keep llama.cpp's error lines to quote, and show nothing; must live as long as the process."""
     if level == _LOG_ERROR and text.strip():
-        _last_errors.append(" ".join(text.decode("utf-8", errors="replace").split()))
+        _last_errors.append(one_line(text.decode("utf-8", errors="replace")))
 
 
 llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))

@@ -22,6 +22,7 @@ from mtllm_edge.backends.probing.llama_cpp import min_cosine
 from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.safe_text import one_line
 
 _LENGTHS = (1, 7, 40)
 _SEED = 20240618
@@ -82,8 +83,9 @@ def main(arguments: list[str]) -> None:
         try:
             result = try_encoder(Path(folder), msgspec.json.decode(described, type=manifest.EncoderSpec))
         except (MtllmError, ImportError, OSError) as error:
-            text = " ".join(str(error).split())
-            result = EncoderTrial(error=text.removeprefix(f"{folder}: ").removesuffix("; see `mtllm-edge doctor`"))
+            result = EncoderTrial(
+                error=one_line(error).removeprefix(f"{folder}: ").removesuffix("; see `mtllm-edge doctor`")
+            )
     print(msgspec.json.encode(result).decode())
 
 

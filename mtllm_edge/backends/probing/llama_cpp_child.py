@@ -19,6 +19,7 @@ from mtllm_edge.backends.probing import child_process
 from mtllm_edge.backends.probing.llama_cpp import MIN_COSINE, ProbeResult, min_cosine
 from mtllm_edge.bundle import manifest
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.safe_text import one_line
 
 _LENGTHS = (1, 7, 40)  # one row, less than a tile, and several tiles take different kernels
 _SCALE = 0.05  # about that of an LLM's own input embeddings
@@ -55,8 +56,7 @@ def main(arguments: list[str]) -> None:
 
 def _reason(error: Exception, path: str) -> str:
     """The error without the frame that the parent puts around it again."""
-    text = " ".join(str(error).split())
-    return text.removeprefix(f"{path}: ").removesuffix("; see `mtllm-edge doctor`")
+    return one_line(error).removeprefix(f"{path}: ").removesuffix("; see `mtllm-edge doctor`")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mtllm_edge.backends.probing.child_process import NO_CHILDREN
 from mtllm_edge.backends.probing.llama_cpp import engine_settings, machine_key
 from mtllm_edge.bundle.manifest import LlmSpec
 from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge.extras import missing, version_of
+from mtllm_edge.extras import missing_modules, version_of
 
 MIN_SPEED_UP = 1.5
 """What ONNX Runtime must win by: GGUF is the form that is known best, and takes less memory."""
@@ -57,7 +57,7 @@ def choose_backend(bundle: Bundle, threads: int, *, fresh: bool = False) -> Back
         return BackendChoice(gguf, f"the bundle has its LLM for {gguf.backend} only")
     if any(task.adapter is not None for task in bundle.manifest.tasks.values()):
         return BackendChoice(gguf, "the bundle has adapters, which an LLM in GGUF alone can wear")
-    if missing("onnxruntime"):
+    if missing_modules("onnxruntime"):
         return BackendChoice(gguf, "ONNX Runtime is not installed (extra [onnx])")
     if not child_process.can_be_started():
         return BackendChoice(gguf, f"not measured: {NO_CHILDREN}")

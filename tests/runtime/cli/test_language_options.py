@@ -164,7 +164,7 @@ def test_the_summary_puts_rare_languages_together() -> None:
         for _ in range(20 - place):
             tally.add(f"l{place:02}", "yes" if place % 2 else "no", place / 20)
     tally.add(None, "yes", 1.0)
-    lines = console.to_bytes(views.languages_table(tally)).decode().splitlines()
+    lines = console.render(views.languages_table(tally)).decode().splitlines()
     assert len(lines) == 2 + 10 + 1
     assert lines[2].split() == ["l00", "20", "0.000", "no", "100%"]
     assert lines[-1].split() == ["3", "others", "27", "0.546", "no", "67%,", "yes", "33%"]

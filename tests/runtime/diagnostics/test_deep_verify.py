@@ -30,7 +30,7 @@ def test_a_bundle_that_runs(tiny_bundle: Path, capsys: pytest.CaptureFixture[str
 def test_changed_files_are_not_run(
     fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(deep_verify.children, "run", lambda *_: pytest.fail("must not be run"))
+    monkeypatch.setattr(deep_verify.child_process, "run", lambda *_: pytest.fail("must not be run"))
     path = fresh_bundle / "llm.gguf"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert main(["verify", "--deep", str(fresh_bundle)]) == 1
@@ -43,7 +43,7 @@ def test_numbers_that_are_not_finite(fresh_bundle: Path) -> None:
     tiny_bundle.write_llm(fresh_bundle / "llm.gguf", weights)
     tiny_bundle.write_manifest(fresh_bundle)
     with pytest.raises(EngineError, match=r"a child process refused it: .*not finite"):
-        deep_verify.try_bundle(fresh_bundle)
+        deep_verify.run_in_child(fresh_bundle)
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_a_child_that_dies(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, c
     def run(_: list[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=seconds, check=False)
 
-    monkeypatch.setattr(deep_verify.children, "run", run)
+    monkeypatch.setattr(deep_verify.child_process, "run", run)
     monkeypatch.setattr(deep_verify, "SECONDS", 0.5 if "sleep" in code else 60.0)
     with pytest.raises(EngineError, match=message) as caught:
-        deep_verify.try_bundle(tiny_bundle)
+        deep_verify.run_in_child(tiny_bundle)
     assert "\n" not in str(caught.value)
 
 

@@ -28,7 +28,7 @@ def fake_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_working_engine_tells_its_version_and_build() -> None:
-    engine = doctor.ask_engine("llama-cpp-python")
+    engine = doctor.inspect_engine("llama-cpp-python")
     assert engine.fault is None
     assert engine.version
     assert "=" in engine.build
@@ -49,12 +49,12 @@ def test_a_broken_engine_is_a_finding(
     (fake_modules / "ctranslate2.py").write_text(content)
     if "sleep" in content:
         monkeypatch.setattr(doctor, "_ASK_SECONDS", 1)
-    assert (doctor.ask_engine("ctranslate2").fault or "").startswith(fault)
+    assert (doctor.inspect_engine("ctranslate2").fault or "").startswith(fault)
 
 
 def test_an_absent_engine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    assert doctor.ask_engine("ctranslate2").fault == "not installed"
+    assert doctor.inspect_engine("ctranslate2").fault == "not installed"
 
 
 def test_broken_engines_do_not_hide_the_rest(
@@ -88,7 +88,7 @@ def test_advice_where_amx_had_to_be_avoided(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "read_cpu", lambda: Cpu("Xeon", ("amx_int8", "amx_tile", "avx2")))
-    monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
+    monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
     careful = EngineSettings(extra_buffers=False, flash_attention=True, note="the fast settings crashed")
     monkeypatch.setattr(doctor, "engine_settings", lambda *_, fresh: careful)
     assert main(["doctor", str(tiny_bundle)]) == 0
@@ -98,7 +98,7 @@ def test_advice_where_amx_had_to_be_avoided(
 
     fast = EngineSettings(extra_buffers=True, flash_attention=True, note="all is well")
     monkeypatch.setattr(doctor, "engine_settings", lambda *_, fresh: fast)
-    assert not any(doctor.AMX_BUILD in advice for advice in doctor.examine(Bundle.open(tiny_bundle)).advice)
+    assert not any(doctor.AMX_BUILD in advice for advice in doctor.diagnose(Bundle.open(tiny_bundle)).advice)
 
 
 def test_an_llm_that_no_settings_can_run_is_a_fault(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,15 +106,15 @@ def test_an_llm_that_no_settings_can_run_is_a_fault(tiny_bundle: Path, monkeypat
         assert fresh
         raise EngineError("llm.gguf: llama.cpp does not work here")
 
-    monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
+    monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
     monkeypatch.setattr(doctor, "engine_settings", refuse)
-    assert doctor.examine(Bundle.open(tiny_bundle)).faults == ("llm.gguf: llama.cpp does not work here",)
+    assert doctor.diagnose(Bundle.open(tiny_bundle)).faults == ("llm.gguf: llama.cpp does not work here",)
 
 
 def test_gpus_and_builds_for_them(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
+    monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
     monkeypatch.setattr(doctor, "look", lambda: Seen())
     monkeypatch.setattr(doctor, "gpu_backends", lambda: [])
     assert main(["doctor"]) == 0
@@ -129,20 +129,20 @@ def test_gpus_and_builds_for_them(
     seen = Seen(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float32", "int8"))
     monkeypatch.setattr(doctor, "look", lambda: seen)
     monkeypatch.setattr(doctor, "gpu_backends", lambda: ["CUDA"])
-    report = doctor.examine()
+    report = doctor.diagnose()
     assert report.advice == ()
     assert report.gpu == {
         "llama.cpp": "built for CUDA; sees CUDA0 (NVIDIA T4)",
         "CTranslate2": "1 on CUDA, computing in float32, int8",
     }
     monkeypatch.setattr(doctor, "look", lambda: Seen(fault="looking for a GPU ended the process (SIGSEGV)"))
-    assert doctor.examine().gpu["llama.cpp"] == "not known: looking for a GPU ended the process (SIGSEGV)"
+    assert doctor.diagnose().gpu["llama.cpp"] == "not known: looking for a GPU ended the process (SIGSEGV)"
 
 
 def test_a_bundle_on_a_gpu(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "ask_engine", lambda _: WORKING)
+    monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
     asked: list[object] = []
     tried = EngineSettings(extra_buffers=True, flash_attention=True, note="3 layers on a T4 work", gpu_layers=3)
 
@@ -151,7 +151,7 @@ def test_a_bundle_on_a_gpu(
         return Offload("cuda", tried, (("wheel", "it is round"),))
 
     monkeypatch.setattr(doctor, "plan_offload", plan)
-    assert doctor.examine(Bundle.open(tiny_bundle)).bundle.keys() >= {"reason"}
+    assert doctor.diagnose(Bundle.open(tiny_bundle)).bundle.keys() >= {"reason"}
     assert asked == []
     assert main(["doctor", str(tiny_bundle), "--gpu-layers", "all", "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
@@ -166,7 +166,7 @@ def test_a_bundle_on_a_gpu(
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from mtllm_edge.diagnostics.doctor import examine; examine(); "
+        "import sys; from mtllm_edge.diagnostics.doctor import diagnose; diagnose(); "
         "print(*{'torch', 'transformers', 'llama_cpp', 'ctranslate2'} & set(sys.modules))"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

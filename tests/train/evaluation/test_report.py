@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtllm_edge.console import to_bytes
+from mtllm_edge.console import render
 from mtllm_edge_train.data.labelled import LabelledTexts
 from mtllm_edge_train.evaluation.chart import save_chart
 from mtllm_edge_train.evaluation.language_groups import Group, language_groups
@@ -55,11 +55,11 @@ def test_markdown() -> None:
 
 def test_the_terminal_shows_the_languages_at_both_ends() -> None:
     languages = [f"aa{letter}_Latn" for letter in "abcdefghijkl"]
-    shown = to_bytes(terminal_view(report_of(languages), "accuracy")).decode()
+    shown = render(terminal_view(report_of(languages), "accuracy")).decode()
     assert "worst languages" in shown
     assert sum(language in shown for language in languages) == 10
     assert max(map(len, shown.splitlines())) <= 120
-    few = to_bytes(terminal_view(report_of(languages[:3]), "accuracy")).decode()
+    few = render(terminal_view(report_of(languages[:3]), "accuracy")).decode()
     assert "every language" in few
     assert ".500 [.000,1.000]" in few
 

@@ -161,7 +161,7 @@ def evaluate(
         chart.save_chart(report, shown, folder / "eval.png")
     if cache is None:
         answers.forget()
-    console.show(tables.terminal_view(report, shown))
+    console.print_stdout(tables.terminal_view(report, shown))
     click.echo(msgspec.json.encode(report.summary()).decode())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.rows import Record
 from mtllm_edge.files.tables import Table, pick_texts, read_table
+from mtllm_edge.safe_text import one_line
 from mtllm_edge_train.data.hub import is_data_set, open_data_set
 
 
@@ -55,7 +56,7 @@ def _parquet_records(path: Path) -> list[tuple[str, Record]]:
     try:
         records = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{path} is not a readable parquet file ({one_line(error)})") from None
     return _some([(f"{path} row {number}", record) for number, record in enumerate(records, 1)], path)
 
 

@@ -12,6 +12,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.compression import Unzstd
 from mtllm_edge.files.rows import csv_records, jsonl_records
 from mtllm_edge.files.tables import check_text, pick_column
+from mtllm_edge.safe_text import one_line
 from mtllm_edge_train.data.hub import is_data_set, open_data_set
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".txt.zst", ".csv.zst", ".jsonl.zst")
@@ -117,4 +118,4 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[str, dict[st
             for number, text in enumerate(texts, 1):
                 yield f"{path} row {number}", {chosen: text}
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{path} is not a readable parquet file ({one_line(error)})") from None

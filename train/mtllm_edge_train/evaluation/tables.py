@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from mtllm_edge.console import count, one_line
+from mtllm_edge.console import count, plain_text
 from mtllm_edge_train.evaluation.bootstrap import Interval
 from mtllm_edge_train.evaluation.report import Report, Row
 from mtllm_edge_train.evaluation.systems import TITLES
@@ -34,7 +34,7 @@ def terminal_view(report: Report, measure: str) -> RenderableType:
     elif len(languages) > 1:
         views.append(_table(report, languages, measure, title="every language"))
     spaced = [part for view in views for part in (view, "")]
-    return Group(*spaced, *map(one_line, _legend(report)))
+    return Group(*spaced, *map(plain_text, _legend(report)))
 
 
 def markdown(report: Report) -> str:
@@ -60,7 +60,7 @@ def _table(report: Report, rows: Sequence[Row], measure: str, *, title: str) -> 
         if row.kind != kind:
             table.add_row()
             kind = row.kind
-        table.add_row(*map(one_line, _short(_cells(report, row, measure))))
+        table.add_row(*map(plain_text, _short(_cells(report, row, measure))))
         if report.baselines:
             ahead = [_ahead(row.ahead[system][measure]) for system in report.baselines]
             table.add_row("  MT-LLM ahead by", "", "", *_short(ahead))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.extras import missing
+from mtllm_edge.extras import missing_modules
 
 
 def check_nf4(device: str) -> None:
@@ -23,7 +23,7 @@ def check_nf4(device: str) -> None:
     """
     if torch.device(device).type != "cuda":
         raise UsageError(f"a base in nf4 needs --device cuda, this run is on {device}; choose bfloat16 or float32")
-    if missing("bitsandbytes"):
+    if missing_modules("bitsandbytes"):
         raise UsageError(
             "a base in nf4, the default on CUDA, needs the extra [cuda] (bitsandbytes not installed); "
             "run: pip install 'mtllm-edge[cuda]', or pass --base-dtype bfloat16"
