@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mtllm_edge import safe_text
 from mtllm_edge.bundle.reader import Bundle
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 def languages(bundle: Path | None) -> None:
-    """Print each language that a BUNDLE knows on a line: its code, and after a tab its English name.
+    """Print the languages of a BUNDLE, one per line: code, tab, English name.
 
-    Without a bundle, or of one that need not be told, these are the codes of FLORES-200, by which results name
-    languages then; others may be given, too.
+    Without a BUNDLE, or for one whose encoder requires no language, these are the codes of FLORES-200. Such an encoder
+    accepts other languages, too.
     """
     from mtllm_edge.languages.matching import LanguageMatcher
 
     manifest = None if bundle is None else Bundle.open(bundle).manifest
-    known = manifest.languages if manifest is not None and manifest.encoder.needs_language else ()
-    for code, title in LanguageMatcher(known).titles().items():
+    codes = manifest.languages if manifest is not None and manifest.encoder.needs_language else ()
+    for code, title in LanguageMatcher(codes).titles().items():
         click.echo(f"{safe_text.printable(code)}\t{title}")

@@ -1,34 +1,30 @@
-"""Counts of a job by language."""
+"""Count the results of a job by language."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class LanguageSummary:
-    """What a job read, counted by language."""
+    """Numbers of texts and labels by language."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
         self.texts: Counter[str] = Counter()
-        """Language -> its number of texts."""
+        """Language -> number of texts."""
         self.labels: dict[str, Counter[str]] = defaultdict(Counter)
-        """Language -> label -> its number of texts."""
-        self._confidence: dict[str, float] = defaultdict(float)
+        """Language -> label -> number of texts."""
+        self._total_confidence: dict[str, float] = defaultdict(float)
 
     def add(self, language: str | None, label: str | None = None, confidence: float = 0.0) -> None:
-        """Count a text; what has no language is left out."""
+        """Count a text; without a language it is ignored."""
         if language is None:
             return
         self.texts[language] += 1
         if label is not None:
             self.labels[language][label] += 1
-            self._confidence[language] += confidence
+            self._total_confidence[language] += confidence
 
     def mean_confidence(self, *languages: str) -> float:
-        """Mean over the texts of some languages."""
-        return sum(self._confidence[code] for code in languages) / sum(self.texts[code] for code in languages)
+        """Return the mean confidence over all texts of some languages."""
+        total = sum(self._total_confidence[language] for language in languages)
+        return total / sum(self.texts[language] for language in languages)

@@ -1,4 +1,4 @@
-"""The codes of FLORES-200, in which languages are told where a bundle has no codes of its own."""
+"""Language codes of FLORES-200, for encoders without language codes of their own."""
 
 from __future__ import annotations
 

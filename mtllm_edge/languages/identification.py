@@ -1,7 +1,7 @@
-"""The language of a text by its letters: py3langid for the language, Unicode for the script.
+"""Identify the language of texts: py3langid for the language, Unicode for the script.
 
-py3langid ships its model of 139 languages in the wheel; `benchmarks/language_identification.py` compares it with
-others. It tells no scripts, and of the scripts that have a language to themselves it knows only some.
+py3langid ships its model of 139 languages in the wheel; `benchmarks/language_identification.py` compares it with other
+identifiers. It returns no scripts, and it lacks some languages that a script alone identifies.
 """
 
 from __future__ import annotations
@@ -15,46 +15,49 @@ from langcodes import Language
 from mtllm_edge.extras import require
 from mtllm_edge.languages.scripts import detect_script
 
-_SHARED = frozenset(["Latn", "Cyrl", "Arab", "Deva", "Beng", "Hebr", "Ethi", "Mymr", "Tibt", "Hans", "Hant", "Hani"])
-"""Scripts of several languages; any other names its language by itself."""
-_INTERCHANGED = frozenset(["Latn", "Cyrl", "Arab"])
-"""Scripts in which many languages are written that have another one for the rule."""
-_HAN = {"Hani": "Hans"}
-_OF_SCRIPTS = {"Nkoo": "nqo"}
-"""Where CLDR names a macrolanguage, whose other languages are written in Latin letters."""
-_NOT_A_LANGUAGE = "zxx"
+_SHARED_SCRIPTS = frozenset(
+    ["Latn", "Cyrl", "Arab", "Deva", "Beng", "Hebr", "Ethi", "Mymr", "Tibt", "Hans", "Hant", "Hani"]
+)
+"""Scripts of several languages. Any other script identifies its language."""
+_INTERCHANGEABLE_SCRIPTS = frozenset(["Latn", "Cyrl", "Arab"])
+"""Scripts that many languages are written in beside their usual one."""
+_HAN_SCRIPT = {"Hani": "Hans"}
+_SCRIPT_LANGUAGES = {"Nkoo": "nqo"}
+"""Overrides CLDR, which names a macrolanguage whose other members are written in Latin script."""
+_NO_LANGUAGE = "zxx"
 
 
 def identify(texts: Sequence[str]) -> list[str | None]:
-    """The language of each text as BCP-47 writes it, with its script; None where there are no words.
+    """Return the BCP-47 tag of each text's language, with its script; None for a text without words.
 
     Raises:
         UsageError: The extra [lang] is not installed.
     """
     require("lang", "py3langid")
     identifier = _identifier()
-    scripts = [detect_script(text) for text in texts]
-    return [
-        None if script is None else language_tag(identifier.classify(text)[0] if script in _SHARED else None, script)
-        for text, script in zip(texts, scripts, strict=True)
-    ]
+    tags = []
+    for text in texts:
+        script = detect_script(text)
+        label = identifier.classify(text)[0] if script in _SHARED_SCRIPTS else None
+        tags.append(None if script is None else language_tag(label, script))
+    return tags
 
 
 def language_tag(label: str | None, script: str) -> str | None:
-    """What an identifier says of a text, made to agree with the script of its letters.
+    """Combine the label of an identifier with the script of the text.
 
     Args:
-        label: The language, or None or ``zxx`` where it says nothing.
-        script: As `detect_script` tells it.
+        label: Language code; None or ``zxx`` where the identifier returned no language.
+        script: Result of `detect_script`.
     """
-    script = _HAN.get(script, script)
+    script = _HAN_SCRIPT.get(script, script)
     likely = _likely_language(script)
-    if script not in _SHARED:
+    if script not in _SHARED_SCRIPTS:
         return likely
-    if label in (None, _NOT_A_LANGUAGE):
+    if label in (None, _NO_LANGUAGE):
         return None
     usual = _likely_script(label)
-    if usual == script or {usual, script} <= _INTERCHANGED or {usual, script} == {"Hans", "Hant"}:
+    if usual == script or {usual, script} <= _INTERCHANGEABLE_SCRIPTS or {usual, script} == {"Hans", "Hant"}:
         return f"{label}-{script}"
     return likely
 
@@ -66,7 +69,7 @@ def _likely_script(label: str) -> str | None:
 
 @cache
 def _likely_language(script: str) -> str:
-    language = _OF_SCRIPTS.get(script) or Language.get(f"und-{script}").maximize().language
+    language = _SCRIPT_LANGUAGES.get(script) or Language.get(f"und-{script}").maximize().language
     return f"{language}-{script}"
 
 

@@ -1,8 +1,8 @@
-"""From what people call a language to the code that a bundle knows, or to that of the nearest language that it knows.
+"""Match language codes and names to the language codes of an encoder.
 
-Encoders have codes of three styles (NLLB's ``deu_Latn``, mBART's ``de_DE``, M2M100's ``de``), and people write these,
-BCP-47 (``zh-Hant``), ISO 639 (``ger``) or names (``German``). All of them are compared as language, script and
-territory, with what CLDR says of the parts that are left out.
+Encoders use codes of three styles (NLLB's ``deu_Latn``, mBART's ``de_DE``, M2M100's ``de``). Users write these, BCP-47
+(``zh-Hant``), ISO 639 (``ger``) or English names (``German``). All are parsed into language, script and territory;
+CLDR supplies the parts that are left out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 from langcodes import Language
 from langcodes.data_dicts import MACROLANGUAGES
@@ -22,76 +22,76 @@ from language_data import names
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.languages.flores200 import FLORES_200
-from mtllm_edge.languages.related import similarity_rank
 from mtllm_edge.languages.warnings import UNDETERMINED, abbreviate
 
 _CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
-_CLARIFIED = re.compile(r"([^(,]+)[(,]\s*([^()]+?)\s*\)?")
-_OWN_CODES = {"ns": "nso"}
-"""M2M100's, where it is nobody else's."""
+_QUALIFIED_NAME = re.compile(r"([^(,]+)[(,]\s*([^()]+?)\s*\)?")
+_M2M100_CODES = {"ns": "nso"}
+"""Codes of M2M100 that no standard has."""
 _TITLES = {"ajp": "South Levantine Arabic", "prs": "Dari", "twi": "Twi"}
-"""Of languages that CLDR has under another code, and FLORES-200 beside it."""
-_NO_LANGUAGES = ("und", "mis", "mul", "zxx")
-_LONGEST_NAME = 80
-"""Characters; what is longer is no name."""
-_MOST_KEPT = 1000
-"""Names that are remembered, of either kind: a server is told as many as its clients think of."""
+"""Languages of FLORES-200 that CLDR merges with another one."""
+_NOT_A_LANGUAGE = ("und", "mis", "mul", "zxx")
+_MAX_NAME_LENGTH = 80
+"""Characters."""
+_CACHE_SIZE = 1000
+"""Names whose result is cached; a server receives as many different ones as its clients think of."""
 _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", "Aran": "Arab"}
 
 _SAME = 2
-"""Distance up to which two codes mean one language: a macrolanguage may be called by the one of it that is known."""
+"""Largest distance of two codes for one language: a macrolanguage may stand for one of its members."""
 _CLOSE = 10
-"""Distance of CLDR's up to which languages are alike; beyond, it tells of schooling and not of likeness."""
-_KIN = 12
+"""Largest CLDR distance of a substitute. Larger ones tell which second language people learn, not similarity."""
+_MAX_SUBSTITUTE = 11
+"""Two languages of one macrolanguage are one farther apart than either is from the macrolanguage."""
 _OTHER_SCRIPT = 20
-_FARTHEST = 31
-"""A close language in its script, or the same or one of its dialects in another; kin in another script is too far."""
+"""Added to the distance where the scripts differ."""
+_MAX_SUGGESTION = 30
+"""Largest distance of the codes that an error message suggests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A language of a bundle."""
+    """A language code of an encoder."""
 
     code: str
-    """As the bundle writes it."""
     note: str | None = None
-    """What a person must be told: which language is used instead of which; None where it is the one that was meant."""
+    """Warning that names the requested and the substitute language; None for the requested language itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Meant:
-    """A language as it was named."""
+class _ParsedLanguage:
+    """A language tag with the ISO 639-3 code of its language."""
 
     tag: Language
     alpha3: str
-    """Its own ISO 639-3 code, before CLDR puts it under another."""
+    """Before CLDR replaces it by the code of its macrolanguage."""
 
     @classmethod
-    def parse(cls, name: str) -> _Meant | None:
-        """Read a code of any style, or an English name; None where it is neither."""
-        if len(name) > _LONGEST_NAME:
+    def parse(cls, name: str) -> _ParsedLanguage | None:
+        """Parse a code of any style or an English name; return None for anything else."""
+        if len(name) > _MAX_NAME_LENGTH:
             return None
-        tag = fold(name).removesuffix("-xx")  # mBART's, where no country is
+        tag = fold(name).removesuffix("-xx")  # mBART's codes without a territory, such as en_XX
         if not _CODE.fullmatch(tag):
-            return cls.named(name)
+            return cls._from_english_name(name)
         head, dash, rest = tag.partition("-")
-        head = _OWN_CODES.get(head, head)
+        head = _M2M100_CODES.get(head, head)
         try:
-            found = Language.get(head + dash + rest)
-            if found.language is None or found.language in _NO_LANGUAGES or found.extlangs or not found.is_valid():
-                return cls.named(name)
-            return cls(found, Language.get(head, normalize=False).to_alpha3())
+            parsed = Language.get(head + dash + rest)
+            if parsed.language in (None, *_NOT_A_LANGUAGE) or parsed.extlangs or not parsed.is_valid():
+                return cls._from_english_name(name)
+            return cls(parsed, Language.get(head, normalize=False).to_alpha3())
         except (LanguageTagError, LookupError):
-            return cls.named(name)
+            return cls._from_english_name(name)
 
     @classmethod
-    def named(cls, name: str) -> _Meant | None:
-        """Read an English name, such as ``German``, ``Chinese (Traditional)`` or ``Portuguese, Brazil``."""
-        tag = _by_name("language", name)
-        clarified = _CLARIFIED.fullmatch(name.strip())
-        if tag is None and clarified:
-            language = _by_name("language", clarified[1])
-            script, territory = (_by_name(kind, clarified[2]) for kind in ("script", "territory"))
+    def _from_english_name(cls, name: str) -> _ParsedLanguage | None:
+        """Parse an English name, such as ``German``, ``Chinese (Traditional)`` or ``Portuguese, Brazil``."""
+        tag = _code_of_name("language", name)
+        qualified = _QUALIFIED_NAME.fullmatch(name.strip())
+        if tag is None and qualified:
+            language = _code_of_name("language", qualified[1])
+            script, territory = (_code_of_name(kind, qualified[2]) for kind in ("script", "territory"))
             if language and (script or territory):
                 tag = f"{language}-{script or territory}"
         if tag is None:
@@ -99,180 +99,188 @@ class _Meant:
         return cls(Language.get(tag), Language.get(tag, normalize=False).to_alpha3())
 
     @property
-    def language(self) -> str:
-        """CLDR's code of it, which for the foremost language of a macrolanguage is that one's."""
-        return self.tag.prefer_macrolanguage().language or "und"
+    def cldr_language(self) -> str:
+        """CLDR's code of the language; a macrolanguage and its dominant member have the same one."""
+        return self.tag.prefer_macrolanguage().language or UNDETERMINED
 
     @property
     def macrolanguage(self) -> str | None:
-        """The one that it is counted among."""
-        return MACROLANGUAGES.get(self.alpha3) or MACROLANGUAGES.get(self.language)
+        """The macrolanguage of the language, if any."""
+        return MACROLANGUAGES.get(self.alpha3) or MACROLANGUAGES.get(self.cldr_language)
 
     @property
     def script(self) -> str:
-        """The script that was named, or the likely one."""
-        return _same(self.tag.maximize().script)
+        """The script of the tag, or the likely one."""
+        return _normalize_script(self.tag.maximize().script)
 
     @property
     def territory(self) -> str | None:
-        """The territory that was named, or the likely one."""
+        """The territory of the tag, or the likely one."""
         return self.tag.maximize().territory
 
     @property
     def title(self) -> str:
-        """Its English name, without the territory."""
-        language, script = self.tag.language or "und", self.tag.script
-        usual = Language.make(language=language).maximize().script
+        """English name without the territory."""
+        language, script = self.tag.language or UNDETERMINED, self.tag.script
+        likely_script = Language.make(language=language).maximize().script
         name = _TITLES.get(self.alpha3) or _english_name(language)
-        return name if script is None or _same(script) == _same(usual) else f"{name} ({_english_name(script)})"
+        if script is None or _normalize_script(script) == _normalize_script(likely_script):
+            return name
+        return f"{name} ({_english_name(script)})"
 
-    def code(self) -> str:
-        """Its language and script as FLORES-200 writes them."""
+    @property
+    def flores_code(self) -> str:
+        """Language and script in the style of FLORES-200."""
         return f"{self.alpha3}_{self.script}"
 
-    def distance(self, other: _Meant) -> int | None:
-        """How far another language is from this one, scripts and territories aside; None where they are strangers."""
+    def distance(self, other: _ParsedLanguage) -> int:
+        """Distance to another language, scripts and territories ignored; see the constants above."""
         if self.alpha3 == other.alpha3:
             return 0
-        if self.language == other.language:
+        if self.cldr_language == other.cldr_language:
             return 1
-        one, two = (self.language, "", ""), (other.language, "", "")
-        near = min(tuple_distance_cached(one, two), tuple_distance_cached(two, one))
-        mine, its = self.macrolanguage, other.macrolanguage
-        if its == self.language:
-            return min(near, _SAME)
-        if near <= _CLOSE:
-            return near
-        if mine is not None and mine in (its, other.language):
-            return _CLOSE + (mine != other.language)  # better the macrolanguage than another of its languages
-        rank = similarity_rank(self.language, other.language)
-        return None if rank is None else _KIN + rank
+        a, b = (self.cldr_language, "", ""), (other.cldr_language, "", "")
+        distance: int = min(tuple_distance_cached(a, b), tuple_distance_cached(b, a))
+        if other.macrolanguage == self.cldr_language:
+            return min(distance, _SAME)
+        if distance > _CLOSE and self.macrolanguage is not None:
+            if self.macrolanguage == other.cldr_language:
+                return _CLOSE
+            if self.macrolanguage == other.macrolanguage:
+                return _MAX_SUBSTITUTE
+        return distance
+
+
+class _Candidate(NamedTuple):
+    """A supported code, ordered by how well it fits."""
+
+    distance: int
+    other_territory: bool
+    index: int
+    code: str
+    language_distance: int
+    """Without the script."""
 
 
 class LanguageMatcher:
-    """The codes that a bundle knows, found by any usual name of a language."""
+    """The language codes of an encoder, looked up by any common name of a language."""
 
     def __init__(self, codes: Sequence[str] = ()) -> None:
-        """Take the codes; none stand for an encoder that reads any language and needs no code.
-
-        Such an encoder gets FLORES-200's codes, and for further languages codes of the same form.
-        """
-        self._open = not codes
-        self._codes = tuple(codes) or FLORES_200
-        self._folded = {fold(code): code for code in (*self._codes, *([UNDETERMINED] if self._open else []))}
-        self._found: dict[str, Match] = {}
-        self._refused: dict[str, str] = {}
-        """Names that were of no use, and what was said of them: a file may have one in each of its rows."""
-
-    def match(self, name: str) -> Match:
-        """The code of a language, or of the nearest one that the encoder knows.
+        """Prepare the lookup.
 
         Args:
-            name: A code of any usual form, or an English name; upper and lower case are one.
+            codes: Codes of the encoder. Empty for an encoder without language codes: it gets those of FLORES-200, and
+                codes of the same style for all other languages.
+        """
+        self._any_language = not codes
+        self._codes = tuple(codes) or FLORES_200
+        extra_codes = [UNDETERMINED] if self._any_language else []
+        self._by_folded_code = {fold(code): code for code in (*self._codes, *extra_codes)}
+        self._cached_lookup = lru_cache(_CACHE_SIZE)(self._lookup)
+
+    def match(self, name: str) -> Match:
+        """Return the code of a language, or of the closest language that the encoder supports.
+
+        Args:
+            name: A code of any common style or an English name, in upper or lower case.
 
         Raises:
-            UsageError: There is no such language, or the encoder knows none that is near to it.
+            UsageError: The language does not exist, or the encoder supports no close one.
         """
-        if name in self._refused:
-            raise UsageError(self._refused[name])
-        if name in self._found:
-            return self._found[name]
-        try:
-            match = self._match(name)
-        except UsageError as error:
-            if len(self._refused) < _MOST_KEPT:
-                self._refused[name] = str(error)
-            raise
-        if len(self._found) < _MOST_KEPT:
-            self._found[name] = match
-        return match
+        result = self._cached_lookup(name)
+        if isinstance(result, str):
+            raise UsageError(result)
+        return result
 
     def titles(self) -> dict[str, str]:
-        """Every code with its language's English name."""
+        """Return the English name of each code."""
         return {code: title(code) for code in self._codes}
 
-    def _match(self, name: str) -> Match:
-        exact = self._folded.get(fold(name))
+    def _lookup(self, name: str) -> Match | str:
+        """Return the match, or an error message (a table may repeat an unknown name in each row)."""
+        exact = self._by_folded_code.get(fold(name))
         if exact is not None:
             return Match(exact)
-        meant = _Meant.parse(name)
-        if meant is None:
-            shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
-            raise UsageError(f"unknown language {shown!r}; {self._hint(shown)}")
-        nearest = min(self._distances(meant), default=None)
-        if nearest is not None and nearest[0] <= _SAME:
-            return Match(self._codes[nearest[2]])
-        if self._open:
-            return Match(meant.code())
-        if nearest is None:
-            raise UsageError(
-                f"the encoder does not know {_both(meant.title, name)}, nor a language near to it; "
-                f"known are {abbreviate(self._codes)}"
-            )
-        code = self._codes[nearest[2]]
-        return Match(code, f"the encoder does not know {_both(meant.title, name)}; {_both(title(code), code)} is used")
+        language = _ParsedLanguage.parse(name)
+        if language is None:
+            shown = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}..."
+            return f"unknown language {shown!r}; {self._spelling_hint(shown)}"
+        candidates = sorted(self._candidates(language))
+        substitutes = [candidate for candidate in candidates if candidate.language_distance <= _MAX_SUBSTITUTE]
+        if substitutes and substitutes[0].distance <= _SAME:
+            return Match(substitutes[0].code)
+        if self._any_language:
+            return Match(language.flores_code)
+        unsupported = f"the encoder does not support {_title_and_code(language.title, name)}"
+        if substitutes:
+            code = substitutes[0].code
+            return Match(code, f"{unsupported}; {_title_and_code(title(code), code)} is used instead")
+        suggestions = [_title_and_code(title(candidate.code), candidate.code) for candidate in candidates[:3]]
+        if suggestions:
+            return f"{unsupported}; the nearest codes are {', '.join(suggestions)}"
+        return f"{unsupported} nor a similar language; supported codes are {abbreviate(self._codes)}"
 
-    def _distances(self, meant: _Meant) -> Iterable[tuple[int, int, int]]:
-        """Distance, whether the territory is another, and place of the codes that are not too far."""
-        for place, code in enumerate(self._codes):
-            known = _known(code)
-            distance = None if known is None else meant.distance(known)
-            if known is None or distance is None:
+    def _candidates(self, language: _ParsedLanguage) -> Iterable[_Candidate]:
+        """Yield the codes within the largest distance of a substitute or a suggestion."""
+        for index, code in enumerate(self._codes):
+            supported = _parse_cached(code)
+            if supported is None:
                 continue
-            if meant.script != known.script:
+            language_distance = distance = language.distance(supported)
+            if language.script != supported.script:
                 distance += _OTHER_SCRIPT
-                if distance <= _OTHER_SCRIPT + _SAME and meant.tag.script is None and not self._open:
-                    distance = _SAME  # the language was named without a script, and the encoder knows it in this one
-            if distance <= _FARTHEST:
-                yield distance, int(meant.territory != known.territory), place
+                if language_distance <= _SAME and language.tag.script is None and not self._any_language:
+                    distance = _SAME  # no script was requested, and the encoder supports the language in this one
+            if language_distance <= _MAX_SUBSTITUTE or distance <= _MAX_SUGGESTION:
+                yield _Candidate(distance, language.territory != supported.territory, index, code, language_distance)
 
-    def _hint(self, wrong: str) -> str:
+    def _spelling_hint(self, name: str) -> str:
         words = {fold(code): code for code in self._codes}
-        words |= {fold(name): f"{name} ({code})" for code, name in self.titles().items()}
-        near = difflib.get_close_matches(fold(wrong), words, n=3, cutoff=0.6)
-        if near:
-            return f"did you mean {' or '.join(words[word] for word in near)}?"
-        return f"known are {abbreviate(self._codes)}"
+        words |= {fold(title): f"{title} ({code})" for code, title in self.titles().items()}
+        similar = difflib.get_close_matches(fold(name), words, n=3, cutoff=0.6)
+        if similar:
+            return f"did you mean {' or '.join(words[word] for word in similar)}?"
+        return f"supported codes are {abbreviate(self._codes)}"
 
 
 def title(code: str) -> str:
-    """The English name of a bundle's code; the code itself where there is none."""
-    known = _known(code)
-    return code if known is None else known.title
+    """Return the English name of a code, or the code itself where it has none."""
+    language = _parse_cached(code)
+    return code if language is None else language.title
 
 
 def fold(name: str) -> str:
-    """A code or name without what people write in different ways: case, and ``_`` for ``-``."""
+    """Normalize case, surrounding spaces and ``_`` or ``-`` in a code or name."""
     return name.strip().casefold().replace("_", "-")
 
 
 @cache
-def _known(code: str) -> _Meant | None:
-    return _Meant.parse(code)
+def _parse_cached(code: str) -> _ParsedLanguage | None:
+    return _ParsedLanguage.parse(code)
 
 
-def _both(title: str, code: str) -> str:
+def _title_and_code(title: str, code: str) -> str:
     return title if fold(title) == fold(code) else f"{title} ({code})"
 
 
-def _same(script: str | None) -> str:
-    """One name for scripts that are told apart only by some."""
+def _normalize_script(script: str | None) -> str:
+    """Merge scripts that not all standards distinguish."""
     return "Zzzz" if script is None else _SAME_SCRIPT.get(script, script)
 
 
 def _english_name(code: str) -> str:
-    """The English name of a language's or a script's code, which is its own where there is none."""
+    """Return the English name of a language or script code, or the code itself where it has none."""
     name: str = names.code_to_names(code).get("en", code)
     return name.removesuffix(" (individual language)")
 
 
-def _by_name(kind: str, name: str) -> str | None:
-    """The code of a language, script or territory by one of its English names, as it stands: no prefixes."""
-    trie, name = _english(kind), names.normalize_name(name)
+def _code_of_name(kind: str, name: str) -> str | None:
+    """Return the code of a language, script or territory by its exact English name."""
+    trie, name = _english_trie(kind), names.normalize_name(name)
     code: str | None = names.get_trie_value(trie, name) if name in trie else None
     return code
 
 
 @cache
-def _english(kind: str) -> Any:
+def _english_trie(kind: str) -> Any:
     return names.load_trie(names.data_filename(f"trie/en/name_to_{kind}.marisa"))

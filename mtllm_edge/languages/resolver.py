@@ -1,4 +1,4 @@
-"""The language that each text of a call is read as: told, identified, or not asked for."""
+"""Resolve the language argument of a call to one encoder code per text."""
 
 from __future__ import annotations
 
@@ -11,120 +11,117 @@ from mtllm_edge.inputs import Input, parts_of
 from mtllm_edge.languages.warnings import UNDETERMINED, abbreviate, warn
 
 if TYPE_CHECKING:
-    from mtllm_edge.languages.matching import LanguageMatcher
+    from mtllm_edge.languages.matching import LanguageMatcher, Match
 
 AUTO = "auto"
-"""Stands for a code where the language is to be identified."""
+"""Requests language identification."""
 _ENGLISH = "en"
 
 
 class LanguageResolver:
-    """Turns what a call says of languages into a bundle's codes."""
+    """Language names and ``auto`` to the codes of an encoder."""
 
     def __init__(self, codes: Sequence[str], *, needed: bool) -> None:
-        """Take the codes of an encoder, and whether it must be told one for every text."""
+        """Prepare the lookup.
+
+        Args:
+            codes: Language codes of the encoder.
+            needed: Whether the encoder requires a language code for each text. If not, all languages are accepted.
+        """
         self._codes, self._needed = tuple(codes), needed
 
     @cached_property
-    def _matcher(self) -> LanguageMatcher:
+    def matcher(self) -> LanguageMatcher:
+        """The lookup by name."""
         from mtllm_edge.languages.matching import LanguageMatcher  # slow to import
 
         return LanguageMatcher(self._codes if self._needed else ())
 
+    def code(self, name: str) -> str:
+        """Return the code of a language name.
+
+        Warns:
+            LanguageWarning: It is the code of a substitute.
+
+        Raises:
+            UsageError: The language is unknown or not supported.
+        """
+        if self._needed and name in self._codes:
+            return name
+        match = self.matcher.match(name)
+        warn([match.note])
+        return match.code
+
     def resolve(self, texts: Sequence[Input], language: str | Sequence[str | None] | None) -> list[str | None]:
-        """The code of each text's language; None where nothing was said of it.
+        """Return the language code of each text; None where no language was requested.
 
         Args:
-            texts: What is read.
+            texts: Used for identification and for their number.
             language: A name that `LanguageMatcher.match` accepts, or ``auto``; one for all texts or one per text; None
                 where it is unknown.
 
         Warns:
-            LanguageWarning: A text is read as another language than its own.
+            LanguageWarning: A substitute is used for the language of a text.
 
         Raises:
-            UsageError: A language is unknown or missing, there are not as many of them as of texts, or they must be
-                identified and the extra [lang] is not installed.
+            UsageError: A language is unknown or missing, the numbers of languages and texts differ, or the extra [lang]
+                is required and not installed.
         """
-        if language is None or isinstance(language, str):
-            asked: list[str | None] = [language] * len(texts)
-        else:
-            asked = list(language)
-            if len(asked) != len(texts):
-                raise UsageError(f"there are {len(texts)} texts and {len(asked)} languages; give one of each")
-        if self._needed and None in asked:
+        one_per_text = not (language is None or isinstance(language, str))
+        names = list(language) if one_per_text else [language] * len(texts)
+        if len(names) != len(texts):
+            raise UsageError(f"there are {len(texts)} texts and {len(names)} languages; give one of each")
+        if self._needed and None in names:
+            subject = "the texts" if language is None else f"text {names.index(None)}"
             raise UsageError(
-                f"this encoder must know the language of {_which(asked, language)}; "
-                f"name one of {abbreviate(self._codes)}, or say {AUTO!r}"
+                f"this encoder requires the language of {subject}; pass one of {abbreviate(self._codes)}, or {AUTO!r}"
             )
-        found = self._named(asked, several=not isinstance(language, str))
-        unnamed = [place for place, name in enumerate(asked) if name is not None and is_auto(name)]
-        read_as = [None if name is None else found.get(name) for name in asked]
-        for place, code in zip(unnamed, self._identified([texts[place] for place in unnamed]), strict=True):
-            read_as[place] = code
-        return read_as
-
-    def _named(self, asked: Sequence[str | None], *, several: bool) -> dict[str, str]:
-        """The codes of all languages that are named."""
-        firsts: dict[str, int] = {}
-        for place, name in enumerate(asked):
+        codes: dict[str | None, str | None] = {None: None}
+        for index, name in enumerate(names):
             if name is not None and not isinstance(name, str):
-                raise UsageError(f"text {place}: its language has the type {type(name).__name__}, expected str")
-            if name is not None:
-                firsts.setdefault(name, place)
-        codes: dict[str, str] = {}
-        notes: list[str | None] = []
-        for name, place in firsts.items():
-            if is_auto(name):
-                continue
-            if self._needed and name in self._codes:
-                codes[name] = name
-                continue
-            try:
-                match = self._matcher.match(name)
-            except UsageError as error:
-                raise UsageError(f"text {place}: {error}" if several else str(error)) from None
-            codes[name] = match.code
-            notes.append(match.note)
-        warn(notes)
-        return codes
+                raise UsageError(f"text {index}: its language has the type {type(name).__name__}, expected str")
+            if name not in codes and not is_auto(name):
+                try:
+                    codes[name] = self.code(name)
+                except UsageError as error:
+                    raise UsageError(f"text {index}: {error}" if one_per_text else str(error)) from None
+        identified = iter(self._identify([text for text, name in zip(texts, names, strict=True) if name not in codes]))
+        return [codes[name] if name in codes else next(identified) for name in names]
 
-    def _identified(self, texts: Sequence[Input]) -> list[str]:
-        """The code of each text's language as far as its letters tell it."""
+    def _identify(self, texts: Sequence[Input]) -> list[str]:
+        """Return the code of each text's identified language, or of the default language."""
         if not texts:
             return []
-        from mtllm_edge.languages.identification import identify  # py3langid is an extra
+        from mtllm_edge.languages.identification import identify  # requires the extra [lang]
 
-        default = self._default()
-        codes: list[str] = []
-        notes: list[str | None] = []
-        for tag in identify([" ".join(parts_of(text)) for text in texts]):
-            try:
-                match = None if tag is None else self._matcher.match(tag)
-            except UsageError:  # nothing that the encoder knows is near to it
-                match = None
-                notes.append(f"the encoder knows nothing near to the language {tag}; {default} is used")
-            codes.append(default if match is None else match.code)
-            notes.append(None if match is None else match.note)
-            if tag is None and self._needed:
-                notes.append(f"texts in which no language can be told are read as {default}")
-        warn(notes)
-        return codes
+        tags = identify([" ".join(parts_of(text)) for text in texts])
+        matches = {tag: self._match_identified(tag) for tag in dict.fromkeys(tags)}
+        warn(match.note for match in matches.values())
+        return [matches[tag].code for tag in tags]
 
-    def _default(self) -> str:
-        """What a text is read as whose language nobody can tell: English, where the encoder knows it."""
+    def _match_identified(self, tag: str | None) -> Match:
+        from mtllm_edge.languages.matching import Match
+
+        default = self._default_code()
+        if tag is None:
+            note = f"texts without an identifiable language are processed as {default}"
+            return Match(default, note if self._needed else None)
+        try:
+            return self.matcher.match(tag)
+        except UsageError:
+            note = f"the encoder supports no language similar to {tag}, which was identified; {default} is used instead"
+            return Match(default, note)
+
+    def _default_code(self) -> str:
+        """Return the code of texts without an identified language: English, if the encoder supports it."""
         if not self._needed:
             return UNDETERMINED
         try:
-            return self._matcher.match(_ENGLISH).code
+            return self.matcher.match(_ENGLISH).code
         except UsageError:
             return self._codes[0]
 
 
 def is_auto(name: str) -> bool:
-    """Whether this stands for a language that is to be identified."""
+    """Return whether a language name requests identification."""
     return name.strip().casefold() == AUTO
-
-
-def _which(asked: Sequence[str | None], language: object) -> str:
-    return "the texts" if language is None else f"text {asked.index(None)}"

@@ -1,4 +1,4 @@
-"""The script that a text is written in, by the names of its letters in Unicode."""
+"""Detect the script of a text by the Unicode names of its letters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import unicodedata
 from collections import Counter
 from functools import lru_cache
 
-_ENOUGH = 1000
-"""Characters that are looked at."""
+_MAX_CHARACTERS = 1000
+"""Characters that are examined."""
 _SCRIPTS = {
     "ARABIC": "Arab",
     "ARMENIAN": "Armn",
@@ -48,43 +48,45 @@ _SCRIPTS = {
     "TIFINAGH": "Tfng",
     "YI": "Yiii",
 }
-"""First word of a letter's name in Unicode -> ISO 15924."""
+"""First word of a letter's Unicode name -> ISO 15924 code."""
 
 
 def detect_script(text: str) -> str | None:
-    """The script that most letters of a text belong to; None where there are no letters, or of no known script.
+    """Return the script of most letters; None for a text without letters or with letters of other scripts only.
 
-    Chinese is ``Hans`` or ``Hant``, by the characters that only one of the two has, or ``Hani`` where it has none of
-    them; a text with some kana is Japanese, whose nouns are written in the same characters.
+    Chinese is ``Hans`` or ``Hant``, by the characters that only one of the two has, or ``Hani`` if there are none of
+    them. A text with some kana is Japanese, since Japanese nouns are written in Chinese characters.
     """
-    counts = Counter(script for sign in text[:_ENOUGH] if (script := _script(sign)) is not None)
+    counts = Counter(
+        script for character in text[:_MAX_CHARACTERS] if (script := _script_of_letter(character)) is not None
+    )
     if not counts:
         return None
     if "Jpan" in counts and counts["Hani"] + counts["Jpan"] >= max(counts.values()):
         return "Jpan"
     script = counts.most_common(1)[0][0]
-    return _han(text[:_ENOUGH]) if script == "Hani" else script
+    return _han_script(text[:_MAX_CHARACTERS]) if script == "Hani" else script
 
 
-def _han(text: str) -> str:
-    """Which characters a Chinese text is written with: East Asia's old standards hold those of one kind each."""
-    simplified = sum(_has(sign, "gb2312") and not _has(sign, "big5") for sign in text)
-    traditional = sum(_has(sign, "big5") and not _has(sign, "gb2312") for sign in text)
+def _han_script(text: str) -> str:
+    """Distinguish simplified and traditional Chinese: GB 2312 has the simplified characters, Big5 the traditional."""
+    simplified = sum(_is_han_in(character, "gb2312") and not _is_han_in(character, "big5") for character in text)
+    traditional = sum(_is_han_in(character, "big5") and not _is_han_in(character, "gb2312") for character in text)
     if simplified == traditional:
         return "Hani"
     return "Hans" if simplified > traditional else "Hant"
 
 
 @lru_cache(maxsize=2**14)
-def _has(sign: str, encoding: str) -> bool:
+def _is_han_in(character: str, encoding: str) -> bool:
     try:
-        return len(sign.encode(encoding)) > 1 and _script(sign) == "Hani"
+        return len(character.encode(encoding)) > 1 and _script_of_letter(character) == "Hani"
     except UnicodeEncodeError:
         return False
 
 
 @lru_cache(maxsize=2**14)
-def _script(sign: str) -> str | None:
-    if unicodedata.category(sign)[0] not in "LM":
+def _script_of_letter(character: str) -> str | None:
+    if unicodedata.category(character)[0] not in "LM":
         return None
-    return _SCRIPTS.get(unicodedata.name(sign, "").partition(" ")[0])
+    return _SCRIPTS.get(unicodedata.name(character, "").partition(" ")[0])

@@ -1,4 +1,4 @@
-"""What people are told of languages, apart from what knows them: that takes a while to import."""
+"""Language warnings and messages, apart from the language lookup that is slow to import."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 UNDETERMINED = "und"
-"""The code of a text in no language, such as ``12:30``, for encoders that need none (ISO 639-2)."""
-_SHOWN = 8
+"""ISO 639-2 code of a text in no language, such as ``12:30``, for encoders without language codes."""
+_MAX_SHOWN = 8
 
 
 class LanguageWarning(UserWarning):
-    """Texts are read as another language than their own, which the encoder lacks or nobody could tell."""
+    """A text is processed as another language, because its own is not supported or could not be identified."""
 
 
 def warn(notes: Iterable[str | None]) -> None:
-    """Give a `LanguageWarning` for each note, once; None is no note."""
+    """Issue a `LanguageWarning` for each distinct note; None is skipped."""
     for note in dict.fromkeys(notes):
         if note is not None:
             warnings.warn(note, LanguageWarning, stacklevel=2)
 
 
 def abbreviate(codes: Sequence[str]) -> str:
-    """The first of some codes, for a message."""
-    shown = ", ".join(codes[:_SHOWN])
-    return shown if len(codes) <= _SHOWN else f"{shown} ... ({len(codes)} in all)"
+    """Return the first codes and their total number, for a message."""
+    shown = ", ".join(codes[:_MAX_SHOWN])
+    return shown if len(codes) <= _MAX_SHOWN else f"{shown} ... ({len(codes)} in all)"

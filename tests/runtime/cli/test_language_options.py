@@ -46,11 +46,11 @@ def test_vectors_of_several_languages(told_bundle: Path) -> None:
     with Embedder.load(told_bundle) as embedder:
         together_NE = embedder.embed(TEXTS, language=LANGUAGES)
         alone_NE = [embedder.embed([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
-        with pytest.warns(LanguageWarning, match="Bavarian"):
-            bavarian_NE = embedder.embed(TEXTS[:1], language="bar")
+        with pytest.warns(LanguageWarning, match="Luxembourgish"):
+            luxembourgish_NE = embedder.embed(TEXTS[:1], language="lb")
         german_NE = embedder.embed(TEXTS[:1], language="de")
     np.testing.assert_allclose(together_NE, np.stack(alone_NE), atol=1e-5)
-    np.testing.assert_array_equal(bavarian_NE, german_NE)
+    np.testing.assert_array_equal(luxembourgish_NE, german_NE)
 
 
 def test_an_encoder_that_needs_no_language_reads_the_same(tiny_bundle: Path) -> None:
@@ -83,22 +83,22 @@ def test_the_command_line_says_languages(run: Run, tiny_bundle: Path) -> None:
 
 
 def test_a_column_of_languages(run: Run, told_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,lang\nthe team,English\nteam,gsw\ngood,bar\nbad,\n", encoding="utf-8")
+    (tmp_path / "a.csv").write_text("text,lang\nthe team,English\nteam,gsw\ngood,lb\nbad,\n", encoding="utf-8")
     command = ["classify", "-b", told_bundle, "-t", "topic", "a.csv", "--language-column", "lang"]
     result = run(*command, "--lang", "sw")
     assert result.code == 0
     assert [row["language"] for row in _rows(result.out)] == ["eng_Latn", "deu_Latn", "deu_Latn", "swh_Latn"]
     notes = [line for line in result.err.splitlines() if line.startswith("note: ")]
     assert notes == [
-        "note: the encoder does not know Swiss German (gsw); German (deu_Latn) is used",
-        "note: the encoder does not know Bavarian (bar); German (deu_Latn) is used",
+        "note: the encoder does not support Swiss German (gsw); German (deu_Latn) is used instead",
+        "note: the encoder does not support Luxembourgish (lb); German (deu_Latn) is used instead",
     ]
 
 
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("text,lang\na,en\nb,\n", [], "a.csv row 3, column 'lang', names no language; fill it, or add --lang auto"),
+        ("text,lang\na,en\nb,\n", [], "a.csv row 3, column 'lang', has no language; add one, or pass --lang auto"),
         (
             "text,lang\na,Englisch\n",
             [],
@@ -108,7 +108,7 @@ def test_a_column_of_languages(run: Run, told_bundle: Path, tmp_path: Path) -> N
         (
             "text,lang\na,nv\n",
             [],
-            "the encoder does not know Navajo (nv), nor a language near to it; known are deu_Latn",
+            "the encoder does not support Navajo (nv) nor a similar language; supported codes are deu_Latn",
         ),
         ("text,lang\na,en\n", ["--lang", "Germn"], "did you mean German (deu_Latn)?"),
     ],

@@ -130,12 +130,12 @@ def test_a_model_that_must_be_told_the_language(tiny_variant: Callable[..., Path
         for found in (german, english):
             (alone,) = ask(found["language"]).json()["predictions"]
             assert found["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
-        assert error_of(ask(["de", None], 2))["message"].startswith("this encoder must know the language of text 1; ")
+        assert error_of(ask(["de", None], 2))["message"].startswith("this encoder requires the language of text 1; ")
         for language, code in (("German", "deu_Latn"), ("lb", "deu_Latn"), ("auto", "eng_Latn")):
             assert ask(language).json()["predictions"][0]["language"] == code
         for wrong, message in (
-            (None, "this encoder must know the language of the texts"),
-            ("zh", "the encoder does not know Chinese (zh)"),
+            (None, "this encoder requires the language of the texts"),
+            ("zh", "the encoder does not support Chinese (zh)"),
         ):
             assert ask(wrong).status_code == 422
             assert error_of(ask(wrong))["message"].startswith(message)

@@ -109,7 +109,7 @@ def test_language_takes_its_place(language_file: Path) -> None:
     raw = tokenizers.Tokenizer.from_file(str(language_file))
     (encoded,) = tokenizer.encode(["timu"], language="swh_Latn")
     assert encoded.ids[0] == raw.token_to_id("swh_Latn")
-    with pytest.raises(UsageError, match="must know the language of the texts; name one of deu_Latn, swh_Latn"):
+    with pytest.raises(UsageError, match="requires the language of the texts; pass one of deu_Latn, swh_Latn"):
         tokenizer.encode(["timu"])
     with pytest.raises(UsageError, match="unknown language 'swahilly'; did you mean Swahili"):
         tokenizer.encode(["timu"], language="swahilly")
