@@ -156,7 +156,7 @@ class _Candidate(NamedTuple):
 
     distance: int
     other_territory: bool
-    index: int
+    position: int
     code: str
     language_distance: int
     """Without the script."""
@@ -222,7 +222,7 @@ class LanguageMatcher:
 
     def _candidates(self, language: _ParsedLanguage) -> Iterable[_Candidate]:
         """Yield the codes within the largest distance of a substitute or a suggestion."""
-        for index, code in enumerate(self._codes):
+        for position, code in enumerate(self._codes):
             supported = _parse_cached(code)
             if supported is None:
                 continue
@@ -232,7 +232,7 @@ class LanguageMatcher:
                 if language_distance <= _SAME and language.tag.script is None and not self._any_language:
                     distance = _SAME  # no script was requested, and the encoder supports the language in this one
             if language_distance <= _MAX_SUBSTITUTE or distance <= _MAX_SUGGESTION:
-                yield _Candidate(distance, language.territory != supported.territory, index, code, language_distance)
+                yield _Candidate(distance, language.territory != supported.territory, position, code, language_distance)
 
     def _spelling_hint(self, name: str) -> str:
         words = {fold(code): code for code in self._codes}

@@ -67,8 +67,10 @@ class LanguageResolver:
             UsageError: A language is unknown or missing, the numbers of languages and texts differ, or the extra [lang]
                 is required and not installed.
         """
-        one_per_text = not (language is None or isinstance(language, str))
-        names = list(language) if one_per_text else [language] * len(texts)
+        if language is None or isinstance(language, str):
+            names: list[str | None] = [language] * len(texts)
+        else:
+            names = list(language)
         if len(names) != len(texts):
             raise UsageError(f"there are {len(texts)} texts and {len(names)} languages; give one of each")
         if self._needed and None in names:
@@ -80,11 +82,12 @@ class LanguageResolver:
         for index, name in enumerate(names):
             if name is not None and not isinstance(name, str):
                 raise UsageError(f"text {index}: its language has the type {type(name).__name__}, expected str")
-            if name not in codes and not is_auto(name):
-                try:
-                    codes[name] = self.code(name)
-                except UsageError as error:
-                    raise UsageError(f"text {index}: {error}" if one_per_text else str(error)) from None
+            if name is None or name in codes or is_auto(name):
+                continue
+            try:
+                codes[name] = self.code(name)
+            except UsageError as error:
+                raise UsageError(str(error) if isinstance(language, str) else f"text {index}: {error}") from None
         identified = iter(self._identify([text for text, name in zip(texts, names, strict=True) if name not in codes]))
         return [codes[name] if name in codes else next(identified) for name in names]
 
