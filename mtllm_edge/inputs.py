@@ -69,19 +69,19 @@ def parts_of(item: Input) -> list[str]:
     return [text, rest] if isinstance(rest, str) else [text, *rest]
 
 
-def with_parts(item: Input, parts: Sequence[str]) -> Input:
+def replace_parts(item: Input, parts: Sequence[str]) -> Input:
     """Something of the same kind with other texts, as many as `parts_of` gives."""
     if not isinstance(item, (tuple, list)):
         return parts[0]
     return (parts[0], parts[1]) if isinstance(item[1], str) else (parts[0], tuple(parts[1:]))
 
 
-def vectors_of(item: Input) -> int:
+def vector_count(item: Input) -> int:
     """How many vectors it is turned into: one, or one per choice."""
     return len(item[1]) if kind_of(item) == "multiple_choice" else 1
 
 
-def name_of_part(item: Input, part: int, index: int) -> str:
+def part_name(item: Input, part: int, index: int) -> str:
     """What messages call a part of the item at an index, both counted from 0."""
     if part == 0:
         return f"text {index}"

@@ -13,7 +13,7 @@ from mtllm_edge.backends.cpu import default_threads
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.files.atomic import atomic_folder, refuse_existing
+from mtllm_edge.files.atomic import atomic_folder, check_output_folder
 
 REPORT_NAME = "bench.json"
 _PATH = click.Path(path_type=Path)
@@ -57,7 +57,7 @@ def bench(
     The output folder gets bench.json, bench.md and charts; the last line on stdout is the report as JSON.
     """
     require("bench", "matplotlib", *(["torch", "transformers", "gguf"] if teacher else []))
-    refuse_existing(out, force=force, marker=REPORT_NAME)
+    check_output_folder(out, force=force, marker=REPORT_NAME)
     if (translator is None) != (teacher is None):
         raise UsageError("translate-test needs both --translator, which translates, and --teacher, which reads that")
     opened = Bundle.open(bundle)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from mtllm_edge.bundle.manifest import MANIFEST_NAME, FileEntry, TaskSpec, Weigh
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.bundle.validation import parse_manifest
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.files.atomic import errors_name
+from mtllm_edge.files.atomic import replace_file
 from mtllm_edge.files.lock import folder_lock
 
 
@@ -111,16 +110,8 @@ def _write(root: Path, name: str, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise ModelError(f"{path.parent} is a link that leaves the bundle; copy the folder itself into the bundle")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with errors_name(path, temporary):
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_file(path) as file:
+        file.write(content)
 
 
 def _delete(root: Path, names: list[str]) -> None:

@@ -21,7 +21,7 @@ from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.files.tables import Table, read_table
-from mtllm_edge.inputs import Input, vectors_of
+from mtllm_edge.inputs import Input, vector_count
 from mtllm_edge.jobs.row_languages import RowLanguages
 from mtllm_edge.tasks.calibration import abstention, temperatures_of
 from mtllm_edge.tasks.calibration_report import calibrate as fit_and_judge
@@ -139,7 +139,7 @@ def _rows(
         repeats = console.count(len(inputs) - len(kept), "row")
         console.note(f"note: {repeats} left out that repeat text and label of another")
     check_number(len(kept))
-    if task.kind == "multiple_choice" and len({vectors_of(inputs[index]) for index in kept}) > 1:
+    if task.kind == "multiple_choice" and len({vector_count(inputs[index]) for index in kept}) > 1:
         raise DataError("the texts have different numbers of choices; calibrate with texts that have as many each")
     return _Rows(
         [inputs[index] for index in kept],
@@ -150,7 +150,7 @@ def _rows(
 
 def _class_of(label: str, item: Input, name: str, task: TaskSpec, place: str) -> int:
     """The number of a label in the task's order."""
-    known = task.labels or tuple(map(str, range(vectors_of(item))))
+    known = task.labels or tuple(map(str, range(vector_count(item))))
     if label not in known:
         raise DataError(f"{place} has the label {label!r}, but task {name!r} has {', '.join(known)}; correct it")
     return known.index(label)

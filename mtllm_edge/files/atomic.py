@@ -13,34 +13,37 @@ from typing import BinaryIO
 
 from mtllm_edge.errors import UsageError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DEVICE_ERRORS = (*DISK_FULL, errno.EIO, errno.EROFS)
+
 
 @contextmanager
 def atomic_folder(out: Path, *, force: bool, marker: str) -> Iterator[Path]:
-    """Write a bundle all or nothing.
+    """Create a folder that is complete under its name, or absent.
 
-    Yields a temporary folder beside `out`, which takes the name `out` when the block ends without an exception. After
-    any exception, KeyboardInterrupt included, neither the temporary folder nor a parent made for it is left.
+    Yields a temporary folder beside `out`, which is renamed to `out` when the block ends without an exception. After
+    any exception, KeyboardInterrupt included, the temporary folder and the parents created for it are removed.
 
     Args:
-        out: The bundle's folder.
-        force: Replace `out` where it exists, and only after the new one is complete. Only a bundle or an empty
-            folder is ever replaced, so that a slip of the pen cannot remove anything else.
-        marker: File by which a folder is known to be a bundle; checkpoints have another.
+        out: The folder to create.
+        force: Replace an existing `out` once the new one is complete. Only a folder with the marker or an empty folder
+            is replaced.
+        marker: Name of a file that all folders of this kind contain.
 
     Raises:
-        UsageError: `out` exists without `force`, or is not a bundle.
+        UsageError: `out` exists without `force`, or has no marker.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link that has the name `out`)
-    refuse_existing(out, force=force, marker=marker)
+    check_output_folder(out, force=force, marker=marker)
     new_parents = [parent for parent in out.parents if not parent.exists()]
-    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
+    temporary = _temporary_sibling(out)
     try:
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
             raise UsageError(f"cannot write to {out.parent} ({error.strerror}); choose another folder") from None
         yield temporary
-        refuse_existing(out, force=force, marker=marker)
+        check_output_folder(out, force=force, marker=marker)
         _open_permissions(temporary)
         _rename_over(temporary, out)
     except BaseException:
@@ -51,31 +54,8 @@ def atomic_folder(out: Path, *, force: bool, marker: str) -> Iterator[Path]:
         raise
 
 
-def _open_permissions(folder: Path) -> None:
-    """Let whoever may list the folder read its files: safetensors writes files that only their owner can read."""
-    mode = folder.stat().st_mode & 0o666
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-
-
-def _rename_over(temporary: Path, out: Path) -> None:
-    """Give `temporary` the name `out`; an old `out` steps aside first and comes back if that fails."""
-    if not out.exists():
-        temporary.rename(out)
-        return
-    aside = temporary.with_suffix(".old")
-    out.rename(aside)
-    try:
-        temporary.rename(out)
-    except BaseException:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def refuse_existing(out: Path, *, force: bool, marker: str) -> None:
-    """Raise what `atomic_folder` would about a name that is taken, without writing anything."""
+def check_output_folder(out: Path, *, force: bool, marker: str) -> None:
+    """Refuse a folder that `atomic_folder` would refuse, without writing anything."""
     if not out.exists() and not out.is_symlink():
         return
     if not force:
@@ -85,37 +65,81 @@ def refuse_existing(out: Path, *, force: bool, marker: str) -> None:
         raise UsageError(f"{out} exists and holds no {marker}, so --force does not replace it; choose another name")
 
 
-_DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _open_permissions(folder: Path) -> None:
+    """Make files readable by every user who can list the folder; safetensors restricts its files to their owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _rename_over(temporary: Path, out: Path) -> None:
+    """Rename `temporary` to `out`; an old `out` is restored if that fails."""
+    if not out.exists():
+        temporary.rename(out)
+        return
+    backup = temporary.with_suffix(".old")
+    out.rename(backup)
+    try:
+        temporary.rename(out)
+    except BaseException:
+        backup.rename(out)
+        raise
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
-    """Open a temporary sibling of `path` that takes its name when the block ends well.
+    """Open a temporary sibling of an output file, which is renamed to `path` when the block succeeds.
 
-    It is opened at once, so that a folder without write permission is found before hours of work and not after.
+    It is created at once, so that a missing write permission is reported before hours of work.
 
     Args:
-        path: The file to make; `--output` on the command line.
+        path: The file to create, as given with ``--output``. The target of a symbolic link is replaced, not the link.
         force: Replace an existing file.
 
     Raises:
         UsageError: The file exists and `force` is off, is not a plain file, or its folder does not exist.
     """
-    target = check_output_path(path, force=force)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with report_errors_as(path), replace_file(check_output_file(path, force=force)) as file:
+        yield file
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary sibling of a file, which is flushed to the disk and renamed to `path` when the block succeeds.
+
+    A symbolic link at `path` is replaced, and its target left as it is.
+    """
+    temporary = _temporary_sibling(path)
     try:
-        with errors_name(path, temporary):
+        with report_errors_as(path, temporary):
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
+            rename_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def check_output_path(path: Path, *, force: bool) -> Path:
-    """The file that an output becomes: what a symbolic link points to, not the link, is replaced.
+def rename_file(old: Path, new: Path) -> None:
+    """Rename a file, replacing `new`; the change survives a power cut where the system supports it."""
+    old.replace(new)
+    if os.name == "posix":
+        descriptor = os.open(new.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_output_file(path: Path, *, force: bool) -> Path:
+    """Return the file that an output path resolves to.
 
     Raises:
         UsageError: As for `atomic_file`.
@@ -125,19 +149,25 @@ def check_output_path(path: Path, *, force: bool) -> Path:
     if path.exists() and not force:
         raise UsageError(f"{path} exists; add --force to replace it, or name another --output")
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist; make it, or name another --output")
+        raise UsageError(f"the folder {path.parent} does not exist; create it, or name another --output")
     return path.resolve()
 
 
 @contextmanager
-def errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """Let errors of the system name the file that the user knows, and not a temporary one (or one in it)."""
+def report_errors_as(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Replace the file name in an OSError by one that the user knows.
+
+    Args:
+        path: The name to report.
+        temporary: A temporary file or folder; errors in it are reported for `path`, and so are nameless device errors.
+    """
+    temporary = path.resolve() if temporary is None else temporary
     try:
         yield
     except OSError as error:
-        named = Path(error.filename) if isinstance(error.filename, str) else Path()
-        nameless = error.filename is None and error.errno in _DEVICE_ERRORS
-        if nameless or named == temporary or temporary in named.parents:
+        source = Path(error.filename) if isinstance(error.filename, str) else Path()
+        unnamed = error.filename is None and error.errno in _DEVICE_ERRORS
+        if unnamed or source == temporary or temporary in source.parents:
             error.filename = str(path)
         raise
 

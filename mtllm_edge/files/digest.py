@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
-_CHUNK = 2**20
+_CHUNK_BYTES = 2**20
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def sha256_of(file: Path | BinaryIO) -> str:
+    """Return the SHA-256 of a file in hexadecimal; an open one is read from its present position."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return sha256_of(opened)
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()

@@ -1,77 +1,47 @@
-"""One writer at a time for a folder, whatever process or thread it is in.
+"""Exclusive access to a folder, for one thread of one process at a time.
 
-The system releases the lock of a process that dies, so a crash leaves nothing that somebody would have to clean up.
+The operating system releases the lock of a process that dies, so a crash leaves nothing to clean up.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mtllm_edge.errors import UsageError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
 SECONDS = 60.0
-"""Longest wait for other writers, whose changes take much less."""
-_PAUSE = 0.02
-_NAME = ".lock"
+"""Longest wait for other writers of a bundle, which take far less."""
+LOCK_NAME = ".lock"
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes to a folder, and keep others waiting while the block runs.
+def folder_lock(folder: Path, *, timeout: float | None = None, message: str | None = None) -> Iterator[None]:
+    """Hold the lock of a folder while the block runs.
+
+    Args:
+        folder: The folder.
+        timeout: Seconds to wait for its present holder; None means `SECONDS`.
+        message: Text of the error; None reports the wait.
 
     Raises:
-        UsageError: Others did not come to an end in `SECONDS`.
+        UsageError: It is still locked after the timeout.
     """
-    path = folder / _NAME
-    deadline = time.monotonic() + SECONDS
-    while (handle := _locked(path)) is None:
-        if time.monotonic() > deadline:
-            raise UsageError(f"{folder} has been locked by another process for {SECONDS:g} s; try again later")
-        time.sleep(_PAUSE)
+    from filelock import FileLock, Timeout  # slow to import
+
+    path = folder / LOCK_NAME
+    seconds = SECONDS if timeout is None else timeout
+    lock = FileLock(path)
+    try:
+        lock.acquire(seconds, poll_interval=0.02)
+    except Timeout:
+        text = message or f"{folder} has been locked by another process for {seconds:g} s; try again later"
+        raise UsageError(text) from None
     try:
         yield
     finally:
-        if sys.platform != "win32":  # which deletes no open file: there it stays, and harms nothing
+        if sys.platform != "win32":  # where filelock deletes it; waiting processes notice a deleted file
             path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _locked(path: Path) -> int | None:
-    """The open lock file, locked by this call, or None where somebody else has it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    locked = False
-    try:
-        locked = _lock(handle) and _is_still(handle, path)
-        return handle if locked else None
-    finally:
-        if not locked:
-            os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is_still(handle: int, path: Path) -> bool:
-    """Whether the open file is the one of this name: whoever had the lock before may have deleted it meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+        lock.release()

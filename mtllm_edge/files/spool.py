@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from mtllm_edge.files.atomic import errors_name, write_all
+from mtllm_edge.files.atomic import report_errors_as, write_all
 
 
 def scratch_file() -> BinaryIO:
@@ -18,7 +18,7 @@ def scratch_file() -> BinaryIO:
 def write_scratch(file: BinaryIO, data: bytes) -> None:
     """Add to the end of a temporary file; errors name the folder of such files."""
     folder = Path(tempfile.gettempdir())
-    with errors_name(folder, folder):
+    with report_errors_as(folder, folder):
         file.seek(0, os.SEEK_END)
         write_all(file, data)
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import msgspec
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.files.atomic import check_output_path, errors_name, sync_folder
+from mtllm_edge.files.atomic import check_output_file, report_errors_as, sync_folder
 from mtllm_edge.jobs.answer_store import (
     ANSWERS,
     DONE,
@@ -63,14 +63,14 @@ def journal(path: Path, job: Job, *, force: bool = False, restart: bool = False)
         OSError: The disk refuses.
         KeyboardInterrupt: After Ctrl-C; says what is kept.
     """
-    target = check_output_path(path, force=True)
+    target = check_output_file(path, force=True)
     folder = target.with_name(f".{target.name}.job")
-    with errors_name(path, folder):
+    with report_errors_as(path, folder):
         if _is_delivered(folder, path, job, restart=restart):
             yield None
             return
-        check_output_path(path, force=force)
-        check_output_path(rejected_path(path), force=force)
+        check_output_file(path, force=force)
+        check_output_file(rejected_path(path), force=force)
         new = not folder.exists()
         folder.mkdir(exist_ok=True)
         lock = _lock(folder, path)

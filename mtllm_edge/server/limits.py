@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.inputs import Input, name_of_part, parts_of
+from mtllm_edge.inputs import Input, part_name, parts_of
 from mtllm_edge.server.errors import RefusedError
 
 
@@ -56,7 +56,7 @@ class Limits:
             if length > self.characters:
                 raise RefusedError(
                     422,
-                    f"{name_of_part(item, 0, index)} has {length} characters, at most {self.characters} are read; "
+                    f"{part_name(item, 0, index)} has {length} characters, at most {self.characters} are read; "
                     "shorten it",
                     f"{field}[{index}]",
                 )

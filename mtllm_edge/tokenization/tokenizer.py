@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.inputs import Input, kind_of, name_of_part, parts_of
+from mtllm_edge.inputs import Input, kind_of, part_name, parts_of
 from mtllm_edge.languages.resolver import LanguageResolver
 from mtllm_edge.safe_text import one_line
 from mtllm_edge.tokenization.encoding import Encoded, SpecialTokenTemplate
@@ -130,7 +130,7 @@ class Tokenizer:
     ) -> Encoded:
         for part, ids in enumerate(parts):
             if not ids and (len(parts) > 1 or not (frame.prefix or frame.suffix)):
-                name = name_of_part(item, part, index)
+                name = part_name(item, part, index)
                 raise DataError(f"{name} has no tokens, only characters that the tokenizer drops; remove it")
         if frame.least(len(parts)) > self._max_tokens:
             raise DataError(
@@ -223,7 +223,7 @@ def _check(item: Input, index: int) -> None:
         raise DataError(f"text {index} has {len(parts) - 1} choices; give two or more")
     for part, text in enumerate(parts):
         if (fault := _fault(text)) is not None:
-            raise DataError(f"{name_of_part(item, part, index)} {fault}")
+            raise DataError(f"{part_name(item, part, index)} {fault}")
 
 
 def _fault(text: object) -> str | None:

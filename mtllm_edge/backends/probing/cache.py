@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import platformdirs
+
+from mtllm_edge.files.atomic import replace_file
 
 CACHE_VARIABLE = "MTLLM_EDGE_CACHE"
 Answer = TypeVar("Answer")
@@ -40,11 +41,10 @@ def recall(question: str, key: dict[str, str], kind: type[Answer]) -> Answer | N
 def remember(question: str, key: dict[str, str], answer: object) -> None:
     """Keep an answer; where nothing can be written, the next process asks again. Arguments as for `recall`."""
     file = _file(question, key)
-    temporary = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode({"key": key, "answer": answer}))
-        temporary.replace(file)
+        with replace_file(file) as opened:
+            opened.write(msgspec.json.encode({"key": key, "answer": answer}))
     except OSError:
         return
 

@@ -43,9 +43,9 @@ for number in range(times):
 HOLDS = """
 import sys, time
 from pathlib import Path
-from mtllm_edge.files.lock import sole_writer
+from mtllm_edge.files.lock import folder_lock
 
-with sole_writer(Path(sys.argv[1])):
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

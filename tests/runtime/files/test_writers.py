@@ -42,8 +42,8 @@ def test_replacing_refuses_what_it_must_not_touch(tmp_path: Path) -> None:
         (old, False, "old.csv exists; add --force"),
         (tmp_path, True, "is not a plain file"),
         (Path(os.devnull), True, "is not a plain file"),
-        (tmp_path / "none" / "out.csv", False, "none does not exist; make it"),
-        (old / "out.csv", False, "old.csv does not exist; make it"),
+        (tmp_path / "none" / "out.csv", False, "none does not exist; create it"),
+        (old / "out.csv", False, "old.csv does not exist; create it"),
     ):
         with pytest.raises(UsageError, match=message), atomic_file(path, force=force):
             pytest.fail("the block must not run")

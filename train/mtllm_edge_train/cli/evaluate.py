@@ -13,7 +13,7 @@ import msgspec
 from mtllm_edge import console
 from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.files.atomic import atomic_folder, refuse_existing
+from mtllm_edge.files.atomic import atomic_folder, check_output_folder
 from mtllm_edge.files.columns import Columns
 from mtllm_edge_train.cli.options import SECOND_COLUMNS, chosen_device
 from mtllm_edge_train.cli.train import prepare
@@ -100,7 +100,7 @@ def evaluate(
     The output folder gets eval.json, eval.md and eval.png; the last line on stdout is the summary as JSON.
     """
     prepare()
-    refuse_existing(out, force=force, marker=REPORT_NAME)
+    check_output_folder(out, force=force, marker=REPORT_NAME)
     if translator is not None and teacher is None:
         raise UsageError("--translator needs --teacher, which reads the translations")
     if train_where and train is None:

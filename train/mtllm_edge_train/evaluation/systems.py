@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.inputs import Input, Kind, parts_of, with_parts
+from mtllm_edge.inputs import Input, Kind, parts_of, replace_parts
 from mtllm_edge_train.checkpoints.config import StackConfig
 from mtllm_edge_train.data.labelled import LabelledTexts
 from mtllm_edge_train.evaluation.model_under_test import Subject, check_languages, checkpoint_digest, task_of
@@ -45,7 +45,7 @@ class System:
         """Its labels for texts in one language, or for what else the task reads."""
         if self.translator is not None:
             translated = iter(self.translator([part for item in texts for part in parts_of(item)], language))
-            texts = [with_parts(item, [next(translated) for _ in parts_of(item)]) for item in texts]
+            texts = [replace_parts(item, [next(translated) for _ in parts_of(item)]) for item in texts]
         return self.reader(texts, language)
 
 

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge.inputs import Input, parts_of, vectors_of
+from mtllm_edge.inputs import Input, parts_of, vector_count
 from mtllm_edge.tokenization.encoding import Encoded, Spans, downsample_spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge_train.checkpoints.config import (
@@ -206,7 +206,7 @@ def pool_in_batches(texts: Sequence[Input], pool: Callable[[list[Input]], Tensor
             places = by_length[start : start + _BATCH]
             batch = [texts[i] for i in places]
             pooled_VD = pool(batch).float()
-            pooled |= zip(places, torch.split(pooled_VD, [vectors_of(item) for item in batch]), strict=True)
+            pooled |= zip(places, torch.split(pooled_VD, [vector_count(item) for item in batch]), strict=True)
     return [pooled[i] for i in range(len(texts))]
 
 

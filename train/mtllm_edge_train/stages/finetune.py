@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.inputs import parts_of, vectors_of
+from mtllm_edge.inputs import parts_of, vector_count
 from mtllm_edge_train.checkpoints import tensors
 from mtllm_edge_train.checkpoints.config import (
     CHECKPOINT_VERSION,
@@ -136,7 +136,7 @@ def finetune(
         body.train()
         with settings.autocast():
             pooled_VD = body.read(tokenizer, [item for _, item, _ in batch], max_tokens=MAX_TOKENS)
-        vectors = torch.split(pooled_VD, [vectors_of(item) for _, item, _ in batch])
+        vectors = torch.split(pooled_VD, [vector_count(item) for _, item, _ in batch])
         total, right = pooled_VD.new_zeros(()), 0
         for task in tasks:
             own = [place for place, item in enumerate(batch) if item[0] == task]

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.files.atomic import refuse_existing
+from mtllm_edge.files.atomic import check_output_folder
 
 STATE_NAME = "training.json"
 
@@ -40,7 +40,7 @@ def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> Train
         UsageError: The folder holds a finished run, other settings, or something else.
     """
     if force or not (folder.exists() or folder.is_symlink()):
-        refuse_existing(folder, force=force, marker=STATE_NAME)
+        check_output_folder(folder, force=force, marker=STATE_NAME)
         _check_parent(folder)
         return None
     try:
