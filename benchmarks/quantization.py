@@ -21,7 +21,7 @@ import numpy as np
 from mtllm_edge import Classifier, Embedder
 from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_export.parity import load_sentences
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.scoring import score
 from mtllm_edge_train.recipes.reference.tasks import TASKS, all_texts, load_split, scores_by_language
 
@@ -75,7 +75,7 @@ def classify(bundle: Path, task: str, texts: list[str]) -> list[str]:
         return [prediction.label for prediction in classifier.classify(texts)]
 
 
-def mean_accuracy(dev: dict[str, LabelledTexts], found: list[str]) -> float:
+def mean_accuracy(dev: dict[str, LabeledTexts], found: list[str]) -> float:
     """Accuracy averaged over languages."""
     return statistics.mean(scores.accuracy for scores in scores_by_language(dev, found).values())
 

@@ -49,7 +49,7 @@ from mtllm_edge_train.checkpoints.config import CONFIG_NAME, StackConfig
 from mtllm_edge_train.checkpoints.published import as_checkpoint
 from mtllm_edge_train.checkpoints.tensors import read_bridge, read_head, read_lora
 from mtllm_edge_train.models.encoder import LoadedEncoder
-from mtllm_edge_train.models.loading import load_framed_encoder, load_stack
+from mtllm_edge_train.models.loading import load_encoder_and_tokenizer, load_stack
 from mtllm_edge_train.models.stack import Stack
 
 Array = NDArray[np.float32]
@@ -203,7 +203,7 @@ class _Export:
 
     @cached_property
     def encoder(self) -> LoadedEncoder:
-        encoder: LoadedEncoder = load_framed_encoder(self.checkpoint, self.config)[0]
+        encoder: LoadedEncoder = load_encoder_and_tokenizer(self.checkpoint, self.config)[0]
         return encoder
 
     def write(self, folder: Path, *, lora: dict[str, Array], whole: Path | None = None) -> Manifest:

@@ -114,7 +114,7 @@ def torch_reference(
         for kind in sorted({*kinds.values()} - vectors.keys()):
             readings = zip(task_inputs(texts, kind), codes, strict=True)
             read = [stack.tokenizer.encode([item], language=code)[0] for item, code in readings]
-            vectors[kind] = torch.cat([stack.read(batch) for batch in _batches(read, lambda text: len(text.ids))])
+            vectors[kind] = torch.cat([stack.embed(batch) for batch in _batches(read, lambda text: len(text.ids))])
         logits = {task: head(vectors[kinds[task]]).reshape(len(texts), -1) for task, head in stack.heads.items()}
     return ReferenceOutputs(
         texts,

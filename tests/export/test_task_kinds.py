@@ -54,7 +54,7 @@ def torch_probabilities(stack: Stack, task: str, items: list[Input], language: s
     """Of one padded batch."""
     encoded = stack.tokenizer.encode(items, language=language)
     with torch.inference_mode():
-        logits_VC = stack.heads[task](stack.read(encoded))
+        logits_VC = stack.heads[task](stack.embed(encoded))
     rows = torch.split(logits_VC, [text.vectors for text in encoded])
     return [torch.softmax(row.reshape(-1), dim=0).tolist() for row in rows]
 
@@ -82,7 +82,7 @@ def test_probabilities_are_those_of_torch(
 def test_vectors_are_those_of_torch(pieces: tuple[Stack, Path, str | None], items: list[Input]) -> None:
     stack, bundle, language = pieces
     with torch.inference_mode():
-        expected_VD = stack.read(stack.tokenizer.encode(items, language=language)).numpy()
+        expected_VD = stack.embed(stack.tokenizer.encode(items, language=language)).numpy()
     with Embedder.load(bundle, threads=1) as embedder:
         found_VD = embedder.pool(embedder.encode(items, language=language))
     assert cosines(expected_VD, found_VD).min() >= 0.9999

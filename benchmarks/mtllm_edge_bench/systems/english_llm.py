@@ -105,7 +105,7 @@ def write_english_llm(checkpoint: Path, folder: Path, *, quantization: LlmQuanti
     from mtllm_edge_export.llms.source import open_llm
     from mtllm_edge_train.checkpoints.config import StackConfig, resolve_source
     from mtllm_edge_train.checkpoints.tensors import read_head, read_lora
-    from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS, own_frame
+    from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS, special_token_template
     from mtllm_edge_train.models.stack import load_llm_tokenizer
 
     config = StackConfig.load(checkpoint)
@@ -115,7 +115,7 @@ def write_english_llm(checkpoint: Path, folder: Path, *, quantization: LlmQuanti
     weights = open_llm(config.llm.source, checkpoint)
     if len(tokenizer) > weights.config["vocab_size"]:
         raise ModelError(f"{config.llm.source}: its tokenizer has more tokens than the LLM has embeddings")
-    frame = own_frame(tokenizer)
+    frame = special_token_template(tokenizer)
     body = LlmBody(
         weights,
         config.llm.layers,

@@ -75,7 +75,7 @@ def importance(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[
         with torch.inference_mode():
             for sentence in sentences:
                 code = encoder_language(sentence.language, languages)
-                stack.read(stack.tokenizer.encode([sentence.text], language=code))
+                stack.embed(stack.tokenizer.encode([sentence.text], language=code))
     finally:
         for handle in handles:
             handle.remove()

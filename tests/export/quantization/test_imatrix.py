@@ -36,7 +36,7 @@ def test_every_matrix_has_the_mean_squares_of_its_inputs(checkpoint: Path, tmp_p
     handle = layer.register_forward_hook(lambda _, __, output: inputs.append(output[0]))
     with torch.inference_mode():
         for sentence in sentences:
-            stack.read(stack.tokenizer.encode([sentence.text]))
+            stack.embed(stack.tokenizer.encode([sentence.text]))
     handle.remove()
     expected_I = torch.cat(inputs).square().mean(0).numpy()
     for name in ("q_proj", "k_proj", "v_proj"):

@@ -21,7 +21,7 @@ from mtllm_edge.inputs import Input, parts_of
 from mtllm_edge.translator import Translator
 from mtllm_edge_export.translator import export_translator
 from mtllm_edge_train.checkpoints.config import CHECKPOINT_VERSION, CONFIG_NAME, LlmConfig, StackConfig, TaskConfig
-from mtllm_edge_train.data.labelled import read_labelled
+from mtllm_edge_train.data.labeled import read_labeled
 from mtllm_edge_train.evaluation.report import Report
 from mtllm_edge_train.evaluation.scoring import Evaluator, score
 from tests.fixtures.subprocesses import imported_by
@@ -194,7 +194,7 @@ def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, tas
     report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
     teacher = Evaluator(folder / "teacher")
     stack = Evaluator(folder / model) if model == "nllb" else None
-    data, engine = read_labelled(source), Translator.load(folder / "translator", threads=1)
+    data, engine = read_labeled(source), Translator.load(folder / "translator", threads=1)
     with Classifier.load(folder / "bundle", task=task, threads=1) as classifier:
         for row in report.per_language:
             taken = [i for i, r in enumerate(ROWS) if r["lang"] == row.name and r["split"] == "test"]

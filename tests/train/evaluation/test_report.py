@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge.console import render
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.chart import save_chart
 from mtllm_edge_train.evaluation.language_groups import Group, language_groups
 from mtllm_edge_train.evaluation.report import Report, make_report
@@ -16,7 +16,7 @@ from mtllm_edge_train.evaluation.tables import markdown, terminal_view
 
 def report_of(languages: list[str], *, groups: list[Group] | None = None) -> Report:
     """The MT-LLM is always right, the baseline in every other text."""
-    data = {language: LabelledTexts(["x"] * 4, ["a", "b", "a", "b"]) for language in languages}
+    data = {language: LabeledTexts(["x"] * 4, ["a", "b", "a", "b"]) for language in languages}
     right = {language: ["a", "b", "a", "b"] for language in languages}
     half = {language: ["a", "a", "a", "a"] for language in languages}
     return make_report(

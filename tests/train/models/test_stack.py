@@ -36,7 +36,7 @@ def test_gradient_checkpointing_changes_memory_alone() -> None:
 
     plain = gradients()
     assert passes == [True]
-    llm.checkpoint_activations()
+    llm.enable_gradient_checkpointing()
     for expected, found in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(found, expected)
     assert passes == [True] * 3  # the layer was computed again

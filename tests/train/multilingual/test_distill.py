@@ -20,7 +20,7 @@ from mtllm_edge.backends.encoders.ctranslate2 import CTranslate2Encoder
 from mtllm_edge.errors import UsageError
 from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_train.checkpoints.config import EncoderConfig, LlmConfig, StackConfig
-from mtllm_edge_train.checkpoints.tensors import digest, read_bridge, read_head, read_lora
+from mtllm_edge_train.checkpoints.tensors import read_bridge, read_head, read_lora, weights_digest
 from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import pad_right
 from mtllm_edge_train.multilingual.distill import distill_translations
@@ -180,9 +180,9 @@ def test_a_checkpoint_with_its_own_encoder_can_be_moved_and_gone_on_from(
         settings=replace(SETTINGS, batch_size=9),
         epochs=1,
     )
-    sha256 = digest(moved)
+    sha256 = weights_digest(moved)
     (moved / "encoder" / "model.safetensors").unlink()
-    assert digest(moved) != sha256  # another encoder is another checkpoint
+    assert weights_digest(moved) != sha256  # another encoder is another checkpoint
     shutil.rmtree(moved)
     for name in ("strided", "distilled"):
         torch.testing.assert_close(states(tmp_path / name), states(learned), rtol=0, atol=0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.checkpoints.config import StackConfig
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.encoder_only import EncoderOnly
 from mtllm_edge_train.models.loading import load_heads
 from mtllm_edge_train.multilingual.soft_labels import SoftLabels, balanced_weights, check_labelled
@@ -20,7 +20,7 @@ from tests.fixtures.tiny_checkpoint import save_checkpoint
 LABELS = ("negative", "neutral", "positive")
 WORDS = {"positive": "good", "negative": "bad", "neutral": "so-so"}
 ROWS = [(f"{word} {thing}", label) for label, word in WORDS.items() for thing in ("film", "food", "song", "day", "bed")]
-DATA = LabelledTexts([text for text, _ in ROWS], [label for _, label in ROWS])
+DATA = LabeledTexts([text for text, _ in ROWS], [label for _, label in ROWS])
 SETTINGS = LoopSettings(batch_size=4, learning_rate=1e-3, dtype="float32")
 TEXTS = ["good bread", "bad bread", "so-so"]
 SAMPLE = ["so-so bread", "so-so wine", "so-so water", "good wine"]
@@ -90,11 +90,11 @@ def test_a_text_counts_by_how_rare_its_labels_are() -> None:
 def test_rows_of_other_tasks_are_refused(start: Path) -> None:
     tasks = StackConfig.load(start).tasks
     check_labelled({"sentiment": DATA}, tasks, start)
-    pairs = LabelledTexts(DATA.texts, DATA.labels, seconds=DATA.texts)
+    pairs = LabeledTexts(DATA.texts, DATA.labels, seconds=DATA.texts)
     for labelled, message in (
         ({"mood": DATA}, "has no task 'mood'; its tasks: topic, sentiment"),
         ({"topic": DATA}, "'topic' has the labels .* but negative, neutral, positive in the labelled rows; give"),
-        ({"sentiment": LabelledTexts(DATA.texts[:5], DATA.labels[:5])}, "but positive in the labelled rows"),
+        ({"sentiment": LabeledTexts(DATA.texts[:5], DATA.labels[:5])}, "but positive in the labelled rows"),
         ({"sentiment": pairs}, "does not read single texts"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -247,7 +247,7 @@ def test_the_whole_recipe(tmp_path: Path, models: dict[str, Path], monkeypatch: 
     monkeypatch.setattr(nllb_llama3, "BATCH_SIZE", 4)
     monkeypatch.setattr(nllb_llama3, "EPOCHS", {"nusax": 1})
     checkpointed: list[LlmBody] = []
-    monkeypatch.setattr(LlmBody, "checkpoint_activations", lambda llm: checkpointed.append(llm))
+    monkeypatch.setattr(LlmBody, "enable_gradient_checkpointing", lambda llm: checkpointed.append(llm))
     folder, out = data(tmp_path / "data"), tmp_path / "out"
     nllb_llama3.run(folder, out, device="cpu")
     assert len(checkpointed) == 3  # the students of adapt and distill, and the teacher while it is fine-tuned

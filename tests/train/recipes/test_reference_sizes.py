@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.multilingual.pairs import Pair
 from mtllm_edge_train.recipes.reference import __main__ as command
 from mtllm_edge_train.recipes.reference import stages
@@ -35,7 +35,7 @@ def steps_and_batches(
         monkeypatch.setattr(stages, name, stage(name))
     monkeypatch.setattr(stages, "translate", translate)
     monkeypatch.setattr(stages, "make", lambda *_: None)
-    monkeypatch.setattr(stages, "load_split", lambda *_: {stages.ENGLISH: LabelledTexts(["a", "b"], ["x", "y"])})
+    monkeypatch.setattr(stages, "load_split", lambda *_: {stages.ENGLISH: LabeledTexts(["a", "b"], ["x", "y"])})
     monkeypatch.setattr(stages, "english_sides", lambda *_, **__: ["some text"])
     pair = Pair(stages.ENGLISH, "a", "b", 1.0)
     monkeypatch.setattr(stages, "translation_pairs", lambda *_, **__: [pair])

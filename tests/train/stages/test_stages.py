@@ -15,7 +15,7 @@ from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge_train.checkpoints.config import EncoderConfig, LlmConfig, LoraConfig
 from mtllm_edge_train.checkpoints.tensors import read_bridge, read_head, read_lora
 from mtllm_edge_train.data.batches import BatchOrder
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import encode_english, pad_right
 from mtllm_edge_train.stages.adapt import adapt
@@ -29,7 +29,7 @@ LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.1)
 TEXTS = [
     f"The {noun} is {quality} today." for noun in ("team", "hotel", "rocket") for quality in ("good", "bad", "new")
 ]
-DATA = LabelledTexts(TEXTS, ["praise" if "good" in text else "other" for text in TEXTS])
+DATA = LabeledTexts(TEXTS, ["praise" if "good" in text else "other" for text in TEXTS])
 SETTINGS = settings.LoopSettings(batch_size=4, learning_rate=1e-3, save_every=3, log_every=1, dtype="float32")
 
 

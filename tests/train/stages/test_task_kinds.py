@@ -18,7 +18,7 @@ from mtllm_edge.inputs import Input
 from mtllm_edge_train.checkpoints.config import LlmConfig, StackConfig, resolve_source
 from mtllm_edge_train.checkpoints.tensors import read_head
 from mtllm_edge_train.cli import train
-from mtllm_edge_train.data.labelled import read_inputs, read_labelled
+from mtllm_edge_train.data.labeled import read_inputs, read_labeled
 from mtllm_edge_train.evaluation.scoring import Evaluator
 from mtllm_edge_train.models.llm_tokenization import tokenize
 from mtllm_edge_train.models.stack import LlmBody, load_llm_body, load_llm_tokenizer, pool_in_batches
@@ -50,17 +50,17 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_the_columns_of_a_file_tell_its_kind(tmp_path: Path) -> None:
-    pairs = read_labelled(write(tmp_path / "pairs.jsonl", PAIRS))
+    pairs = read_labeled(write(tmp_path / "pairs.jsonl", PAIRS))
     assert (pairs.kind, pairs.inputs[1]) == ("pair", ("The team is good.", "The team is awful."))
     assert pairs.counts == {"other": 3, "same": 3}
     columns = Columns(choices=("choice1", "choice2"))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(QUESTIONS), tmp_path / "choices.parquet")
-    questions = read_labelled(tmp_path / "choices.parquet", text_column="premise", columns=columns)
+    questions = read_labeled(tmp_path / "choices.parquet", text_column="premise", columns=columns)
     assert (questions.kind, questions.counts) == ("multiple_choice", {"0": 3, "1": 3})
     assert questions.inputs[1] == ("The team was praised.", ("The team is awful.", "The team is good."))
     assert read_inputs(tmp_path / "choices.parquet", text_column="premise", columns=columns) == questions.inputs
     lists = [{"text": "x", "choices": ["a", "b"], "label": 1}, {"text": "y", "choices": ["c", "d"], "label": "0"}]
-    assert read_labelled(write(tmp_path / "lists.jsonl", lists)).inputs == [("x", ("a", "b")), ("y", ("c", "d"))]
+    assert read_labeled(write(tmp_path / "lists.jsonl", lists)).inputs == [("x", ("a", "b")), ("y", ("c", "d"))]
     (tmp_path / "plain.txt").write_text("one\ntwo\n")
     assert read_inputs(tmp_path / "plain.txt") == ["one", "two"]
 
@@ -92,7 +92,7 @@ def test_files_that_are_no_task(
     good |= {"choices": ["a", "b"]} if "choices" in row else {}
     path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 0} | good, {"text": "x", "label": 0} | row])
     with pytest.raises(error, match=message) as caught:
-        read_labelled(path, columns=columns)
+        read_labeled(path, columns=columns)
     assert "a.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -117,11 +117,11 @@ def test_the_llm_reads_parts_on_lines_of_their_own(llm_tokenizer: Any) -> None:
 def test_a_batch_is_pooled_as_its_texts_are(llm_tokenizer: Any) -> None:
     body = LlmBody(load_llm_body(resolve_source(LLM.source), 1), bidirectional=False, lora=None).eval()
     read = [*ITEMS, *ITEMS]
-    together = pool_in_batches(read, lambda batch: body.read(llm_tokenizer, batch, max_tokens=64))
+    together = pool_in_batches(read, lambda batch: body.embed(llm_tokenizer, batch, max_tokens=64))
     assert [len(rows) for rows in together] == [1, 2, 1, 3] * 2
     for rows_VD, item in zip(together, read, strict=True):
         with torch.no_grad():
-            torch.testing.assert_close(rows_VD, body.read(llm_tokenizer, [item], max_tokens=64), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(rows_VD, body.embed(llm_tokenizer, [item], max_tokens=64), rtol=1e-3, atol=1e-4)
 
 
 def invoke(*arguments: object) -> Result:
@@ -160,10 +160,10 @@ def test_all_stages(tmp_path: Path) -> None:
     fvu = logged(student, "fvu")
     assert fvu[-1] < 0.7 * fvu[0], fvu
     evaluator = Evaluator(student)
-    assert set(evaluator.predict("copa", read_labelled(copa).inputs)) <= {"0", "1"}
-    assert evaluator.evaluate("nli", read_labelled(nli)).texts == 6
+    assert set(evaluator.predict("copa", read_labeled(copa).inputs)) <= {"0", "1"}
+    assert evaluator.evaluate("nli", read_labeled(nli)).texts == 6
     with pytest.raises(DataError, match=r"task 'nli' reads a pair .* but text 0 is a text with its choices"):
-        evaluator.evaluate("nli", read_labelled(copa))
+        evaluator.evaluate("nli", read_labeled(copa))
     with pytest.raises(DataError, match="task 'copa' reads a text with its choices"):
         evaluator.predict("copa", ["a"])
     few = write(tmp_path / "few.jsonl", rows[::2])  # the first choice is always right

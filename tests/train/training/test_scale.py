@@ -19,7 +19,7 @@ from mtllm_edge.errors import MtllmError, UsageError
 from mtllm_edge_train.checkpoints.config import EncoderConfig, LlmConfig, LoraConfig
 from mtllm_edge_train.checkpoints.tensors import read_bridge, read_lora
 from mtllm_edge_train.cli import train
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.data.streams import TextStream
 from mtllm_edge_train.models.stack import LlmBody
 from mtllm_edge_train.stages.adapt import adapt
@@ -148,7 +148,7 @@ def test_accumulation_changes_nothing(models: Path, tmp_path: Path, accumulate: 
 
 def test_accumulation_in_the_other_stages(models: Path, tmp_path: Path) -> None:
     run(models, tmp_path / "adapted", dropout=0.0)
-    data = LabelledTexts(TEXTS, ["long" if "very" in text else "short" for text in TEXTS])
+    data = LabeledTexts(TEXTS, ["long" if "very" in text else "short" for text in TEXTS])
     lora = LoraConfig(rank=2, alpha=4.0, dropout=0.0)
     for parts in (1, 3):
         settings = replace(SETTINGS, accumulate=parts)

@@ -67,7 +67,7 @@ def read_head(folder: Path, task: str) -> tuple[Array, Array | None]:
     return _named(tensors, "weight", path), tensors.get("bias")
 
 
-def digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """SHA-256 over what was trained in a checkpoint."""
     sha256 = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):

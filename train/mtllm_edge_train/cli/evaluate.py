@@ -19,7 +19,7 @@ from mtllm_edge_train.cli.options import SECOND_COLUMNS, chosen_device
 from mtllm_edge_train.cli.train import prepare
 
 if TYPE_CHECKING:
-    from mtllm_edge_train.data.labelled import LabelledTexts
+    from mtllm_edge_train.data.labeled import LabeledTexts
     from mtllm_edge_train.evaluation.systems import System
 
 REPORT_NAME = "eval.json"
@@ -165,12 +165,12 @@ def evaluate(
     click.echo(msgspec.json.encode(report.summary()).decode())
 
 
-def _label_counts(rows: dict[str, LabelledTexts]) -> Counter[str]:
+def _label_counts(rows: dict[str, LabeledTexts]) -> Counter[str]:
     """Texts per label, in all languages together."""
     return Counter(label for labelled in rows.values() for label in labelled.labels)
 
 
-def _ask(system: System, title: str, rows: dict[str, LabelledTexts]) -> dict[str, list[str]]:
+def _ask(system: System, title: str, rows: dict[str, LabeledTexts]) -> dict[str, list[str]]:
     """A system's labels for all texts of each language."""
     total = sum(len(labelled.texts) for labelled in rows.values())
     console.note(f"{title}: {console.count(total, 'text')} in {console.count(len(rows), 'language')}")

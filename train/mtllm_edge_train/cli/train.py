@@ -169,7 +169,7 @@ def finetune(
     hub:ID:CONFIG:SPLIT. Where it has a column 'text_pair' too, the task is about pairs of texts; where it has
     'choices', it is multiple choice, and labels are numbers of choices, from 0. The result is the teacher of `distill`.
     """
-    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.data.labeled import read_labeled
     from mtllm_edge_train.stages.finetune import finetune as run
 
     files = dict(_task_file(task) for task in tasks)
@@ -177,7 +177,7 @@ def finetune(
         raise UsageError("a task is named twice; give each task one file")
     run(
         {
-            task: read_labelled(file, text_column=text_column, label_column=label_column, columns=columns_of(options))
+            task: read_labeled(file, text_column=text_column, label_column=label_column, columns=columns_of(options))
             for task, file in files.items()
         },
         out,
@@ -218,7 +218,7 @@ def distill(
     ADAPTED is a checkpoint of `adapt`, TEACHER one of `finetune`. TEXTS are the tasks' training files or
     data sets; any other of English text may be added, no label is read.
     """
-    from mtllm_edge_train.data.labelled import read_inputs
+    from mtllm_edge_train.data.labeled import read_inputs
     from mtllm_edge_train.stages.distill import distill as run
 
     columns = columns_of(options)
@@ -258,12 +258,12 @@ def evaluate(
     """Classify labelled FILES or data sets with a CHECKPOINT in torch; print one line of JSON for each."""
     import msgspec
 
-    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.data.labeled import read_labeled
     from mtllm_edge_train.evaluation.scoring import Evaluator
 
     columns = columns_of(options)
     sets = {
-        file: read_labelled(file, text_column=text_column, label_column=label_column, columns=columns) for file in files
+        file: read_labeled(file, text_column=text_column, label_column=label_column, columns=columns) for file in files
     }
     for file, data in sets.items():
         _log(f"{file} {data.summary}")

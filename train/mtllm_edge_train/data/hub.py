@@ -23,12 +23,12 @@ class DataSet(NamedTuple):
     """Column that holds numbers of classes -> the names of its classes."""
 
 
-def is_data_set(name: str | Path) -> bool:
+def is_hub_dataset(name: str | Path) -> bool:
     """Whether a source is a data set and not a file."""
     return str(name).startswith(HUB)
 
 
-def check_data_set(name: str) -> tuple[str, str | None, str]:
+def parse_dataset_name(name: str) -> tuple[str, str | None, str]:
     """ID, configuration and split in the name of a data set; the split is ``train`` unless told.
 
     Raises:
@@ -41,7 +41,7 @@ def check_data_set(name: str) -> tuple[str, str | None, str]:
     return identifier, config or None, split or "train"
 
 
-def open_data_set(name: str) -> DataSet:
+def open_dataset(name: str) -> DataSet:
     """Find a data set; its rows are fetched as they are asked for.
 
     Raises:
@@ -50,7 +50,7 @@ def open_data_set(name: str) -> DataSet:
     """
     import datasets
 
-    identifier, config, split = check_data_set(name)
+    identifier, config, split = parse_dataset_name(name)
     with one_line_error(
         f"{name} cannot be read", f"check its name, as {HUB}ID:CONFIG:SPLIT, and the connection", DataError
     ):

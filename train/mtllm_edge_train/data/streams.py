@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.data.batches import BatchOrder
-from mtllm_edge_train.data.hub import check_data_set, is_data_set
+from mtllm_edge_train.data.hub import is_hub_dataset, parse_dataset_name
 from mtllm_edge_train.data.texts import SUFFIXES, check_file, read_source
 
 WINDOW = 65_536
@@ -33,7 +33,7 @@ class TextStream:
 
         Args:
             names: Files with one of `texts.SUFFIXES`, folders of such files (subfolders too), globs, and data sets,
-                named as at `data_sets.HUB`; their configuration may be left empty, their split is ``train`` unless
+                named as at `hub.HUB`; their configuration may be left empty, their split is ``train`` unless
                 told.
             column: Where the text is, but in .txt; None takes ``text``, else the only column.
 
@@ -46,7 +46,7 @@ class TextStream:
     @property
     def remote(self) -> bool:
         """Whether some texts may come over a network, where reading them twice is dear."""
-        return any(map(is_data_set, self._names))
+        return any(map(is_hub_dataset, self._names))
 
     def __repr__(self) -> str:
         return f"TextStream({self._names}, column={self._column!r})"
@@ -71,8 +71,8 @@ class TextStream:
 
 
 def _expanded(name: str) -> list[str]:
-    if is_data_set(name):
-        check_data_set(name)
+    if is_hub_dataset(name):
+        parse_dataset_name(name)
         return [name]
     path = Path(name)
     if path.is_dir():

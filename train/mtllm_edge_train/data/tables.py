@@ -10,7 +10,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.rows import Record
 from mtllm_edge.files.tables import Table, pick_texts, read_table
 from mtllm_edge.safe_text import one_line
-from mtllm_edge_train.data.hub import is_data_set, open_data_set
+from mtllm_edge_train.data.hub import is_hub_dataset, open_dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,14 @@ def read_rows(source: str | Path, column: str | None) -> Rows:
     """Read a .csv, .jsonl or .parquet file, or a data set.
 
     Args:
-        source: The file or, after `data_sets.HUB`, the data set.
+        source: The file or, after `hub.HUB`, the data set.
         column: Where the text is; None takes ``text``, else the only column.
 
     Raises:
         UsageError: No such file, another suffix, or no such column.
         DataError: Nothing readable, no rows, or a cell that is no text.
     """
-    if is_data_set(source):
+    if is_hub_dataset(source):
         return _read_data_set(str(source), column)
     path = Path(source)
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
@@ -61,7 +61,7 @@ def _parquet_records(path: Path) -> list[tuple[str, Record]]:
 
 
 def _read_data_set(name: str, column: str | None) -> Rows:
-    rows, classes = open_data_set(name)
+    rows, classes = open_dataset(name)
     located = [
         (place, {key: _class_name(cell, classes[key]) if key in classes else cell for key, cell in record.items()})
         for place, record in rows

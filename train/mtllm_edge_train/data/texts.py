@@ -13,16 +13,16 @@ from mtllm_edge.files.compression import Unzstd
 from mtllm_edge.files.rows import csv_records, jsonl_records
 from mtllm_edge.files.tables import check_text, pick_column
 from mtllm_edge.safe_text import one_line
-from mtllm_edge_train.data.hub import is_data_set, open_data_set
+from mtllm_edge_train.data.hub import is_hub_dataset, open_dataset
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".txt.zst", ".csv.zst", ".jsonl.zst")
 _PARQUET_ROWS = 1024
 
 
 def read_source(name: str, *, column: str | None = None) -> Iterator[str]:
-    """The texts of a file or, after `data_sets.HUB`, of a data set; see `read_file`."""
-    if is_data_set(name):
-        return _named_column(open_data_set(name).rows, name, column)
+    """The texts of a file or, after `hub.HUB`, of a data set; see `read_file`."""
+    if is_hub_dataset(name):
+        return _named_column(open_dataset(name).rows, name, column)
     return read_file(Path(name), column=column)
 
 

@@ -22,7 +22,7 @@ from mtllm_edge.inputs import Input, parts_of
 from mtllm_edge.tokenization.batching import plan_batches
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge_train.checkpoints.config import StackConfig
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.linear_probe import choose_penalty, logistic_regression
 from mtllm_edge_train.distillation.losses import Standardizer
 from mtllm_edge_train.models import loading
@@ -50,7 +50,7 @@ class EncoderOnly:
         Raises:
             ModelError: It is missing or damaged.
         """
-        encoder, tokenizer = loading.load_framed_encoder(folder, StackConfig.load(folder))
+        encoder, tokenizer = loading.load_encoder_and_tokenizer(folder, StackConfig.load(folder))
         module = encoder.module.to(device, dtype)
 
         def run(batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -84,7 +84,7 @@ class EncoderOnly:
         means = torch.split(means_PD, [len(own) for own in parts])
         return [own_PD if len(own_PD) == 1 else _compared(own_PD[:1], own_PD[1:]) for own_PD in means]
 
-    def classifier(self, train: LabelledTexts, labels: Sequence[str], *, language: str | None = None) -> nn.Linear:
+    def classifier(self, train: LabeledTexts, labels: Sequence[str], *, language: str | None = None) -> nn.Linear:
         """A head on `vectors` from training rows in one language; its rows are the labels, or one for choices."""
         vectors_VD = torch.cat(self.vectors(train.inputs, language=language))
         gold_N = torch.tensor([labels.index(label) if labels else int(label) for label in train.labels])

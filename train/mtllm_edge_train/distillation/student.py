@@ -31,7 +31,7 @@ def build_stack(
         nf4: Pack the LLM's frozen weights in NF4 instead.
         learn_encoder: Let all of the encoder learn but its table of word embeddings.
     """
-    encoder, tokenizer = loading.load_framed_encoder(folder, config)
+    encoder, tokenizer = loading.load_encoder_and_tokenizer(folder, config)
     if learn_encoder:
         encoder.module.requires_grad_(True).get_input_embeddings().requires_grad_(False)
     else:

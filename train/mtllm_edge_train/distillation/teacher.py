@@ -73,7 +73,7 @@ def read_plainly(
 ) -> Tensor:
     """Pooled vectors (N, D) of the plain LLM, its adapters off: the teacher that a student carries in itself."""
     with torch.no_grad(), settings.autocast(), llm.without_lora():
-        return llm.read(tokenizer, texts, max_tokens=max_tokens).float()
+        return llm.embed(tokenizer, texts, max_tokens=max_tokens).float()
 
 
 def teacher_key(llm: LlmConfig, *, max_tokens: int, settings: LoopSettings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.columns import Columns
 from mtllm_edge.inputs import Input, Kind
-from mtllm_edge_train.data.labelled import LabelledTexts, labelled_texts
+from mtllm_edge_train.data.labeled import LabeledTexts, labeled_texts
 from mtllm_edge_train.data.tables import Rows, read_rows
 
 Where = Mapping[str, Set[str]]
@@ -31,7 +31,7 @@ class Layout:
     language: str
 
 
-def read_by_language(sources: Sequence[str | Path], layout: Layout, where: Where) -> dict[str, LabelledTexts]:
+def read_by_language(sources: Sequence[str | Path], layout: Layout, where: Where) -> dict[str, LabeledTexts]:
     """Language -> its rows of all files, languages sorted.
 
     Args:
@@ -45,7 +45,7 @@ def read_by_language(sources: Sequence[str | Path], layout: Layout, where: Where
     """
     taken: dict[str, tuple[list[Input], list[str]]] = defaultdict(lambda: ([], []))
     for rows in _chosen_rows(sources, layout.text, where):
-        data = labelled_texts(rows, layout.kind, layout.others, layout.label)
+        data = labeled_texts(rows, layout.kind, layout.others, layout.label)
         for place, record, item, label in zip(rows.places, rows.records, data.inputs, data.labels, strict=True):
             language = _cell(record, layout.language, place)
             if not isinstance(language, str) or not language.strip():
@@ -53,10 +53,10 @@ def read_by_language(sources: Sequence[str | Path], layout: Layout, where: Where
             inputs, labels = taken[language.strip()]
             inputs.append(item)
             labels.append(label)
-    return {language: LabelledTexts.of(*taken[language]) for language in sorted(taken)}
+    return {language: LabeledTexts.of(*taken[language]) for language in sorted(taken)}
 
 
-def read_training_rows(source: str | Path, layout: Layout, where: Where, *, language: str) -> LabelledTexts:
+def read_training_rows(source: str | Path, layout: Layout, where: Where, *, language: str) -> LabeledTexts:
     """What a baseline learns from, all in one language.
 
     Args:
@@ -77,13 +77,13 @@ def read_training_rows(source: str | Path, layout: Layout, where: Where, *, lang
                 f"{place} is a training row in {found}, expected {language} alone; "
                 f"add --train-where {layout.language}={language}"
             )
-    labelled = labelled_texts(rows, layout.kind, layout.others, layout.label)
+    labelled = labeled_texts(rows, layout.kind, layout.others, layout.label)
     if len(labelled.counts) < 2:
         raise DataError(f"the training rows of {source} have the labels {[*labelled.counts]}; give rows of two labels")
     return labelled
 
 
-def check_labels(by_language: Mapping[str, LabelledTexts], labels: Sequence[str], task: str) -> None:
+def check_labels(by_language: Mapping[str, LabeledTexts], labels: Sequence[str], task: str) -> None:
     """Refuse a label that the task lacks; of choices, which have no labels, the numbers were checked before.
 
     Raises:

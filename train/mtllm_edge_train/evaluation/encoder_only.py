@@ -13,7 +13,7 @@ from mtllm_edge.backends.loading import load_encoder
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge.inputs import Input
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.encoder_only import EncoderOnly
 from mtllm_edge_train.evaluation.prediction_cache import Ask
 
@@ -43,7 +43,7 @@ class EncoderAlone:
         """Codes of which texts need one; empty where the encoder takes none."""
         return self._mean_states.languages
 
-    def fit(self, train: LabelledTexts, *, language: str) -> Ask:
+    def fit(self, train: LabeledTexts, *, language: str) -> Ask:
         """A classifier from training rows in one language."""
         labels = [] if train.kind == "multiple_choice" else [*train.counts]
         head = self._mean_states.classifier(train, labels, language=language)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge import __version__
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.bootstrap import CONFIDENCE, MEASURES, Interval, figures, interval
 from mtllm_edge_train.evaluation.language_groups import Group
 
@@ -62,7 +62,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_report(
-    data: Mapping[str, LabelledTexts],
+    data: Mapping[str, LabeledTexts],
     answers: Mapping[str, Mapping[str, Sequence[str]]],
     groups: Sequence[Group],
     *,

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.inputs import Input, check_kind
 from mtllm_edge_train.checkpoints.config import StackConfig, TaskConfig, resolve_source
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS
 from mtllm_edge_train.models.stack import load_llm_tokenizer, pool_in_batches
@@ -45,7 +45,7 @@ class Evaluator:
             self.languages: tuple[str, ...] = stack.tokenizer.languages
 
             def pool(texts: list[Input], language: str | None) -> Tensor:
-                return stack.read(stack.tokenizer.encode(texts, language=language))
+                return stack.embed(stack.tokenizer.encode(texts, language=language))
         else:
             llm = loading.load_llm(folder, self._config).to(device)
             tokenizer = load_llm_tokenizer(resolve_source(self._config.llm.source, folder))
@@ -55,11 +55,11 @@ class Evaluator:
             def pool(texts: list[Input], language: str | None) -> Tensor:
                 if language is not None:
                     raise UsageError(f"{folder} has no encoder that takes a language; leave the language out")
-                return llm.read(tokenizer, texts, max_tokens=MAX_TOKENS)
+                return llm.embed(tokenizer, texts, max_tokens=MAX_TOKENS)
 
         self._pool = pool
 
-    def evaluate(self, task: str, data: LabelledTexts, *, language: str | None = None) -> Scores:
+    def evaluate(self, task: str, data: LabeledTexts, *, language: str | None = None) -> Scores:
         """Classify labelled texts and compare.
 
         Args:

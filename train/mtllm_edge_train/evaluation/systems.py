@@ -12,7 +12,7 @@ from pathlib import Path
 from mtllm_edge.errors import UsageError
 from mtllm_edge.inputs import Input, Kind, parts_of, replace_parts
 from mtllm_edge_train.checkpoints.config import StackConfig
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.model_under_test import Subject, check_languages, checkpoint_digest, task_of
 from mtllm_edge_train.evaluation.prediction_cache import Answers, Ask, Model, digest, folder_digest
 
@@ -64,7 +64,7 @@ class Systems:
     """Of the engines, as for a bundle."""
 
     def choose(
-        self, *, train: LabelledTexts | None, train_language: str, teacher: Path | None, translator: Path | None
+        self, *, train: LabeledTexts | None, train_language: str, teacher: Path | None, translator: Path | None
     ) -> tuple[list[System], dict[str, str]]:
         """The systems that can run, and for each other one's id what it needs.
 
@@ -106,7 +106,7 @@ class Systems:
         )
         return System("mt_llm", subject.description, model)
 
-    def _encoder_alone(self, train: LabelledTexts, language: str) -> System:
+    def _encoder_alone(self, train: LabeledTexts, language: str) -> System:
         """The stack's encoder under a logistic regression on training rows in one language."""
 
         def load() -> Ask:

@@ -83,7 +83,7 @@ def load_encoder(source: str) -> LoadedEncoder:
     full_model.eval().requires_grad_(False)
     with one_line_error(f"{source} has no readable tokenizer", "get the model again, with its tokenizer.json"):
         file = _tokenizer_json(source)
-        prefix, suffix, languages = special_token_frame(file)
+        prefix, suffix, languages = find_special_tokens(file)
     return LoadedEncoder(
         family=config.model_type,
         module=module,
@@ -97,7 +97,7 @@ def load_encoder(source: str) -> LoadedEncoder:
     )
 
 
-def special_token_frame(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def find_special_tokens(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Read off which special tokens the tokenizer puts around a text.
 
     A language code among them becomes ``{language}`` (``eng_Latn`` of NLLB, ``en_XX`` of mBART) or ``__{language}__``

@@ -24,7 +24,7 @@ def tokenize(tokenizer: Any, items: Sequence[Input], *, max_tokens: int) -> list
     Raises:
         DataError: A text has more choices than `max_tokens` can hold.
     """
-    frame = own_frame(tokenizer)
+    frame = special_token_template(tokenizer)
     readings = iter(_bare(tokenizer, [part for item in items for part in parts_of(item)]))
     encoded = []
     for item in items:
@@ -40,7 +40,7 @@ def _bare(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return ids
 
 
-def own_frame(tokenizer: Any) -> SpecialTokenTemplate:
+def special_token_template(tokenizer: Any) -> SpecialTokenTemplate:
     """The LLM's own special tokens around a text (of many LLMs a first one, of some none), a newline between parts."""
     framed: list[int] = tokenizer("a")["input_ids"]
     bare, newline = _bare(tokenizer, ["a", "\n"])

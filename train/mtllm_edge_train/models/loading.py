@@ -95,7 +95,7 @@ def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
     config = StackConfig.load(folder)
     if config.encoder is None:
         raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
-    encoder, tokenizer = load_framed_encoder(folder, config)
+    encoder, tokenizer = load_encoder_and_tokenizer(folder, config)
     llm = load_llm(folder, config) if llm is None else llm
     stack = Stack(encoder.module, tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
     load_bridge(stack, folder)
@@ -123,7 +123,7 @@ def load_bridge(stack: Stack, folder: Path) -> None:
     bridge.bias.data.copy_(torch.from_numpy(bias))
 
 
-def load_framed_encoder(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:
+def load_encoder_and_tokenizer(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:
     """The encoder named by a configuration, and the runtime's tokenizer for it."""
     import tempfile
 

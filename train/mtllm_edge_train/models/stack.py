@@ -81,7 +81,7 @@ class LlmBody(nn.Module):
             )
             self.model = peft.get_peft_model(model, adapters)
 
-    def checkpoint_activations(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Keep only each layer's input for the backward pass, and compute the rest again there (Chen et al. 2016).
 
         Takes a fraction of the memory and about a third more time; the gradients are the same. Off outside training.
@@ -111,7 +111,7 @@ class LlmBody(nn.Module):
         output = self.model(input_ids=ids_NL, inputs_embeds=inputs_NLD, attention_mask=mask, use_cache=False)
         return span_means(output.last_hidden_state, mask_NL, spans)
 
-    def read(self, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int) -> Tensor:
+    def embed(self, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int) -> Tensor:
         """Pooled vectors of texts in the LLM's own tokens: one of a text or a pair, of choices one each."""
         encoded = tokenize(tokenizer, texts, max_tokens=max_tokens)
         ids_NL, mask_NL = pad_right(encoded, device=str(next(self.parameters()).device))
@@ -187,7 +187,7 @@ class Stack(nn.Module):
         inputs_NGD, mask_NG = self.bridge(self.encode(ids_NL, mask_NL), mask_NL)
         return self.pool(inputs_NGD, mask_NG, spans and [downsample_spans(own, self.bridge.stride) for own in spans])
 
-    def read(self, encoded: Sequence[Encoded]) -> Tensor:
+    def embed(self, encoded: Sequence[Encoded]) -> Tensor:
         """Pooled vectors (V, d_llm) of what the tokenizer returned: one of a text or a pair, of choices one each."""
         ids_NL, mask_NL = pad_right(encoded, device=str(next(self.llm.parameters()).device))
         pooled: Tensor = self(ids_NL, mask_NL, [row.spans for row in encoded])
@@ -302,10 +302,10 @@ def load_llm_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def encode_all(
+def embed_texts(
     llm: LlmBody, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int, settings: settings.LoopSettings
 ) -> list[Tensor]:
     """Pooled vectors (V, D) of each text in the LLM's own tokens, as a teacher says them: in eval mode."""
     llm.eval()
     with settings.autocast():
-        return pool_in_batches(texts, lambda batch: llm.read(tokenizer, batch, max_tokens=max_tokens))
+        return pool_in_batches(texts, lambda batch: llm.embed(tokenizer, batch, max_tokens=max_tokens))

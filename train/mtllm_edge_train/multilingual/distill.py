@@ -20,14 +20,14 @@ from mtllm_edge.bundle.manifest import BridgeSpec, WeightSource
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.checkpoints import tensors
 from mtllm_edge_train.checkpoints.config import StackConfig, resolve_source
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.losses import Standardizer, distillation_loss
 from mtllm_edge_train.distillation.student import build_stack, restore_weights, run_student, save_student
 from mtllm_edge_train.distillation.teacher import Memory, Teacher
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.encoder import LoadedEncoder
 from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS
-from mtllm_edge_train.models.stack import LlmBody, Stack, encode_all, load_llm_tokenizer
+from mtllm_edge_train.models.stack import LlmBody, Stack, embed_texts, load_llm_tokenizer
 from mtllm_edge_train.multilingual.pairs import DrawnPairs, Pair, digest
 from mtllm_edge_train.multilingual.soft_labels import SoftLabels, check_labelled
 from mtllm_edge_train.training import loop, run_state, settings
@@ -58,7 +58,7 @@ def distill_translations(
     settings: settings.LoopSettings,
     bridge_learning_rate: float,
     encoder_learning_rate: float | None = None,
-    labelled: Mapping[str, LabelledTexts] | None = None,
+    labelled: Mapping[str, LabeledTexts] | None = None,
     stride: int = 1,
     sources: Sequence[WeightSource] = (),
     force: bool = False,
@@ -99,7 +99,7 @@ def distill_translations(
     check_labelled(labelled, taught.tasks, teacher)
     key = run_state.fingerprint(
         *(config, settings_dict(settings), bridge_learning_rate, encoder_learning_rate, steps, max_tokens),
-        *(digest(pairs), [*labelled.items()], tensors.digest(start), tensors.digest(teacher)),
+        *(digest(pairs), [*labelled.items()], tensors.weights_digest(start), tensors.weights_digest(teacher)),
     )
     state = run_state.start_or_resume(out, "multilingual", key, force=force)
     torch.manual_seed(settings.seed)
@@ -194,7 +194,7 @@ def _teacher(llm: LlmBody, source: str, settings: settings.LoopSettings) -> Teac
     tokenizer = load_llm_tokenizer(source)
 
     def read(texts: Sequence[str]) -> Tensor:
-        return torch.cat(encode_all(llm, tokenizer, texts, max_tokens=MAX_TOKENS, settings=settings))
+        return torch.cat(embed_texts(llm, tokenizer, texts, max_tokens=MAX_TOKENS, settings=settings))
 
     return Teacher(read, Memory(), device=settings.device)
 
@@ -208,7 +208,7 @@ def _student(
         raise UsageError(f"{start} has an encoder that must be told the language, which pairs of many languages cannot")
     stack.to(settings.device)
     if settings.gradient_checkpointing:
-        stack.llm.checkpoint_activations()
+        stack.llm.enable_gradient_checkpointing()
     if settings.device == "cpu":  # where the fused kernel's backward pass is the slower one on short sentences
         stack.llm.model.base_model.model.set_attn_implementation("eager")
         if learn_encoder:

@@ -20,7 +20,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge_train.checkpoints.config import TaskConfig
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.encoder_only import EncoderOnly
 from mtllm_edge_train.distillation.teacher import Memory, Teacher
 from mtllm_edge_train.training.settings import LoopSettings
@@ -42,7 +42,7 @@ def balanced_weights(soft_NC: Tensor, prior_C: Tensor) -> Tensor:
     return (soft_NC - prior_C).exp().mean(1).clamp(max=_HEAVIEST)
 
 
-def check_labelled(labelled: Mapping[str, LabelledTexts], tasks: Mapping[str, TaskConfig], teacher: Path) -> None:
+def check_labelled(labelled: Mapping[str, LabeledTexts], tasks: Mapping[str, TaskConfig], teacher: Path) -> None:
     """Refuse training rows that are not those of the teacher's tasks.
 
     Raises:
@@ -65,7 +65,7 @@ class SoftLabels:
 
     def __init__(
         self,
-        labelled: Mapping[str, LabelledTexts],
+        labelled: Mapping[str, LabeledTexts],
         tasks: Mapping[str, TaskConfig],
         heads: nn.ModuleDict,
         start: Path,

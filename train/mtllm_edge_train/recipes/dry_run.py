@@ -81,7 +81,7 @@ def count_flops(stack: Stack, tokens: int) -> dict[str, int]:
     for name, tensor in stack.named_parameters():
         if (tensor.grad is not None) != (name.startswith("bridge.") or ".lora_" in name):
             raise ModelError(f"{name} {'gets a' if tensor.grad is not None else 'gets no'} gradient")
-    stack.llm.checkpoint_activations()
+    stack.llm.enable_gradient_checkpointing()
     return {**flops, "recomputed": _count(learn) - flops["student"]}
 
 

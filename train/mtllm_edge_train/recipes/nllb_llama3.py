@@ -93,7 +93,7 @@ def run(data: Path, out: Path, *, device: str) -> None:
     Raises:
         MtllmError: DATA is incomplete, or a stage fails.
     """
-    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.data.labeled import read_labeled
     from mtllm_edge_train.data.streams import TextStream
     from mtllm_edge_train.recipes.llm2vec import merge_adapters
     from mtllm_edge_train.stages.adapt import adapt
@@ -133,7 +133,7 @@ def run(data: Path, out: Path, *, device: str) -> None:
             gradient_checkpointing=True,
             device=device,
         )
-        training = read_labelled(data / task / "train.parquet")
+        training = read_labeled(data / task / "train.parquet")
         teacher, student = out / f"{task}-teacher", out / task
         if not is_finished(teacher):
             finetune(
@@ -165,13 +165,13 @@ def evaluate(tests: Path, task: str, checkpoint: Path, scores: Path, *, device: 
     """Score a task in every language that has a test file; one line of JSON each."""
     import msgspec
 
-    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.data.labeled import read_labeled
     from mtllm_edge_train.evaluation.scoring import Evaluator
 
     evaluator = Evaluator(checkpoint, device=device)
     lines = []
     for file in sorted(tests.glob("*.parquet")):
-        found = evaluator.evaluate(task, read_labelled(file), language=file.stem)
+        found = evaluator.evaluate(task, read_labeled(file), language=file.stem)
         lines.append(json.dumps({"task": task, "language": file.stem, **msgspec.structs.asdict(found)}))
         print(lines[-1])
     scores.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -225,11 +225,11 @@ def task_tokens(data: Path, tokens: int) -> dict[str, dict[str, int]]:
     Raises:
         MtllmError: A training file is not readable.
     """
-    from mtllm_edge_train.data.labelled import read_labelled
+    from mtllm_edge_train.data.labeled import read_labeled
 
     found = {}
     for task, epochs in EPOCHS.items():
-        once = tokens * len(read_labelled(data / task / "train.parquet").texts)
+        once = tokens * len(read_labeled(data / task / "train.parquet").texts)
         found[task] = {"fine-tuning": epochs * once, "distillation, teacher": once, "distillation": epochs * once}
     return found
 

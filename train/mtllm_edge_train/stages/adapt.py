@@ -101,7 +101,7 @@ def adapt(
     llm_tokenizer = load_llm_tokenizer(resolve_source(llm.source))
     stack.to(settings.device)
     if settings.gradient_checkpointing:
-        stack.llm.checkpoint_activations()
+        stack.llm.enable_gradient_checkpointing()
     if state is not None:
         restore_weights(stack, out)
     else:

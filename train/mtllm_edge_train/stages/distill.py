@@ -22,7 +22,7 @@ from mtllm_edge_train.data.batches import BatchOrder
 from mtllm_edge_train.distillation.losses import Standardizer, distillation_loss
 from mtllm_edge_train.distillation.student import build_stack, restore_weights, run_student, save_student
 from mtllm_edge_train.models import loading
-from mtllm_edge_train.models.stack import encode_all, encode_english, load_llm_tokenizer
+from mtllm_edge_train.models.stack import embed_texts, encode_english, load_llm_tokenizer
 from mtllm_edge_train.training import loop, run_state, settings
 from mtllm_edge_train.training.settings import settings_dict
 
@@ -70,8 +70,8 @@ def distill(
         config,
         settings_dict(settings),
         epochs,
-        tensors.digest(adapted),
-        tensors.digest(teacher),
+        tensors.weights_digest(adapted),
+        tensors.weights_digest(teacher),
         list(texts),
     )
     state = run_state.start_or_resume(out, "distill", key, force=force)
@@ -80,7 +80,7 @@ def distill(
     llm = loading.load_llm(teacher, taught, dtype=settings.frozen_dtype, nf4=settings.nf4).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(taught.llm.source, teacher))
     unique = {repr(text): text for text in texts}  # repeated texts are read once
-    read = encode_all(llm, tokenizer, [*unique.values()], max_tokens=base.encoder.max_tokens, settings=settings)
+    read = embed_texts(llm, tokenizer, [*unique.values()], max_tokens=base.encoder.max_tokens, settings=settings)
     vectors = dict(zip(unique, read, strict=True))
     targets = [vectors[repr(text)] for text in texts]  # of each text (V, D)
     scale = Standardizer.fit(torch.cat(targets))
@@ -91,7 +91,7 @@ def distill(
     stack, encoder = build_stack(config, adapted, settings.frozen_dtype, nf4=settings.nf4)
     stack.to(settings.device)
     if settings.gradient_checkpointing:
-        stack.llm.checkpoint_activations()
+        stack.llm.enable_gradient_checkpointing()
     restore_weights(stack, adapted if state is None else out)
     stack.bridge.requires_grad_(False)
     stack.heads = heads

@@ -27,12 +27,12 @@ from mtllm_edge_train.checkpoints.config import (
     resolve_source,
 )
 from mtllm_edge_train.data.batches import BatchOrder
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.linear_probe import logistic_regression
 from mtllm_edge_train.distillation.losses import Standardizer
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS
-from mtllm_edge_train.models.stack import LlmBody, encode_all, load_llm_body, load_llm_tokenizer
+from mtllm_edge_train.models.stack import LlmBody, embed_texts, load_llm_body, load_llm_tokenizer
 from mtllm_edge_train.training import loop, run_state, settings
 from mtllm_edge_train.training.settings import settings_dict
 
@@ -41,7 +41,7 @@ _RIDGE = 50.0
 
 
 def finetune(
-    tasks: Mapping[str, LabelledTexts],
+    tasks: Mapping[str, LabeledTexts],
     out: Path,
     *,
     name: str,
@@ -115,7 +115,7 @@ def finetune(
         lora=lora,
     ).to(settings.device)
     if settings.gradient_checkpointing:
-        body.checkpoint_activations()
+        body.enable_gradient_checkpointing()
     tokenizer = load_llm_tokenizer(source)
     if state is not None:
         body.load_lora_state(tensors.read_lora(out))
@@ -125,7 +125,7 @@ def finetune(
         heads = nn.ModuleDict()
         for task, data in tasks.items():
             vectors_VD = torch.cat(
-                encode_all(body, tokenizer, data.inputs, max_tokens=MAX_TOKENS, settings=settings)
+                embed_texts(body, tokenizer, data.inputs, max_tokens=MAX_TOKENS, settings=settings)
             ).cpu()
             scale, rows = Standardizer.fit(vectors_VD), configs[task].rows
             heads[task] = logistic_regression(vectors_VD, torch.tensor(gold[task]), rows, scale=scale, penalty=_RIDGE)
@@ -135,7 +135,7 @@ def finetune(
         batch = [items[i] for i in indices]
         body.train()
         with settings.autocast():
-            pooled_VD = body.read(tokenizer, [item for _, item, _ in batch], max_tokens=MAX_TOKENS)
+            pooled_VD = body.embed(tokenizer, [item for _, item, _ in batch], max_tokens=MAX_TOKENS)
         vectors = torch.split(pooled_VD, [vector_count(item) for _, item, _ in batch])
         total, right = pooled_VD.new_zeros(()), 0
         for task in tasks:

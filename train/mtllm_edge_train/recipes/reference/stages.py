@@ -21,7 +21,7 @@ from mtllm_edge_train.checkpoints.config import (
     StackConfig,
     resolve_source,
 )
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.cc100 import CC100
 from mtllm_edge_train.multilingual.distill import distill_translations
 from mtllm_edge_train.multilingual.pairs import Pair
@@ -163,7 +163,7 @@ def learn_english(
 def learn_languages(
     data: Path,
     out: Path,
-    tasks: Mapping[str, LabelledTexts],
+    tasks: Mapping[str, LabeledTexts],
     *,
     steps: int,
     batch_size: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtllm_edge_train.data.labelled import LabelledTexts
+from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.scoring import Scores, score
 
 TASKS = {
@@ -15,7 +15,7 @@ TASKS = {
 ENGLISH = "eng_Latn"
 
 
-def load_split(data: Path, task: str, split: str) -> dict[str, LabelledTexts]:
+def load_split(data: Path, task: str, split: str) -> dict[str, LabeledTexts]:
     """Language -> its rows of a split, languages sorted.
 
     Args:
@@ -29,20 +29,20 @@ def load_split(data: Path, task: str, split: str) -> dict[str, LabelledTexts]:
     table = pyarrow.parquet.read_table(
         data / "eval" / file, columns=["lang", "text", label_column], filters=[("split", "=", splits[split])]
     )
-    by_language: dict[str, LabelledTexts] = {}
+    by_language: dict[str, LabeledTexts] = {}
     for row in table.to_pylist():
-        labelled = by_language.setdefault(row["lang"], LabelledTexts([], []))
+        labelled = by_language.setdefault(row["lang"], LabeledTexts([], []))
         labelled.texts.append(row["text"])
         labelled.labels.append(row[label_column])
     return dict(sorted(by_language.items()))
 
 
-def all_texts(by_language: dict[str, LabelledTexts]) -> list[str]:
+def all_texts(by_language: dict[str, LabeledTexts]) -> list[str]:
     """The texts of a split, language after language."""
     return [text for labelled in by_language.values() for text in labelled.texts]
 
 
-def scores_by_language(by_language: dict[str, LabelledTexts], found: list[str]) -> dict[str, Scores]:
+def scores_by_language(by_language: dict[str, LabeledTexts], found: list[str]) -> dict[str, Scores]:
     """Language -> scores of the labels found for `all_texts`, in their order."""
     scores, start = {}, 0
     for language, labelled in by_language.items():

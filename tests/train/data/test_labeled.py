@@ -13,7 +13,7 @@ import pytest
 from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge.files.columns import Columns
 from mtllm_edge.inputs import Input
-from mtllm_edge_train.data.labelled import LabelledTexts, read_inputs, read_labelled
+from mtllm_edge_train.data.labeled import LabeledTexts, read_inputs, read_labeled
 
 
 def test_labels_of_every_kind_of_file(tmp_path: Path) -> None:
@@ -22,14 +22,14 @@ def test_labels_of_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{text}", "label": 1}}\n\n' for text in texts))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": [1, 2, 1]}), tmp_path / "a.parquet")
     for name in ("a.csv", "a.jsonl", "a.parquet"):
-        assert read_labelled(tmp_path / name).texts == texts, name
-    assert read_labelled(tmp_path / "a.csv").labels == ["x", "x", "x"]
-    assert read_labelled(tmp_path / "a.parquet").counts == {"1": 2, "2": 1}
+        assert read_labeled(tmp_path / name).texts == texts, name
+    assert read_labeled(tmp_path / "a.csv").labels == ["x", "x", "x"]
+    assert read_labeled(tmp_path / "a.parquet").counts == {"1": 2, "2": 1}
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"text,label\n{'word ' * 40_000},x\n")
-    assert len(read_labelled(tmp_path / "a.csv").texts[0]) > 131_072
+    assert len(read_labeled(tmp_path / "a.csv").texts[0]) > 131_072
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmE
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(error, match=message) as caught:
-        read_labelled(path)
+        read_labeled(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -60,13 +60,13 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmE
 def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2], "label": ["a", "b"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 1, column 'text', is a number"):
-        read_labelled(tmp_path / "a.parquet")
+        read_labeled(tmp_path / "a.parquet")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
         with pytest.raises(UsageError, match="is no file; check the path"):
-            read_labelled(tmp_path / name)
+            read_labeled(tmp_path / name)
 
 
 def data_set(folder: Path, columns: dict[str, list[Any]], **classes: list[str]) -> str:
@@ -82,11 +82,11 @@ def data_set(folder: Path, columns: dict[str, list[Any]], **classes: list[str]) 
 def test_a_data_sets_classes_go_by_their_names(tmp_path: Path) -> None:
     texts = ["one", "two", "three"]
     name = data_set(tmp_path / "topics", {"body": texts, "topic": [1, 0, 1]}, topic=["earth", "sky"])
-    found = read_labelled(name, text_column="body", label_column="topic")
+    found = read_labeled(name, text_column="body", label_column="topic")
     assert (found.texts, found.labels, found.counts) == (texts, ["sky", "earth", "sky"], {"earth": 1, "sky": 2})
     assert read_inputs(name, text_column="body") == texts
     pairs = {"text": texts, "text_pair": ["x", "y", "z"], "label": [5, 7, 5]}
-    found = read_labelled(data_set(tmp_path / "pairs", pairs))
+    found = read_labeled(data_set(tmp_path / "pairs", pairs))
     assert (found.inputs[1], found.labels) == (("two", "y"), ["5", "7", "5"])
 
 
@@ -94,10 +94,10 @@ def test_a_data_sets_choices_go_by_their_numbers(tmp_path: Path) -> None:
     """The classes of COPA are called choice1 and choice2, those of MMLU A, B, C and D."""
     columns = {"premise": ["one", "two"], "choice1": ["a", "b"], "choice2": ["c", "d"], "label": [1, 0]}
     name = data_set(tmp_path / "copa", columns, label=["choice1", "choice2"])
-    found = read_labelled(name, text_column="premise", columns=Columns(choices=("choice1", "choice2")))
+    found = read_labeled(name, text_column="premise", columns=Columns(choices=("choice1", "choice2")))
     assert (found.inputs, found.labels) == ([("one", ("a", "c")), ("two", ("b", "d"))], ["1", "0"])
     lists = {"text": ["one"], "choices": [["a", "b", "c"]], "answer": [2]}
-    assert read_labelled(data_set(tmp_path / "mmlu", lists, answer=["A", "B", "C"]), label_column="answer").labels == [
+    assert read_labeled(data_set(tmp_path / "mmlu", lists, answer=["A", "B", "C"]), label_column="answer").labels == [
         "2"
     ]
 
@@ -120,7 +120,7 @@ def test_bad_data_sets(
     columns = {"text": ["one", "two"], "label": [0, -1], "empty": ["", ""]}
     name = data_set(tmp_path / "set", columns, label=["a", "b"]) + suffix
     with pytest.raises(error, match=message) as caught:
-        read_labelled(name, **options)
+        read_labeled(name, **options)
     assert str(caught.value).startswith(name)
     assert "\n" not in str(caught.value)
 
@@ -142,4 +142,4 @@ def test_a_parquet_file_may_have_one_column(tmp_path: Path) -> None:
 )
 def test_sets_made_by_hand(inputs: list[Input], labels: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        LabelledTexts.of(inputs, labels)
+        LabeledTexts.of(inputs, labels)

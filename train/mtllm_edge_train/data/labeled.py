@@ -10,7 +10,7 @@ from pathlib import Path
 from mtllm_edge.errors import DataError
 from mtllm_edge.files.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.inputs import Input, Kind, check_kind
-from mtllm_edge_train.data.hub import is_data_set
+from mtllm_edge_train.data.hub import is_hub_dataset
 from mtllm_edge_train.data.tables import Rows, read_rows
 from mtllm_edge_train.data.texts import read_file
 
@@ -18,7 +18,7 @@ _USUAL = Columns()
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabeledTexts:
     """A training or test set of one task.
 
     Raises:
@@ -42,7 +42,7 @@ class LabelledTexts:
             _check_choices(seconds, self.labels, [f"text {index}" for index in range(len(self.texts))])
 
     @classmethod
-    def of(cls, inputs: Sequence[Input], labels: Sequence[str]) -> LabelledTexts:
+    def of(cls, inputs: Sequence[Input], labels: Sequence[str]) -> LabeledTexts:
         """Put together what a task reads and the label of each."""
         texts = [item if isinstance(item, str) else item[0] for item in inputs]
         seconds = [item[1] for item in inputs if not isinstance(item, str)]
@@ -74,21 +74,21 @@ class LabelledTexts:
 def read_inputs(source: str | Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
     """Read what a task reads, without labels: texts (`texts.SUFFIXES`), or pairs, or texts with choices.
 
-    Arguments are those of `read_labelled`, and so are the errors.
+    Arguments are those of `read_labeled`, and so are the errors.
     """
-    if not is_data_set(source) and Path(source).suffix in (".txt", ".zst"):
+    if not is_hub_dataset(source) and Path(source).suffix in (".txt", ".zst"):
         return [*read_file(Path(source), column=text_column)]
     rows = read_rows(source, text_column)
     return inputs_of(rows, columns.kind(rows.records[0], str(source)), columns)
 
 
-def read_labelled(
+def read_labeled(
     source: str | Path, *, text_column: str | None = None, label_column: str = LABEL_COLUMN, columns: Columns = _USUAL
-) -> LabelledTexts:
+) -> LabeledTexts:
     """Read a .csv, .jsonl or .parquet file, or a data set, of labelled texts, pairs, or texts with choices.
 
     Args:
-        source: The file or, after `data_sets.HUB`, the data set. Its columns tell the kind of its task.
+        source: The file or, after `hub.HUB`, the data set. Its columns tell the kind of its task.
         text_column: Where the text is; None takes ``text``, else the only column.
         label_column: Where the label is; of choices, the number of the right one, counted from 0. A data set's classes
             are called by their names.
@@ -100,18 +100,18 @@ def read_labelled(
             the number of none of them; or no such data set.
     """
     rows = read_rows(source, text_column)
-    return labelled_texts(rows, columns.kind(rows.records[0], str(source)), columns, label_column)
+    return labeled_texts(rows, columns.kind(rows.records[0], str(source)), columns, label_column)
 
 
-def labelled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabelledTexts:
-    """What a task of some kind reads of rows, with its labels; errors as for `read_labelled`."""
+def labeled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabeledTexts:
+    """What a task of some kind reads of rows, with its labels; errors as for `read_labeled`."""
     inputs = inputs_of(rows, kind, columns)
     labels = [label_of(record, label_column, place) for record, place in zip(rows.records, rows.places, strict=True)]
     if kind == "multiple_choice":
         numbers = {name: str(number) for number, name in enumerate(rows.classes.get(label_column, ()))}
         labels = [numbers.get(label, label) for label in labels]
         _check_choices([item[1] for item in inputs], labels, rows.places)
-    return LabelledTexts.of(inputs, labels)
+    return LabeledTexts.of(inputs, labels)
 
 
 def _check_choices(choices: Sequence[Sequence[str]], labels: Sequence[str], places: Sequence[str]) -> None:
