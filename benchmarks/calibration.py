@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.embedder import Embedder
-from mtllm_edge.tasks.calibration import Temperatures, fit_temperatures, temperatures_of
+from mtllm_edge.tasks.calibration import Temperatures, fit_temperatures, select_temperatures
 from mtllm_edge.tasks.head import Head, softmax
 from mtllm_edge.tasks.metrics import BINS, calibration_error, log_loss, reliability
 
@@ -189,8 +189,8 @@ def judge(fit: Texts, test: Texts, fitted_on: str, judged_on: str) -> TaskResult
     fitted = fit_temperatures(fit.logits_NC, fit.classes_N, fit.languages, sorted(set(fit.languages)))
     temperatures = {
         "before": np.ones(len(test.languages)),
-        "task": temperatures_of(Temperatures(fitted.temperature, {}), test.languages),
-        "language": temperatures_of(fitted, test.languages),
+        "task": select_temperatures(Temperatures(fitted.temperature, {}), test.languages),
+        "language": select_temperatures(fitted, test.languages),
     }
     probabilities = {way: softmax(test.logits_NC / found_N[:, None]) for way, found_N in temperatures.items()}
     codes_N = np.array(test.languages)

@@ -16,9 +16,9 @@ from mtllm_edge.embedder import Embedder, warn_of_cuts
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.inputs import Input, Kind, check_kind, kind_of
-from mtllm_edge.tasks.calibration import abstention
-from mtllm_edge.tasks.cross_validation import Groups, check_groups
-from mtllm_edge.tasks.fitting import FitReport, check_labels, fit_head, without_repeats
+from mtllm_edge.tasks.calibration import resolve_abstention
+from mtllm_edge.tasks.cross_validation import Groups, validate_groups
+from mtllm_edge.tasks.fitting import FitReport, fit_head, unique_indices, validate_labels
 from mtllm_edge.tasks.head import Head, load_heads
 from mtllm_edge.tasks.prediction import Prediction, predict
 from mtllm_edge.tasks.store import add_task, task_source
@@ -157,7 +157,7 @@ class Classifier:
         head = self._head(task)
         reader = f"task {task or self._task!r}"
         check_long(long, head.kind, reader)
-        limit, unsure = abstention(head, threshold, abstain)
+        limit, unsure = resolve_abstention(head, threshold, abstain)
         windows = self._embedder.windows(texts, language=language, long=long)
         check_kind(texts, head.kind, reader)
         pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
@@ -198,13 +198,13 @@ class Classifier:
         texts, labels, groups = list(texts), list(labels), None if groups is None else list(groups)
         if len(texts) != len(labels):
             raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
-        check_labels(labels)
+        validate_labels(labels)
         if groups is not None:
-            check_groups(labels, groups)
-        kept = without_repeats(texts, labels)
+            validate_groups(labels, groups)
+        kept = unique_indices(texts, labels)
         texts, labels = [texts[index] for index in kept], [labels[index] for index in kept]
         groups = None if groups is None else [groups[index] for index in kept]
-        check_labels(labels)
+        validate_labels(labels)
         kind = kind_of(texts[0]) or "sequence"
         encoded = self._embedder.encode(texts, language=language)
         check_kind(texts, kind, "a task that reads the first text")
@@ -235,22 +235,22 @@ class Classifier:
         rows = [[*prediction.probabilities.values()] for prediction in predictions]
         return np.array(rows, np.float64).reshape(len(rows), len(self.labels))
 
-    def save_task(self, name: str, *, licence: str | None = None, force: bool = False) -> None:
+    def save_task(self, name: str, *, license: str | None = None, force: bool = False) -> None:
         """Write the task of `fit` into the bundle, whose folder is changed in one step; it has this name then.
 
         Args:
             name: The task's.
-            licence: Under which it may be used, an SPDX identifier; None claims none.
+            license: Under which it may be used, an SPDX identifier; None claims none.
             force: Replace a task of that name.
 
         Raises:
-            UsageError: Nothing was fitted, or the name is taken, or the licence is none.
+            UsageError: Nothing was fitted, or the name is taken, or the license is none.
             ModelError: The bundle is damaged.
         """
         head = self._heads.get(None)
         if head is None:
             raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
-        source = task_source(name, "labelled texts", licence)
+        source = task_source(name, "labelled texts", license)
         self._embedder.bundle = add_task(self._embedder.bundle, name, head, source=source, force=force)
         self._heads = {**self._heads, name: head}
         self._task = name

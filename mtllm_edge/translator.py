@@ -47,7 +47,7 @@ class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Tokens before every text."""
     suffix_tokens: tuple[str, ...]
     sources: tuple[WeightSource, ...]
-    """Origin and licence of every weight and data set behind it."""
+    """Origin and license of every weight and data set behind it."""
 
     @classmethod
     def load(cls, folder: Path) -> TranslatorManifest:

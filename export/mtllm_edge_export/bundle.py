@@ -309,12 +309,12 @@ class _Export:
     def _write_rest(
         self, folder: Path, languages: tuple[str, ...], encoder: EncoderSpec, llm: LlmSpec, llm_onnx: LlmSpec | None
     ) -> Manifest:
-        """Bridge, heads, licences, and a manifest that has not been compared yet."""
+        """Bridge, heads, licenses, and a manifest that has not been compared yet."""
         weight, bias = read_bridge(self.checkpoint)
         save_file({"weight": weight, "bias": bias}, folder / BRIDGE_NAME)
         tasks = {name: self._write_task(folder, name) for name in self.config.tasks}
         if not self.config.sources:
-            self.log(f"no licence is known: {self.checkpoint / CONFIG_NAME} lists no source")
+            self.log(f"no license is known: {self.checkpoint / CONFIG_NAME} lists no source")
         sources = write_licenses(folder, self.config.sources, self.checkpoint)
         return Manifest(
             format_version=FORMAT_VERSION,

@@ -18,7 +18,7 @@ _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?)-(\d\.\d)(?:-([A-Z]{
 
 
 def write_licenses(bundle: Path, sources: Iterable[WeightSource], checkpoint: Path) -> tuple[WeightSource, ...]:
-    """Write one file per licence, and copy the texts that the checkpoint brings along.
+    """Write one file per license, and copy the texts that the checkpoint brings along.
 
     Args:
         bundle: Folder that gets the folder `LICENSES`.
@@ -26,10 +26,10 @@ def write_licenses(bundle: Path, sources: Iterable[WeightSource], checkpoint: Pa
         checkpoint: The checkpoint's folder.
 
     Returns:
-        The sources, each with the path of its licence inside the bundle.
+        The sources, each with the path of its license inside the bundle.
 
     Raises:
-        ModelError: A source's own licence file is not in the checkpoint.
+        ModelError: A source's own license file is not in the checkpoint.
     """
     sources = tuple(sources)
     folder = bundle / FOLDER
@@ -49,20 +49,20 @@ def write_licenses(bundle: Path, sources: Iterable[WeightSource], checkpoint: Pa
 def _copy_own(file: str, folder: Path, checkpoint: Path) -> str:
     path = (checkpoint / file).resolve()
     if not path.is_file() or not path.is_relative_to(checkpoint.resolve()):
-        raise ModelError(f"{checkpoint} names the licence file {file!r}, which it does not hold; add it or the SPDX id")
+        raise ModelError(f"{checkpoint} names the license file {file!r}, which it does not hold; add it or the SPDX id")
     name = _slug(file.removesuffix(path.suffix)) + (path.suffix or ".txt")
     (folder / name).write_bytes(path.read_bytes())
     return name
 
 
 def _slug(words: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", words).strip("-.")[:80] or "licence"
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", words).strip("-.")[:80] or "license"
 
 
 def _notice(license_name: str, sources: list[WeightSource]) -> str:
     covered = "".join(f"  {source.part}: {source.name}\n" for source in sources)
     texts = "\n".join(_text(name) for name in re.split(r" (?:AND|OR) ", license_name))
-    heading = f"Licence: {license_name}\nParts of this bundle that are, or were made from, works under it:\n"
+    heading = f"License: {license_name}\nParts of this bundle that are, or were made from, works under it:\n"
     return f"{heading}{covered}\n{texts}"
 
 
@@ -79,5 +79,5 @@ def _text(license_name: str) -> str:
     if "NC" in terms:
         lines.append("NonCommercial: these weights may not be used for commercial purposes.")
     if "SA" in terms:
-        lines.append("ShareAlike: adapted material that is shared stays under this licence.")
+        lines.append("ShareAlike: adapted material that is shared stays under this license.")
     return "\n".join(lines) + "\n"

@@ -28,19 +28,19 @@ _JSON_LIMIT = 256 * 2**20
 """Most bytes of a tokenizer or a list of names: those of 500 languages have 20 million."""
 
 
-def header_faults(folder: Path, manifest: Manifest) -> dict[str, str]:
+def header_problems(folder: Path, manifest: Manifest) -> dict[str, str]:
     """Name of each model file that is damaged or contradicts the manifest -> what is wrong with it.
 
     Args:
         folder: The bundle, whose listed files are all present.
         manifest: Its manifest.
     """
-    faults = {name: faults_of(check, folder / name) for name, check in header_checks(folder, manifest).items()}
+    faults = {name: run_check(check, folder / name) for name, check in header_checks(folder, manifest).items()}
     return {name: "; ".join(found) for name, found in faults.items() if found}
 
 
 def header_checks(folder: Path, manifest: Manifest) -> dict[str, Callable[[Path], list[str]]]:
-    """Name of each model file -> its check, for `faults_of`. Arguments as for `header_faults`."""
+    """Name of each model file -> its check, for `run_check`. Arguments as for `header_problems`."""
     llm, encoder = manifest.llm, manifest.encoder
     checks: dict[str, Callable[[Path], list[str]]] = {
         "tokenizer.json": _tokenizer_faults,
@@ -60,7 +60,7 @@ def header_checks(folder: Path, manifest: Manifest) -> dict[str, Callable[[Path]
     return checks | {adapter: partial(_adapter_faults, base=folder / llm.file, llm=llm) for adapter in adapters}
 
 
-def faults_of(check: Callable[[Path], list[str]], path: Path) -> list[str]:
+def run_check(check: Callable[[Path], list[str]], path: Path) -> list[str]:
     """What one check finds wrong with a file, a file that breaks its own format included."""
     try:
         return check(path)
@@ -75,7 +75,7 @@ def _tokenizer_faults(path: Path) -> list[str]:
 
 def _encoder_faults(path: Path, encoder: EncoderSpec) -> list[str]:
     model = ctranslate2.read_model(path)
-    faults = ctranslate2_schema.model_faults(model, d_model=encoder.d_model, max_tokens=encoder.max_tokens)
+    faults = ctranslate2_schema.encoder_problems(model, d_model=encoder.d_model, max_tokens=encoder.max_tokens)
     if not faults:
         ctranslate2_schema.check_vocabulary(_read_json(path.with_name("vocabulary.json")), model.vocabulary_size)
     return faults
@@ -105,7 +105,7 @@ def _adapter_faults(path: Path, base: Path, llm: LlmSpec) -> list[str]:
         header = gguf.read_header(base)
     except DamagedFileError:
         return []  # the LLM is what is damaged, and its own check says so
-    return gguf_lora_schema.adapter_faults(path, header, llm.architecture)
+    return gguf_lora_schema.adapter_problems(path, header, llm.architecture)
 
 
 def _shape_faults(

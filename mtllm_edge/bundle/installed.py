@@ -27,10 +27,10 @@ def find_bundle(name: str | Path) -> Path:
     """The folder of that path; where there is none, that of the installed bundle of that name, or the path again."""
     if Path(name).is_dir():
         return Path(name)
-    wanted = normal_name(str(name))
-    return next((path for other, path in installed_bundles().items() if normal_name(other) == wanted), Path(name))
+    wanted = normalize_name(str(name))
+    return next((path for other, path in installed_bundles().items() if normalize_name(other) == wanted), Path(name))
 
 
-def normal_name(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name as Python packages compare them: ``-``, ``_`` and ``.`` are one, and so are capitals and others."""
     return re.sub(r"[-_.]+", "-", name).lower()

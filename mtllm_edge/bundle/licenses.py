@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 
 
 def is_non_commercial(license_name: str) -> bool:
-    """Whether a licence, by its name, forbids commercial use."""
+    """Whether a license, by its name, forbids commercial use."""
     words = license_name.lower().replace("-", " ").replace("_", " ").split()
     return "nc" in words or "noncommercial" in words or "non commercial" in " ".join(words)

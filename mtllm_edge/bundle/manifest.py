@@ -154,7 +154,7 @@ class TaskSpec(_Part, frozen=True):
 
 
 class WeightSource(_Part, frozen=True):
-    """Where weights came from, and under which licence."""
+    """Where weights came from, and under which license."""
 
     part: str
     """What it became: ``encoder``, ``llm``, ``tokenizer``, ``adapter``, ``task topic`` ..."""
@@ -162,7 +162,7 @@ class WeightSource(_Part, frozen=True):
     license: str
     """SPDX identifier, or the owner's own words."""
     file: str | None = None
-    """Path of the licence text inside the bundle."""
+    """Path of the license text inside the bundle."""
 
 
 class Parity(_Part, frozen=True):

@@ -11,7 +11,7 @@ from mtllm_edge.bundle.layout import BRIDGE_NAME, TOKENIZER_NAME
 from mtllm_edge.bundle.manifest import MANIFEST_NAME, LlmBackend, LlmSpec, Manifest
 from mtllm_edge.bundle.validation import parse_manifest
 from mtllm_edge.errors import ModelError, UsageError
-from mtllm_edge.files.digest import sha256_of
+from mtllm_edge.files.digest import sha256_file
 from mtllm_edge.safe_text import printable
 
 _REQUIRED = (TOKENIZER_NAME, BRIDGE_NAME)
@@ -59,7 +59,7 @@ class Bundle:
         """
         _raise_faults(self.path, self._presence_faults())
         _raise_faults(self.path, self._stray_faults())
-        _raise_faults(self.path, header_checks.header_faults(self.path, self.manifest))
+        _raise_faults(self.path, header_checks.header_problems(self.path, self.manifest))
 
     def task_name(self, task: str | None) -> str:
         """The task of that name, or the only one where None is named.
@@ -98,7 +98,7 @@ class Bundle:
         """
         faults = self._presence_faults()
         for name, listed in self.manifest.files.items():
-            if name not in faults and sha256_of(self.path / name) != listed.sha256:
+            if name not in faults and sha256_file(self.path / name) != listed.sha256:
                 faults[name] = "its SHA-256 differs from the manifest"
         _raise_faults(self.path, faults)
 

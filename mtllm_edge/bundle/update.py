@@ -25,7 +25,7 @@ from mtllm_edge.files.lock import folder_lock
 
 
 @dataclass(frozen=True)
-class Change:
+class TaskChange:
     """What becomes of one task of a bundle."""
 
     name: str
@@ -37,7 +37,7 @@ class Change:
     """Where its weights came from; None leaves what the bundle says of that."""
 
 
-def refuse_unchangeable(bundle: Bundle) -> None:
+def validate_writable(bundle: Bundle) -> None:
     """Refuse to change an installed bundle, whose files pip has recorded and would replace, or one without permission.
 
     Raises:
@@ -49,7 +49,7 @@ def refuse_unchangeable(bundle: Bundle) -> None:
         raise UsageError(f"{bundle.path} cannot be written to; copy that folder, and change the copy")
 
 
-def rewrite(bundle: Bundle, plan: Callable[[Bundle], Change]) -> Bundle:
+def update_bundle(bundle: Bundle, plan: Callable[[Bundle], TaskChange]) -> Bundle:
     """Change a task of the bundle on disk, while nobody else does.
 
     Args:
@@ -63,13 +63,13 @@ def rewrite(bundle: Bundle, plan: Callable[[Bundle], Change]) -> Bundle:
         UsageError: The bundle is an installed one, cannot be written to, or others keep it locked.
         ModelError: It is damaged, or would be a contradiction in itself.
     """
-    refuse_unchangeable(bundle)
+    validate_writable(bundle)
     with folder_lock(bundle.path):
         now = Bundle.open(bundle.path)
         return _write_change(now, plan(now))
 
 
-def _write_change(bundle: Bundle, change: Change) -> Bundle:
+def _write_change(bundle: Bundle, change: TaskChange) -> Bundle:
     """Write the added files, then the manifest, then delete what it no longer lists."""
     old = bundle.manifest
     tasks = dict(old.tasks) if change.task is None else old.tasks | {change.name: change.task}

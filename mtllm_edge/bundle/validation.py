@@ -45,13 +45,13 @@ def parse_manifest(text: bytes, *, origin: str) -> Manifest:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{origin}: {error}; export the bundle again") from None
-    faults = manifest_faults(manifest)
+    faults = manifest_problems(manifest)
     if faults:
         raise ModelError(f"{origin}: {'; '.join(faults)}; export the bundle again")
     return manifest
 
 
-def manifest_faults(manifest: Manifest) -> list[str]:
+def manifest_problems(manifest: Manifest) -> list[str]:
     """All that is wrong with a manifest, as sentences."""
     faults = [
         f"{name} must be positive, found {value}" if value <= 0 else f"{name} is {value}, expected {limit} at most"
@@ -113,7 +113,7 @@ def _size_faults(manifest: Manifest) -> list[str]:
     return faults
 
 
-def abstain_fault(kind: Kind, labels: Sequence[str], abstain: str) -> str | None:
+def abstain_label_problem(kind: Kind, labels: Sequence[str], abstain: str) -> str | None:
     """What keeps a label from saying that a task abstains, as the end of a sentence about the task."""
     if not abstain.strip() or has_control_characters(abstain):
         return f"abstains with the label {abstain!r}, expected a word"
@@ -142,7 +142,7 @@ def _confidence_faults(task: TaskSpec) -> Iterator[str]:
     if task.threshold is not None and not 0 <= task.threshold <= 1:
         yield f"has the threshold {task.threshold}, expected 0 to 1"
     if task.threshold is not None or task.abstain is not None:
-        fault = abstain_fault(task.kind, task.labels, UNSURE if task.abstain is None else task.abstain)
+        fault = abstain_label_problem(task.kind, task.labels, UNSURE if task.abstain is None else task.abstain)
         if fault is not None:
             yield fault
 

@@ -1,7 +1,7 @@
 """A bundle as a wheel, so that `pip install` is all that a model needs: no index but Python's own, no download code.
 
 The wheel holds a Python package without code, the bundle's folder as its data, an entry point by which
-`mtllm_edge.bundle.installed` finds it, and the licences where pip and auditors look for them. The same bundle gives
+`mtllm_edge.bundle.installed` finds it, and the licenses where pip and auditors look for them. The same bundle gives
 the same
 bytes: the entries are sorted and of one fixed date; they are stored, since deflate's bytes depend on its version.
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle.installed import ENTRY_POINTS, FOLDER, normal_name
+from mtllm_edge.bundle.installed import ENTRY_POINTS, FOLDER, normalize_name
 from mtllm_edge.bundle.licenses import is_non_commercial
 from mtllm_edge.bundle.manifest import MANIFEST_NAME, Manifest
 from mtllm_edge.bundle.reader import Bundle
@@ -31,7 +31,7 @@ _VERSION = re.compile(r"\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The first that a zip can hold."""
 _MODE = 0o100644 << 16
-_LICENCES = "LICENSES/"
+_LICENSES = "LICENSES/"
 _CHUNK = 2**20
 
 
@@ -57,7 +57,7 @@ def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0"
     if not _VERSION.fullmatch(version):
         raise UsageError(f"{version!r} is no version; write one such as 1.0 or 1.2.0rc1")
     bundle.verify()
-    distribution = normal_name(f"mtllm-edge-bundle-{name}")
+    distribution = normalize_name(f"mtllm-edge-bundle-{name}")
     module = distribution.replace("-", "_")
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -67,10 +67,10 @@ def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0"
     return path
 
 
-def licence_files(manifest: Manifest) -> list[str]:
-    """Paths of the licences inside a bundle: those that its sources name, and what else lies with them."""
+def license_files(manifest: Manifest) -> list[str]:
+    """Paths of the licenses inside a bundle: those that its sources name, and what else lies with them."""
     named = {source.file for source in manifest.sources if source.file is not None}
-    return sorted(path for path in manifest.files if path in named or path.startswith(_LICENCES))
+    return sorted(path for path in manifest.files if path in named or path.startswith(_LICENSES))
 
 
 def _fill(archive: zipfile.ZipFile, bundle: Bundle, name: str, distribution: str, module: str, version: str) -> None:
@@ -85,7 +85,7 @@ def _fill(archive: zipfile.ZipFile, bundle: Bundle, name: str, distribution: str
     }
     contents: dict[str, bytes | Path] = {entry: text.encode() for entry, text in small.items()}
     contents |= {f"{module}/{FOLDER}/{path}": bundle.path / path for path in (MANIFEST_NAME, *manifest.files)}
-    contents |= {f"{info}/licenses/{path}": bundle.path / path for path in licence_files(manifest)}
+    contents |= {f"{info}/licenses/{path}": bundle.path / path for path in license_files(manifest)}
     record = [(f"{info}/RECORD", "", "")]
     # The metadata last, as the wheel's specification recommends.
     for entry in sorted(contents, key=lambda entry: (entry.startswith(info), entry)):
@@ -116,16 +116,16 @@ def _entry(name: str, size: int) -> zipfile.ZipInfo:
 
 
 def _metadata(manifest: Manifest, name: str, distribution: str, version: str) -> str:
-    """What pip shows. Licences may be the owners' own words, so they go by the field that takes any."""
-    licences = dict.fromkeys(source.license for source in manifest.sources)
+    """What pip shows. Licenses may be the owners' own words, so they go by the field that takes any."""
+    licenses = dict.fromkeys(source.license for source in manifest.sources)
     extra = "[onnx]" if manifest.llm.backend == "onnx" else ""
     head = [
         "Metadata-Version: 2.4",
         f"Name: {distribution}",
         f"Version: {version}",
         f"Summary: The mtllm-edge bundle {name}: {printable(manifest.name)}",
-        *([f"License: {printable(' AND '.join(map(_in_brackets, licences)))}"] if licences else []),
-        *(f"License-File: {path}" for path in licence_files(manifest)),
+        *([f"License: {printable(' AND '.join(map(_in_brackets, licenses)))}"] if licenses else []),
+        *(f"License-File: {path}" for path in license_files(manifest)),
         "Requires-Python: >=3.10",
         f"Requires-Dist: mtllm-edge{extra}",
         "Description-Content-Type: text/markdown",
@@ -133,8 +133,8 @@ def _metadata(manifest: Manifest, name: str, distribution: str, version: str) ->
     return "\n".join([*head, "", *_description(manifest, name)]) + "\n"
 
 
-def _in_brackets(licence: str) -> str:
-    return f"({licence})" if " OR " in licence else licence
+def _in_brackets(license: str) -> str:
+    return f"({license})" if " OR " in license else license
 
 
 def _description(manifest: Manifest, name: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtllm_edge import console
 from mtllm_edge.bundle.manifest import UNSURE, TaskSpec
 from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge.bundle.update import refuse_unchangeable
+from mtllm_edge.bundle.update import validate_writable
 from mtllm_edge.cli import options, views, warnings
 from mtllm_edge.cli.options import SHARE, other_columns_options
 from mtllm_edge.cli.progress import progress_bar
@@ -23,12 +23,12 @@ from mtllm_edge.files.columns import LABEL_COLUMN, Columns, inputs_of, label_of
 from mtllm_edge.files.tables import Table, read_table
 from mtllm_edge.inputs import Input, vector_count
 from mtllm_edge.jobs.row_languages import RowLanguages
-from mtllm_edge.tasks.calibration import abstention, temperatures_of
-from mtllm_edge.tasks.calibration_report import calibrate as fit_and_judge
-from mtllm_edge.tasks.calibration_report import check_number
-from mtllm_edge.tasks.fitting import without_repeats
+from mtllm_edge.tasks.calibration import resolve_abstention, select_temperatures
+from mtllm_edge.tasks.calibration_report import calibrate as fit_calibration
+from mtllm_edge.tasks.calibration_report import validate_sample_size
+from mtllm_edge.tasks.fitting import unique_indices
 from mtllm_edge.tasks.head import Head
-from mtllm_edge.tasks.store import set_confidence
+from mtllm_edge.tasks.store import update_calibration
 
 PATH = click.Path(path_type=Path)
 _SUFFIXES = (".csv", ".jsonl")
@@ -86,18 +86,18 @@ def calibrate(
         raise UsageError("--threshold names the threshold and --target-accuracy finds it; give one of them")
     sheet = _read(files, text_column)
     opened = Bundle.open(bundle)
-    refuse_unchangeable(opened)
+    validate_writable(opened)
     name = opened.task_name(task)
     part = opened.manifest.tasks[name]
-    limit, _ = abstention(part, threshold if target_accuracy is None else target_accuracy, abstain)
+    limit, _ = resolve_abstention(part, threshold if target_accuracy is None else target_accuracy, abstain)
     languages = RowLanguages(opened.manifest, language, language_column)
     rows = _rows(sheet, name, part, Columns(pair_column, choices_columns), label_column, languages)
     logits_NC, codes = _logits(opened, name, rows, threads)
-    report = fit_and_judge(
+    report = fit_calibration(
         logits_NC,
         rows.classes_N,
         codes,
-        temperatures_of(part, codes),
+        select_temperatures(part, codes),
         threshold=limit or None,
         target=target_accuracy,
     )
@@ -108,7 +108,7 @@ def calibrate(
         threshold=report.threshold or None,
         abstain=part.abstain if abstain is None else abstain,
     )
-    set_confidence(opened, name, changed)
+    update_calibration(opened, name, changed)
     console.print_stdout(views.calibration_view(report, changed.abstain or UNSURE))
     console.note(f"task {name!r} of {bundle} is calibrated")
 
@@ -134,11 +134,11 @@ def _rows(
         for label, item, place in zip(labels, inputs, sheet.places, strict=True)
     ]
     spoken = [languages.language_of(record, place) for record, place in located]
-    kept = without_repeats(inputs, labels)
+    kept = unique_indices(inputs, labels)
     if len(kept) < len(inputs):
         repeats = console.count(len(inputs) - len(kept), "row")
         console.note(f"note: {repeats} left out that repeat text and label of another")
-    check_number(len(kept))
+    validate_sample_size(len(kept))
     if task.kind == "multiple_choice" and len({vector_count(inputs[index]) for index in kept}) > 1:
         raise DataError("the texts have different numbers of choices; calibrate with texts that have as many each")
     return _Rows(

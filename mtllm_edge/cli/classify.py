@@ -32,7 +32,7 @@ from mtllm_edge.jobs.inputs import Asked, Request
 from mtllm_edge.jobs.output import FORMS
 from mtllm_edge.jobs.row_languages import RowLanguages
 from mtllm_edge.jobs.runner import Answer, Model
-from mtllm_edge.tasks.calibration import abstention
+from mtllm_edge.tasks.calibration import resolve_abstention
 from mtllm_edge.tokenization.windows import Long, check_long
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def classify(
     check_long(long, part.kind, f"task {task!r}")
     languages = RowLanguages(opened.manifest, language, language_column)
     more = ["language"] * languages.enabled + ["windows"] * (long != "cut")
-    more += ["abstained"] * (abstention(part, threshold, abstain)[0] > 0)
+    more += ["abstained"] * (resolve_abstention(part, threshold, abstain)[0] > 0)
     more += ["probabilities"] * (form in ("jsonl", "parquet"))
 
     @contextmanager

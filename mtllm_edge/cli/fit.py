@@ -16,9 +16,9 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.files.columns import LABEL_COLUMN, Columns, group_of, inputs_of, label_of
 from mtllm_edge.files.tables import read_table
-from mtllm_edge.tasks.cross_validation import check_groups
-from mtllm_edge.tasks.fitting import check_fit_kind, check_labels, fit_head, regressions, without_repeats
-from mtllm_edge.tasks.store import add_task, check_task_name, task_source
+from mtllm_edge.tasks.cross_validation import validate_groups
+from mtllm_edge.tasks.fitting import count_regressions, fit_head, unique_indices, validate_fit_kind, validate_labels
+from mtllm_edge.tasks.store import add_task, task_source, validate_task_name
 
 _SUFFIXES = (".csv", ".jsonl")
 
@@ -49,7 +49,7 @@ def fit(
     language: str | None,
     threads: int | None,
     gpu_layers: GpuLayers,
-    licence: str | None,
+    license: str | None,
     force: bool,
 ) -> None:
     """Learn a task from labelled texts, and add it to a BUNDLE.
@@ -67,25 +67,25 @@ def fit(
         )
     sheet = read_table(files, text_column=text_column)
     opened = Bundle.open(bundle)
-    check_task_name(opened, task, force=force)
-    source = task_source(task, source_name(files), licence)
+    validate_task_name(opened, task, force=force)
+    source = task_source(task, source_name(files), license)
     columns = Columns(pair_column)
     kind = columns.kind(sheet.records[0], files[0])
-    check_fit_kind(kind)
+    validate_fit_kind(kind)
     inputs = inputs_of(sheet, kind, columns)
     rows = [*zip(sheet.records, sheet.places, strict=True)]
     labels = [label_of(record, label_column, place) for record, place in rows]
     groups = None if group_column is None else [group_of(record, group_column, place) for record, place in rows]
-    kept = without_repeats(inputs, labels)
+    kept = unique_indices(inputs, labels)
     if len(kept) < len(inputs):
         console.note(
             f"note: {console.count(len(inputs) - len(kept), 'row')} left out that repeat text and label of another"
         )
     inputs, labels = [inputs[index] for index in kept], [labels[index] for index in kept]
-    console.note(f"{console.count(len(labels), 'text')}: {console.counts(check_labels(labels))}")
+    console.note(f"{console.count(len(labels), 'text')}: {console.counts(validate_labels(labels))}")
     if groups is not None:
         groups = [groups[index] for index in kept]
-        check_groups(labels, groups)
+        validate_groups(labels, groups)
     with console.spinner("loading the model"):
         from mtllm_edge.embedder import Embedder
 
@@ -97,7 +97,7 @@ def fit(
     truncated, limit = sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens
     if truncated:
         console.note(f"note: {console.count(truncated, 'text')} longer than {limit} tokens lost the end")
-    with progress_bar(regressions(labels, groups), "regressions") as progress:
+    with progress_bar(count_regressions(labels, groups), "regressions") as progress:
         head, report = fit_head(pooled_NE, labels, kind, progress, groups)
     add_task(opened, task, head, source=source, force=force)
     console.print_stdout(views.fit_view(report))

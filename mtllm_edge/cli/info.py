@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
 def info(bundle: Path, *, as_json: bool) -> None:
-    """Show what a model bundle is made of, and its licences."""
+    """Show what a model bundle is made of, and its licenses."""
     manifest = Bundle.open(bundle).manifest
     if as_json:
         click.echo(manifest.to_json(), nl=False)

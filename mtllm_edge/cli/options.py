@@ -179,9 +179,9 @@ language_column_option = click.option(
 
 license_option = click.option(
     "--license",
-    "licence",
+    "license",
     metavar="ID",
-    help="Licence of the task, as an SPDX identifier, for the manifest; without it, none is claimed.",
+    help="License of the task, as an SPDX identifier, for the manifest; without it, none is claimed.",
 )
 
 

@@ -34,4 +34,4 @@ def package(bundle: Path, *, name: str, output: Path, version: str, force: bool)
         if licenses.is_non_commercial(source.license):
             console.note(f"note: {source.part} ({source.name}) is under {source.license}: NON-COMMERCIAL USE ONLY")
     if not opened.manifest.sources:
-        console.note("note: the bundle names no source and no licence; say under which terms it may be used")
+        console.note("note: the bundle names no source and no license; say under which terms it may be used")

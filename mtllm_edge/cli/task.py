@@ -18,7 +18,14 @@ from mtllm_edge.cli.options import PATH, license_option, source_name
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.inputs import Kind
-from mtllm_edge.tasks.store import add_task, check_can_adapt, check_task_name, read_head, remove_task, task_source
+from mtllm_edge.tasks.store import (
+    add_task,
+    read_head,
+    remove_task,
+    task_source,
+    validate_adapter_support,
+    validate_task_name,
+)
 
 _CONVERTERS = "mtllm_edge.adapters"
 """Entry points that turn adapters of other layouts into GGUF: the runtime imports no exporter."""
@@ -65,7 +72,7 @@ def add(
     kind: Kind,
     adapter: Path | None,
     temperature: float,
-    licence: str | None,
+    license: str | None,
     force: bool,
 ) -> None:
     """Add the task NAME to a BUNDLE: a head that was trained elsewhere on its vectors.
@@ -74,8 +81,8 @@ def add(
     scores choices, and no labels.
     """
     opened = Bundle.open(bundle)
-    check_task_name(opened, name, force=force)
-    source = task_source(name, source_name((str(head),)), licence)
+    validate_task_name(opened, name, force=force)
+    source = task_source(name, source_name((str(head),)), license)
     read = read_head(head, kind, labels, temperature)
     with _in_gguf(adapter, opened) as lora:
         add_task(opened, name, read, adapter=lora, source=source, force=force)
@@ -88,7 +95,7 @@ def _in_gguf(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]:
     if adapter is None or not adapter.is_dir():
         yield adapter
         return
-    check_can_adapt(bundle)
+    validate_adapter_support(bundle)
     require("export", "gguf")
     converters = entry_points(group=_CONVERTERS, name="peft")
     if not converters:

@@ -223,12 +223,12 @@ def _parity_table(manifest: Manifest) -> Table:
 
 
 def _sources_table(sources: Sequence[WeightSource]) -> Table:
-    table = Table(title="weights and licences", title_justify="left")
-    for heading in ("part", "from", "licence"):
+    table = Table(title="weights and licenses", title_justify="left")
+    for heading in ("part", "from", "license"):
         table.add_column(heading, overflow="fold")
     for source in sources:
-        licence = plain_text(source.license)
+        license = plain_text(source.license)
         if is_non_commercial(source.license):
-            licence.append(" (NON-COMMERCIAL USE ONLY)", style="bold red")
-        table.add_row(plain_text(source.part), plain_text(source.name), licence)
+            license.append(" (NON-COMMERCIAL USE ONLY)", style="bold red")
+        table.add_row(plain_text(source.part), plain_text(source.name), license)
     return table

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle.installed import normal_name
+from mtllm_edge.bundle.installed import normalize_name
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.inputs import Input
 from mtllm_edge.server.auth import Door, Gate
@@ -69,7 +69,7 @@ class _Service:
     def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, metrics: Metrics, served_as: str) -> None:
         self._bundle, self._engine, self._limits, self._metrics = bundle, engine, limits, metrics
         self._name = bundle.manifest.name
-        self._known_as = {normal_name(self._name), normal_name(served_as)}
+        self._known_as = {normalize_name(self._name), normalize_name(served_as)}
         self._started = int(time.time())
 
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
@@ -83,7 +83,7 @@ class _Service:
     async def embeddings(self, body: EmbeddingsBody, request: Request) -> Response:
         """Turn texts into vectors, which are not scaled to unit length."""
         width = self._bundle.manifest.llm.n_embd
-        if normal_name(body.model) not in self._known_as:
+        if normalize_name(body.model) not in self._known_as:
             raise RefusedError(404, f"there is no model {body.model!r} here, only {self._name!r}", "model")
         if body.dimensions not in (None, width):
             raise RefusedError(422, f"this model's vectors have {width} dimensions; leave it out", "dimensions")

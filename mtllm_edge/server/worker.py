@@ -14,7 +14,7 @@ from mtllm_edge.inputs import Input, check_kind
 from mtllm_edge.server.batcher import Batcher
 from mtllm_edge.server.errors import RefusedError
 from mtllm_edge.server.limits import Limits
-from mtllm_edge.tasks.calibration import abstention
+from mtllm_edge.tasks.calibration import resolve_abstention
 from mtllm_edge.tasks.head import load_heads
 from mtllm_edge.tasks.prediction import predict
 from mtllm_edge.tokenization.windows import Windows
@@ -63,7 +63,7 @@ class Model:
         if task is None:
             return list(pooled_VE)
         head = self._heads[task]
-        return predict(head, Windows(items, [1] * len(items)), pooled_VE, "cut", *abstention(head, None, None))
+        return predict(head, Windows(items, [1] * len(items)), pooled_VE, "cut", *resolve_abstention(head, None, None))
 
     def close(self) -> None:
         """Give the engines' memory back."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.bundle.manifest import UNSURE, TaskSpec
-from mtllm_edge.bundle.validation import abstain_fault
+from mtllm_edge.bundle.validation import abstain_label_problem
 from mtllm_edge.errors import UsageError
 from mtllm_edge.tasks.head import Head, softmax
 
@@ -38,12 +38,12 @@ def temperature(task: Head | TaskSpec | Temperatures, language: str | None) -> f
     return task.temperature if language is None else task.temperatures.get(language, task.temperature)
 
 
-def temperatures_of(task: Head | TaskSpec | Temperatures, languages: Sequence[str | None]) -> NDArray[np.float64]:
+def select_temperatures(task: Head | TaskSpec | Temperatures, languages: Sequence[str | None]) -> NDArray[np.float64]:
     """The temperature for each text, (texts,), by the codes of their languages."""
     return np.array([temperature(task, language) for language in languages], np.float64)
 
 
-def abstention(task: Head | TaskSpec, threshold: float | None, abstain: str | None) -> tuple[float, str]:
+def resolve_abstention(task: Head | TaskSpec, threshold: float | None, abstain: str | None) -> tuple[float, str]:
     """Confidence below which a task abstains, and the label that it gives then.
 
     Args:
@@ -58,7 +58,7 @@ def abstention(task: Head | TaskSpec, threshold: float | None, abstain: str | No
     unsure = (task.abstain or UNSURE) if abstain is None else abstain
     if not 0 <= limit <= 1:
         raise UsageError(f"the threshold is {limit}, expected 0 to 1")
-    fault = abstain_fault(task.kind, task.labels, unsure) if limit > 0 or abstain is not None else None
+    fault = abstain_label_problem(task.kind, task.labels, unsure) if limit > 0 or abstain is not None else None
     if fault is not None:
         raise UsageError(f"the task {fault}")
     return limit, unsure
@@ -94,7 +94,7 @@ def fit_temperature(
     return float(1.0 / np.sqrt(low * high))
 
 
-def measured(languages: Sequence[str | None]) -> list[str]:
+def frequent_languages(languages: Sequence[str | None]) -> list[str]:
     """Codes of the languages that have texts enough for a temperature of their own, sorted."""
     counts = Counter(languages)
     return sorted(code for code, texts in counts.items() if code is not None and texts >= LANGUAGE_TEXTS)
@@ -112,7 +112,7 @@ def fit_temperatures(
         logits_NC: Logits of texts that the head was not trained on, (texts, labels).
         classes_N: The right label of each text.
         languages: The code of each text's language, or None.
-        codes: The languages that get a temperature of their own; see `measured`.
+        codes: The languages that get a temperature of their own; see `frequent_languages`.
     """
     overall = _rounded(fit_temperature(logits_NC, classes_N))
     places: dict[str, list[int]] = {code: [] for code in codes}

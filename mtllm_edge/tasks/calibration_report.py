@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtllm_edge.errors import DataError
-from mtllm_edge.tasks.calibration import Temperatures, fit_temperatures, measured, temperatures_of
+from mtllm_edge.tasks.calibration import Temperatures, fit_temperatures, frequent_languages, select_temperatures
 from mtllm_edge.tasks.head import softmax
 from mtllm_edge.tasks.metrics import calibration_error, log_loss
 
@@ -55,7 +55,7 @@ class CalibrationReport:
     """Accuracy on those, 0 where there are none."""
 
 
-def check_number(texts: int) -> None:
+def validate_sample_size(texts: int) -> None:
     """Refuse a sheet that is too small.
 
     Raises:
@@ -87,8 +87,8 @@ def calibrate(
     Raises:
         DataError: There are too few texts, or no threshold reaches the accuracy.
     """
-    check_number(len(classes_N))
-    codes = measured(languages)
+    validate_sample_size(len(classes_N))
+    codes = frequent_languages(languages)
     before_NC, after_NC = softmax(logits_NC / before_N[:, None]), np.empty_like(logits_NC)
     above_N = np.empty(len(classes_N), bool)
     for train, test in _folds(len(classes_N)):
@@ -152,7 +152,7 @@ def find_threshold(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.
 def _divided(
     logits_NC: NDArray[np.float64], fitted: Temperatures, languages: Sequence[str | None]
 ) -> NDArray[np.float64]:
-    divided_NC: NDArray[np.float64] = logits_NC / temperatures_of(fitted, languages)[:, None]
+    divided_NC: NDArray[np.float64] = logits_NC / select_temperatures(fitted, languages)[:, None]
     return divided_NC
 
 

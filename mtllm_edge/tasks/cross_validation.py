@@ -22,7 +22,7 @@ _DRAWS = 20
 """How often groups are dealt out before it is given up that every label is learned in each fold."""
 
 
-def fold_count(labels: Sequence[str], groups: Groups | None = None) -> int:
+def count_folds(labels: Sequence[str], groups: Groups | None = None) -> int:
     """Number of folds of texts with these labels, each of which stands at two or more."""
     counts = Counter(labels).values()
     if groups is None:
@@ -31,7 +31,7 @@ def fold_count(labels: Sequence[str], groups: Groups | None = None) -> int:
     return found if found <= MAX_FOLDS else min(MAX_FOLDS, max(counts))
 
 
-def deal_out(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
+def assign_folds(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
     """Folds with about as much of every label in each; the texts of a group stay together.
 
     Args:
@@ -39,15 +39,15 @@ def deal_out(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
         groups: The group of each text; None is a group for each.
 
     Raises:
-        DataError: As for `check_groups`; or the groups are such that some fold would learn nothing of some label.
+        DataError: As for `validate_groups`; or the groups are such that some fold would learn nothing of some label.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
     names_N = np.array(labels)
     if groups is None:
-        return [*StratifiedKFold(fold_count(labels), shuffle=True, random_state=_SEED).split(names_N, names_N)]
-    check_groups(labels, groups)
-    count = fold_count(labels, groups)
+        return [*StratifiedKFold(count_folds(labels), shuffle=True, random_state=_SEED).split(names_N, names_N)]
+    validate_groups(labels, groups)
+    count = count_folds(labels, groups)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     groups_N = np.array([numbers[group] for group in groups])
     if len(numbers) == count:  # a fold for each: a label that is in two groups is always learned
@@ -65,7 +65,7 @@ def deal_out(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
     )
 
 
-def check_groups(labels: Sequence[str], groups: Groups) -> None:
+def validate_groups(labels: Sequence[str], groups: Groups) -> None:
     """Refuse groups with which a label would be judged by what has not learned it.
 
     Raises:

@@ -18,9 +18,9 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.inputs import Input, Kind, parts_of
 from mtllm_edge.safe_text import has_control_characters
 from mtllm_edge.tasks.calibration import fit_temperature
-from mtllm_edge.tasks.cross_validation import Groups, deal_out, fold_count
+from mtllm_edge.tasks.cross_validation import Groups, assign_folds, count_folds
 from mtllm_edge.tasks.head import Head, softmax
-from mtllm_edge.tasks.metrics import LabelScore, calibration_error, label_score, log_loss
+from mtllm_edge.tasks.metrics import LabelScore, calibration_error, log_loss, score_label
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Values of scikit-learn's C that are tried: the inverse of the regularisation, on standardised vectors."""
@@ -53,7 +53,7 @@ class FitReport:
     """Number of groups, where there are any: the texts of one were all judged by the same head."""
 
 
-def check_labels(labels: Sequence[str]) -> dict[str, int]:
+def validate_labels(labels: Sequence[str]) -> dict[str, int]:
     """Count labels and refuse those that nothing can be learned from.
 
     Returns:
@@ -82,7 +82,7 @@ def check_labels(labels: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def check_fit_kind(kind: Kind) -> None:
+def validate_fit_kind(kind: Kind) -> None:
     """Refuse what no logistic regression learns.
 
     Raises:
@@ -94,7 +94,7 @@ def check_fit_kind(kind: Kind) -> None:
         )
 
 
-def without_repeats(inputs: Sequence[Input], labels: Sequence[str]) -> list[int]:
+def unique_indices(inputs: Sequence[Input], labels: Sequence[str]) -> list[int]:
     """Index of the first of all equal texts with equal labels.
 
     A text that is in two folds would flatter the report: it would be judged by a head that has seen it.
@@ -116,24 +116,24 @@ def fit_head(
 
     Args:
         pooled_NE: Vectors of different texts or pairs.
-        labels: The label of each; `check_labels` says what is refused.
+        labels: The label of each; `validate_labels` says what is refused.
         kind: The kind of the task.
-        progress: Called after every regression with 1; there are `regressions(labels, groups)` of them.
+        progress: Called after every regression with 1; there are `count_regressions(labels, groups)` of them.
         groups: The group of each text; the texts of one stay in one fold. None is a group for each.
 
     Returns:
         The head, on raw vectors and calibrated, its labels sorted; and the cross-validated report.
 
     Raises:
-        DataError: As for `check_labels` and `mtllm_edge.tasks.cross_validation.deal_out`.
+        DataError: As for `validate_labels` and `mtllm_edge.tasks.cross_validation.assign_folds`.
         UsageError: The kind is multiple choice.
     """
-    check_fit_kind(kind)
-    counts = check_labels(labels)
+    validate_fit_kind(kind)
+    counts = validate_labels(labels)
     names = tuple(counts)
     vectors_NE = pooled_NE.astype(np.float64)
     classes_N = np.array([names.index(label) for label in labels])
-    folds = deal_out(labels, groups)
+    folds = assign_folds(labels, groups)
     best: tuple[float, float, float, NDArray[np.float64]] | None = None
     for c in STRENGTHS:
         logits_NC = np.empty((len(labels), len(names)))
@@ -156,9 +156,9 @@ def fit_head(
     return head, report if groups is None else replace(report, groups=len(set(groups)))
 
 
-def regressions(labels: Sequence[str], groups: Groups | None = None) -> int:
+def count_regressions(labels: Sequence[str], groups: Groups | None = None) -> int:
     """How many regressions `fit_head` computes."""
-    return len(STRENGTHS) * fold_count(labels, groups) + 1
+    return len(STRENGTHS) * count_folds(labels, groups) + 1
 
 
 def _regress(vectors_NE: NDArray[np.float64], classes_N: NDArray[np.int64], c: float) -> _Linear:
@@ -187,7 +187,7 @@ def _report(
 ) -> FitReport:
     predicted_N = probabilities_NC.argmax(axis=1)
     scores = {
-        label: label_score(predicted_N == number, classes_N == number, texts)
+        label: score_label(predicted_N == number, classes_N == number, texts)
         for number, (label, texts) in enumerate(counts.items())
     }
     return FitReport(

@@ -50,7 +50,7 @@ class LabelScore:
     f1: float
 
 
-def label_score(said_N: NDArray[np.bool_], true_N: NDArray[np.bool_], texts: int) -> LabelScore:
+def score_label(said_N: NDArray[np.bool_], true_N: NDArray[np.bool_], texts: int) -> LabelScore:
     """Precision, recall and F1 of one label."""
     both = float((said_N & true_N).sum())
     said = float(said_N.sum())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.tasks.calibration import temperatures_of
+from mtllm_edge.tasks.calibration import select_temperatures
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.encoding import Encoded
 from mtllm_edge.tokenization.windows import Long, Windows
@@ -53,7 +53,7 @@ def predict(
         limit: Confidence below which the task abstains.
         unsure: The label that is given then.
     """
-    temperatures_N = temperatures_of(head, [text[0].language for text in windows.texts])
+    temperatures_N = select_temperatures(head, [text[0].language for text in windows.texts])
     if head.kind == "multiple_choice":
         rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
     elif long == "vote":

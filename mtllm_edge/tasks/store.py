@@ -12,12 +12,12 @@ import safetensors.numpy
 
 from mtllm_edge.bundle.formats.binary import DamagedFileError
 from mtllm_edge.bundle.formats.gguf import read_header
-from mtllm_edge.bundle.formats.gguf_lora_schema import adapter_faults
+from mtllm_edge.bundle.formats.gguf_lora_schema import adapter_problems
 from mtllm_edge.bundle.formats.safetensors import read_shapes
 from mtllm_edge.bundle.manifest import Manifest, TaskSpec, WeightSource
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.bundle.tensors import read_arrays
-from mtllm_edge.bundle.update import Change, refuse_unchangeable, rewrite
+from mtllm_edge.bundle.update import TaskChange, update_bundle, validate_writable
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.inputs import Kind
 from mtllm_edge.safe_text import has_control_characters
@@ -25,17 +25,17 @@ from mtllm_edge.tasks.head import Head
 
 FOLDER = "tasks"
 _NAME = re.compile(r"\w(?:[\w.-]{0,62}\w)?")
-_MAX_LICENCE = 200
+_MAX_LICENSE = 200
 
 
-def check_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
+def validate_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
     """Refuse a name under which no task can be added.
 
     Raises:
         UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off; or the
             bundle is an installed one or cannot be written to.
     """
-    refuse_unchangeable(bundle)
+    validate_writable(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
     if name in bundle.manifest.tasks and not force:
@@ -75,17 +75,17 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     return Head(kind, labels, arrays["weight"], arrays.get("bias"), temperature)
 
 
-def task_source(name: str, origin: str, licence: str | None) -> WeightSource | None:
-    """Where a task came from and under which licence, as the manifest says it; None where no licence is claimed.
+def task_source(name: str, origin: str, license: str | None) -> WeightSource | None:
+    """Where a task came from and under which license, as the manifest says it; None where no license is claimed.
 
     Raises:
-        UsageError: The licence cannot be one.
+        UsageError: The license cannot be one.
     """
-    if licence is None:
+    if license is None:
         return None
-    if not licence.strip() or len(licence) > _MAX_LICENCE or has_control_characters(licence):
-        raise UsageError(f"{licence!r} is no licence; give an SPDX identifier as CC-BY-4.0, or a few words")
-    return WeightSource(part=f"task {name}", name=origin, license=licence.strip())
+    if not license.strip() or len(license) > _MAX_LICENSE or has_control_characters(license):
+        raise UsageError(f"{license!r} is no license; give an SPDX identifier as CC-BY-4.0, or a few words")
+    return WeightSource(part=f"task {name}", name=origin, license=license.strip())
 
 
 def add_task(
@@ -115,8 +115,8 @@ def add_task(
         ModelError: Head or adapter do not fit the bundle.
     """
 
-    def change(bundle: Bundle) -> Change:
-        check_task_name(bundle, name, force=force)
+    def change(bundle: Bundle) -> TaskChange:
+        validate_task_name(bundle, name, force=force)
         content = _checked_head(bundle, name, head)
         path = _free_path(bundle.manifest, f"{FOLDER}/{name}/head.safetensors", content)
         added, lora_path = {path: content}, None
@@ -134,12 +134,12 @@ def add_task(
             threshold=head.threshold,
             abstain=head.abstain,
         )
-        return Change(name, task, added, () if source is None else (source,))
+        return TaskChange(name, task, added, () if source is None else (source,))
 
-    return rewrite(bundle, change)
+    return update_bundle(bundle, change)
 
 
-def set_confidence(bundle: Bundle, name: str, task: TaskSpec) -> Bundle:
+def update_calibration(bundle: Bundle, name: str, task: TaskSpec) -> Bundle:
     """Write a task's temperatures, threshold and word for unsure into the bundle on disk.
 
     Args:
@@ -156,15 +156,15 @@ def set_confidence(bundle: Bundle, name: str, task: TaskSpec) -> Bundle:
     """
     weights = [path for path in (task.head, task.adapter) if path is not None]
 
-    def change(now: Bundle) -> Change:
+    def change(now: Bundle) -> TaskChange:
         same = name in now.manifest.tasks and all(
             now.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
         )
         if not same or _weights(now.manifest.tasks[name]) != _weights(task):
             raise UsageError(f"task {name!r} of {bundle.path} was changed meanwhile; calibrate it again")
-        return Change(name, task, {}, sources=None)
+        return TaskChange(name, task, {}, sources=None)
 
-    return rewrite(bundle, change)
+    return update_bundle(bundle, change)
 
 
 def _weights(task: TaskSpec) -> tuple[object, ...]:
@@ -182,14 +182,14 @@ def remove_task(bundle: Bundle, name: str) -> Bundle:
         UsageError: No such task, or others keep the bundle locked.
     """
 
-    def change(bundle: Bundle) -> Change:
+    def change(bundle: Bundle) -> TaskChange:
         bundle.task_name(name)
-        return Change(name, None, {})
+        return TaskChange(name, None, {})
 
-    return rewrite(bundle, change)
+    return update_bundle(bundle, change)
 
 
-def check_can_adapt(bundle: Bundle) -> None:
+def validate_adapter_support(bundle: Bundle) -> None:
     """Refuse an adapter for an LLM that can wear none.
 
     Raises:
@@ -216,12 +216,12 @@ def _checked_head(bundle: Bundle, name: str, head: Head) -> bytes:
 
 def _checked_adapter(bundle: Bundle, adapter: Path) -> bytes:
     """An adapter's bytes, after its header was found to fit the LLM."""
-    check_can_adapt(bundle)
+    validate_adapter_support(bundle)
     if not adapter.is_file():
         raise UsageError(f"{adapter} is no file; name a LoRA in GGUF")
     llm = bundle.manifest.llm
     try:
-        faults = adapter_faults(adapter, read_header(bundle.path / llm.file), llm.architecture)
+        faults = adapter_problems(adapter, read_header(bundle.path / llm.file), llm.architecture)
     except DamagedFileError as error:
         faults = [str(error)]
     if faults:

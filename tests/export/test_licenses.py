@@ -1,4 +1,4 @@
-"""Every source gets a licence file inside the bundle."""
+"""Every source gets a license file inside the bundle."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def text_of(bundle: Path, license_name: str) -> str:
 def test_text(license_name: str, words: str, tmp_path: Path) -> None:
     text = text_of(tmp_path, license_name)
     assert words in text
-    assert f"Licence: {license_name}" in text
+    assert f"License: {license_name}" in text
     assert "encoder: Some encoder" in text
 
 
-def test_one_file_per_licence_names_all_its_parts(tmp_path: Path) -> None:
+def test_one_file_per_license_names_all_its_parts(tmp_path: Path) -> None:
     sources = [WeightSource(part=part, name=f"the {part}", license="MIT") for part in ("encoder", "tokenizer")]
     placed = write_licenses(tmp_path, sources, tmp_path)
     assert {source.file for source in placed} == {"LICENSES/MIT.txt"}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mtllm_edge.bundle.formats.binary import DamagedFileError
 from mtllm_edge.bundle.formats.gguf import GgufHeader, read_header
-from mtllm_edge.bundle.formats.gguf_lora_schema import ALPHA, adapter_faults
+from mtllm_edge.bundle.formats.gguf_lora_schema import ALPHA, adapter_problems
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge_export.adapters.merge import check_lora
 from mtllm_edge_train.checkpoints.llm_families import GGUF_NAMES
@@ -85,7 +85,7 @@ def convert_peft(folder: Path, llm: Path, out: Path) -> None:
         raise ModelError(f"{folder} has the rank {config.r} in {CONFIG_NAME} and {sorted(ranks)} in its tensors")
     with contextlib.redirect_stdout(io.StringIO()):  # the writer's progress
         _write(out, str(architecture), config.alpha, lora, base)
-    faults = adapter_faults(out, base, str(architecture))
+    faults = adapter_problems(out, base, str(architecture))
     if faults:
         raise ModelError(f"{folder}: {'; '.join(faults)}; use the adapter of this LLM")
 

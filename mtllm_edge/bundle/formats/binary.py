@@ -14,7 +14,7 @@ class DamagedFileError(Exception):
     """The file breaks its own format; the message says where, and the caller adds the file's name."""
 
 
-class Cursor:
+class BinaryReader:
     """A position in a mapped little-endian file; going past the end raises `DamagedFileError`."""
 
     def __init__(self, data: mmap.mmap) -> None:
@@ -59,10 +59,10 @@ class Cursor:
 
 
 @contextmanager
-def open_cursor(path: Path) -> Iterator[Cursor]:
+def open_binary(path: Path) -> Iterator[BinaryReader]:
     """Map a file and give a cursor at its start."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:  # mmap refuses empty files
             raise DamagedFileError("empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield Cursor(data)
+            yield BinaryReader(data)

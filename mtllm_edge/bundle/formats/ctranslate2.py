@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtllm_edge.bundle.formats.binary import Cursor, DamagedFileError, open_cursor
+from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, open_binary
 
 VERSION = 6
 
@@ -67,7 +67,7 @@ def read_model(path: Path) -> Model:
     Raises:
         DamagedFileError: Another version, a name that stands twice, or a count, type or size that does not fit.
     """
-    with open_cursor(path) as cursor:
+    with open_binary(path) as cursor:
         version = cursor.integer("I")
         if version != VERSION:
             raise DamagedFileError(f"CTranslate2 binary version {version}, expected {VERSION}")
@@ -93,7 +93,7 @@ def _refuse_twice(name: str, variables: dict[str, Variable]) -> None:
         raise DamagedFileError(f"{name} stands twice")
 
 
-def _variable(cursor: Cursor, name: str) -> Variable:
+def _variable(cursor: BinaryReader, name: str) -> Variable:
     n_dimensions = cursor.integer("B")
     if n_dimensions > _MAX_DIMENSIONS:
         raise DamagedFileError(f"{name} has {n_dimensions} dimensions, expected {_MAX_DIMENSIONS} at most")
@@ -108,14 +108,14 @@ def _variable(cursor: Cursor, name: str) -> Variable:
     return Variable(shape, cursor.skip(n_bytes) if shape else offset, n_bytes, kind, value)
 
 
-def _count(cursor: Cursor) -> int:
+def _count(cursor: BinaryReader) -> int:
     count = cursor.integer("I")
     if count > _COUNT_LIMIT:
         raise DamagedFileError(f"{count} variables, expected {_COUNT_LIMIT} at most")
     return count
 
 
-def _text(cursor: Cursor) -> str:
+def _text(cursor: BinaryReader) -> str:
     """A string with its NUL, up to which CTranslate2 reads whatever the length says."""
     begin = cursor.position
     text = cursor.text(cursor.integer("H"), limit=_NAME_LIMIT)

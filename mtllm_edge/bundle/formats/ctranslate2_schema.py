@@ -35,7 +35,7 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
     multi_query_attention: bool = False
 
 
-def model_faults(model: Model, *, d_model: int, max_tokens: int) -> list[str]:
+def encoder_problems(model: Model, *, d_model: int, max_tokens: int) -> list[str]:
     """What keeps a `model.bin` from being the encoder that the manifest describes, as ends of sentences.
 
     Args:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtllm_edge.bundle.formats.binary import Cursor, DamagedFileError, open_cursor
+from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, open_binary
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -78,7 +78,7 @@ def read_header(path: Path) -> GgufHeader:
     Raises:
         DamagedFileError: Wrong magic, version, count, type, size or offset.
     """
-    with open_cursor(path) as cursor:
+    with open_binary(path) as cursor:
         magic = cursor.take(len(MAGIC))
         if magic != MAGIC:
             raise DamagedFileError(f"no GGUF file: begins with {magic!r}, expected {MAGIC!r}")
@@ -114,14 +114,14 @@ def read_header(path: Path) -> GgufHeader:
     )
 
 
-def _count(cursor: Cursor, what: str, limit: int) -> int:
+def _count(cursor: BinaryReader, what: str, limit: int) -> int:
     count = cursor.integer("Q")
     if count > limit:
         raise DamagedFileError(f"{count} {what}, expected {limit} at most")
     return count
 
 
-def _value(cursor: Cursor, kind: int) -> Value:
+def _value(cursor: BinaryReader, kind: int) -> Value:
     if kind == _STRING:
         return cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
     if kind == BOOL:
@@ -131,7 +131,7 @@ def _value(cursor: Cursor, kind: int) -> Value:
     raise DamagedFileError(f"a field of unknown type {kind} at offset {cursor.position}")
 
 
-def _array(cursor: Cursor) -> tuple[int, int]:
+def _array(cursor: BinaryReader) -> tuple[int, int]:
     """Type and number of the items."""
     item, length = cursor.integer("I"), _count(cursor, "items of an array", _ARRAY_LIMIT)
     if item == _STRING:
@@ -147,7 +147,7 @@ def _array(cursor: Cursor) -> tuple[int, int]:
     return item, length
 
 
-def _flag(cursor: Cursor) -> bool:
+def _flag(cursor: BinaryReader) -> bool:
     """A C++ `bool` that is neither 0 nor 1 is undefined behaviour in whoever reads it."""
     value = cursor.integer("B")
     if value > 1:
@@ -159,7 +159,7 @@ def _width(code: str) -> int:
     return {"B": 1, "b": 1, "?": 1, "H": 2, "h": 2, "I": 4, "i": 4, "f": 4}.get(code, 8)
 
 
-def _tensor(cursor: Cursor, name: str) -> _Tensor:
+def _tensor(cursor: BinaryReader, name: str) -> _Tensor:
     n_dimensions = cursor.integer("I")
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
         raise DamagedFileError(f"tensor {name} has {n_dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}")
@@ -173,7 +173,7 @@ def _tensor(cursor: Cursor, name: str) -> _Tensor:
     return _Tensor(shape, kind, begin=offset, end=offset + math.prod(shape) // block * block_bytes)
 
 
-def _check_data(cursor: Cursor, fields: dict[str, Value], tensors: dict[str, _Tensor]) -> None:
+def _check_data(cursor: BinaryReader, fields: dict[str, Value], tensors: dict[str, _Tensor]) -> None:
     """The tensors must follow each other without gap or overlap, in the order of the table, and end with the file."""
     alignment = fields.get("general.alignment", 32)
     fits = type(alignment) is int and 8 <= alignment <= _ALIGNMENT_LIMIT and alignment & (alignment - 1) == 0

@@ -11,7 +11,7 @@ ALPHA = "adapter.lora.alpha"
 _SUFFIXES = (".lora_a", ".lora_b")
 
 
-def adapter_faults(path: Path, base: gguf.GgufHeader, architecture: str) -> list[str]:
+def adapter_problems(path: Path, base: gguf.GgufHeader, architecture: str) -> list[str]:
     """What is wrong with an adapter.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtllm_edge.bundle.formats.binary import Cursor, DamagedFileError, open_cursor
+from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, open_binary
 
 LLM_INPUTS, ENCODER_IDS = "inputs_embeds", "input_ids"
 """What an LLM reads, float32 (texts, length, n_embd), and what an encoder does, int64 (texts, length)."""
@@ -65,7 +65,7 @@ def read_graph(path: Path) -> Graph:
             shape, operators that are not allowed, graphs within the graph, or functions.
     """
     graph, graphs, versions = Graph(), 0, 0
-    with open_cursor(path) as cursor:
+    with open_binary(path) as cursor:
         for number, wire, value in _fields(cursor, cursor.size):
             match number, wire:
                 case 1, _:
@@ -84,7 +84,7 @@ def read_graph(path: Path) -> Graph:
     return graph
 
 
-def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(cursor: BinaryReader, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, wire type and value of each field up to `end`; of bytes, the value is where they end.
 
     There the cursor stands at their beginning, and goes on from their end whatever was read of them.
@@ -112,7 +112,7 @@ def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int]]:
         raise DamagedFileError(f"a field ends at offset {cursor.position}, its message at {end}")
 
 
-def _varint(cursor: Cursor) -> int:
+def _varint(cursor: BinaryReader) -> int:
     value = 0
     for shift in range(0, 70, 7):
         byte = cursor.integer("B")
@@ -122,17 +122,17 @@ def _varint(cursor: Cursor) -> int:
     raise DamagedFileError(f"a number of more than 10 bytes before offset {cursor.position}")
 
 
-def _text(cursor: Cursor, end: int) -> str:
+def _text(cursor: BinaryReader, end: int) -> str:
     return cursor.text(end - cursor.position, limit=_NAME_LIMIT)
 
 
-def _read_operator_set(cursor: Cursor, end: int) -> None:
+def _read_operator_set(cursor: BinaryReader, end: int) -> None:
     for number, wire, stop in _fields(cursor, end):
         if (number, wire) == (1, 2) and (domain := _text(cursor, stop)) not in _DOMAINS:
             raise DamagedFileError(f"wants the operators of {domain!r}, which this release does not allow")
 
 
-def _read_graph(cursor: Cursor, end: int, graph: Graph) -> None:
+def _read_graph(cursor: BinaryReader, end: int, graph: Graph) -> None:
     nodes = 0
     for number, wire, stop in _fields(cursor, end):
         match number, wire:
@@ -159,7 +159,7 @@ def _refuse_twice(name: str, known: Container[str]) -> None:
         raise DamagedFileError(f"two tensors are called {name!r}")
 
 
-def _read_node(cursor: Cursor, end: int) -> None:
+def _read_node(cursor: BinaryReader, end: int) -> None:
     """Attributes may hold tensors, too, and graphs of their own."""
     operator, domain = "", ""
     for number, wire, stop in _fields(cursor, end):
@@ -174,7 +174,7 @@ def _read_node(cursor: Cursor, end: int) -> None:
         raise DamagedFileError(f"has the operator {f'{domain}.{operator}'.lstrip('.')!r}, which is not allowed")
 
 
-def _read_attribute(cursor: Cursor, end: int) -> None:
+def _read_attribute(cursor: BinaryReader, end: int) -> None:
     for number, wire, stop in _fields(cursor, end):
         match number, wire:
             case ((5 | 10), 2):
@@ -183,7 +183,7 @@ def _read_attribute(cursor: Cursor, end: int) -> None:
                 raise DamagedFileError("holds a graph within the graph, or sparse tensors")
 
 
-def _read_tensor(cursor: Cursor, end: int) -> tuple[str, int, tuple[int, ...]]:
+def _read_tensor(cursor: BinaryReader, end: int) -> tuple[str, int, tuple[int, ...]]:
     """Name, type and shape of a tensor."""
     name, kind, size = "", 0, None
     shape: list[int] = []
@@ -210,7 +210,7 @@ def _read_tensor(cursor: Cursor, end: int) -> tuple[str, int, tuple[int, ...]]:
     return name, kind, tuple(shape)
 
 
-def _read_value(cursor: Cursor, end: int) -> tuple[str, int, Shape]:
+def _read_value(cursor: BinaryReader, end: int) -> tuple[str, int, Shape]:
     """Name, type and shape of an input or output; of what is no tensor, type 0."""
     name, kind = "", 0
     shape: list[int | str] = []
@@ -227,12 +227,12 @@ def _read_value(cursor: Cursor, end: int) -> tuple[str, int, Shape]:
     return name, kind, tuple(shape)
 
 
-def _inside(cursor: Cursor, end: int, wanted: int) -> Iterator[int]:
+def _inside(cursor: BinaryReader, end: int, wanted: int) -> Iterator[int]:
     """Where each message ends that lies in the field `wanted`."""
     return (stop for number, wire, stop in _fields(cursor, end) if (number, wire) == (wanted, 2))
 
 
-def _length(cursor: Cursor, end: int) -> int | str:
+def _length(cursor: BinaryReader, end: int) -> int | str:
     length: int | str = ""
     for number, wire, value in _fields(cursor, end):
         if (number, wire) == (1, 0):

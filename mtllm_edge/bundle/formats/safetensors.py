@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from mtllm_edge.bundle.formats.binary import DamagedFileError, open_cursor
+from mtllm_edge.bundle.formats.binary import DamagedFileError, open_binary
 
 _HEADER_LIMIT = 2**20
 """The format allows 100 MB; a bridge or a head has two tensors."""
@@ -25,7 +25,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         DamagedFileError: No such header, another type than float32, or data that does not fill the file exactly.
     """
-    with open_cursor(path) as cursor:
+    with open_binary(path) as cursor:
         header = cursor.text(cursor.integer("Q"), limit=_HEADER_LIMIT)
         size = cursor.size - cursor.position
     try:

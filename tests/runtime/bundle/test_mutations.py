@@ -17,7 +17,7 @@ import pytest
 
 from mtllm_edge import Bundle
 from mtllm_edge.errors import ModelError
-from tests.fixtures import tiny_bundle
+from tests.fixtures import tiny_bundle as tiny
 from tests.tools.fuzz.run import FORMATS, Runner, bundles, try_format
 
 MUTANTS = 250
@@ -91,8 +91,8 @@ def test_what_llama_cpp_dies_of_is_refused_before(
         writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_model", add_more)
-    tiny_bundle.write_llm(folder / "llm.gguf", tiny_bundle.llm_weights(np.random.default_rng(tiny_bundle.SEED)))
-    tiny_bundle.write_manifest(folder)
+    tiny.write_llm(folder / "llm.gguf", tiny.llm_weights(np.random.default_rng(tiny.SEED)))
+    tiny.write_manifest(folder)
     command = [sys.executable, "-c", _LOAD_UNCHECKED, str(folder / "llm.gguf")]
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
     child = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
@@ -108,6 +108,6 @@ def test_names_of_variables_end_at_their_nul(fresh_bundle: Path) -> None:
     assert struct.pack("<H", len(name) + 1) + name + b"\0" in content
     for other in (name + b"x", name[:-2] + b"\0s\0"):  # the engine would read past the first, and less of the second
         path.write_bytes(content.replace(name + b"\0", other, 1))
-        tiny_bundle.write_manifest(fresh_bundle)
+        tiny.write_manifest(fresh_bundle)
         with pytest.raises(ModelError, match=r"model\.bin: a name that does not end at its NUL"):
             Bundle.open(fresh_bundle)

@@ -117,7 +117,7 @@ def test_record_lists_every_file(tiny_bundle: Path, tmp_path: Path) -> None:
             assert (digest, size) == expected
 
 
-def test_licences_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
+def test_licenses_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     manifest = fresh_bundle / "bundle.json"
     text = manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1).replace("CC0-1.0", "MIT OR Apache-2.0", 1)
     manifest.write_text(text)
@@ -133,7 +133,7 @@ def test_licences_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     assert "encoder: random numbers, CC-BY-NC-4.0. **Non-commercial use only.**" in metadata.get_payload()
 
 
-def test_a_name_adds_no_licence(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_name_adds_no_license(tiny_bundle: Path, tmp_path: Path) -> None:
     """Not even one that no bundle on disk could have."""
     bundle = Bundle.open(tiny_bundle)
     renamed = msgspec.structs.replace(bundle.manifest, name="tiny\nLicense: mine")

@@ -16,10 +16,10 @@ import pytest
 
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, TaskSpec, WeightSource
-from mtllm_edge.bundle.validation import manifest_faults, parse_manifest
+from mtllm_edge.bundle.validation import manifest_problems, parse_manifest
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.tasks.head import Head
-from mtllm_edge.tasks.store import add_task, set_confidence
+from mtllm_edge.tasks.store import add_task, update_calibration
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
 from tests.runtime.tasks.test_store import files_of
@@ -110,7 +110,7 @@ def test_numbers_that_json_has_not(fresh_bundle: Path, value: str) -> None:
 def test_nan_in_python(tiny_bundle: Path, fields: dict[str, Any]) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     task = msgspec.structs.replace(manifest.tasks["topic"], **fields)
-    faults = manifest_faults(msgspec.structs.replace(manifest, tasks={"topic": task}))
+    faults = manifest_problems(msgspec.structs.replace(manifest, tasks={"topic": task}))
     assert len(faults) == 1
     assert "nan" in faults[0]
 
@@ -184,7 +184,7 @@ def test_confidence_goes_into_the_bundle_and_leaves_the_rest(fresh_bundle: Path)
     head = Head("sequence", ("a", "b"), np.ones((2, tiny_bundle.N_EMBD), np.float32), None, 1.0)
     add_task(bundle, "other", head)
     task = msgspec.structs.replace(bundle.manifest.tasks["topic"], temperature=0.5, threshold=0.25)
-    set_confidence(bundle, "topic", task)
+    update_calibration(bundle, "topic", task)
     now = Bundle.open(fresh_bundle)
     now.verify()
     assert now.manifest.tasks["topic"] == task
@@ -200,9 +200,9 @@ def test_a_task_that_was_changed_meanwhile(fresh_bundle: Path) -> None:
     add_task(bundle, "topic", head, force=True)
     before = files_of(fresh_bundle)
     with pytest.raises(UsageError, match=r"task 'topic' .* was changed meanwhile; calibrate it again"):
-        set_confidence(bundle, "topic", bundle.manifest.tasks["topic"])
+        update_calibration(bundle, "topic", bundle.manifest.tasks["topic"])
     with pytest.raises(ModelError, match=r"has temperature 0\.0, expected above 0"):
-        set_confidence(
+        update_calibration(
             bundle, "sentiment", msgspec.structs.replace(bundle.manifest.tasks["sentiment"], temperature=0.0)
         )
     assert files_of(fresh_bundle) == before
@@ -340,4 +340,4 @@ def test_labels_that_are_called_unsure(tmp_path: Path) -> None:
             classifier.classify(["a"], threshold=0.5)
     task: TaskSpec = msgspec.structs.replace(manifest.tasks["mood"], threshold=0.5)
     with pytest.raises(ModelError, match="'unsure', which is an answer"):
-        set_confidence(Bundle.open(bundle), "mood", task)
+        update_calibration(Bundle.open(bundle), "mood", task)

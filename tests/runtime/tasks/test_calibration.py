@@ -11,12 +11,12 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.tasks.calibration import (
     LANGUAGE_TEXTS,
     Temperatures,
-    abstention,
     fit_temperature,
     fit_temperatures,
-    measured,
+    frequent_languages,
+    resolve_abstention,
+    select_temperatures,
     temperature,
-    temperatures_of,
 )
 from mtllm_edge.tasks.calibration_report import FEWEST_ANSWERS, calibrate, find_threshold
 from mtllm_edge.tasks.head import Head, softmax
@@ -71,14 +71,14 @@ def test_languages_get_their_own_temperatures_where_they_have_texts() -> None:
     few = LANGUAGE_TEXTS - 1
     logits_NC, classes_N = joined(drawn(2000, 1.0), drawn(2000, 3.0, seed=1), drawn(few, 9.0, seed=2), drawn(9, 1.0))
     codes = ["deu_Latn"] * 2000 + ["swh_Latn"] * 2000 + ["tpi_Latn"] * few + [None] * 9
-    assert measured(codes) == ["deu_Latn", "swh_Latn"]
-    found = fit_temperatures(logits_NC, classes_N, codes, measured(codes))
+    assert frequent_languages(codes) == ["deu_Latn", "swh_Latn"]
+    found = fit_temperatures(logits_NC, classes_N, codes, frequent_languages(codes))
     assert 1.2 < found.temperature < 3
     assert found.temperatures == pytest.approx({"deu_Latn": 1.0, "swh_Latn": 3.0}, rel=0.1)
     assert temperature(found, "swh_Latn") == found.temperatures["swh_Latn"]
     assert temperature(found, "tpi_Latn") == temperature(found, None) == found.temperature
     expected_N = [found.temperatures["deu_Latn"], found.temperature]
-    assert temperatures_of(found, ["deu_Latn", None]).tolist() == expected_N
+    assert select_temperatures(found, ["deu_Latn", None]).tolist() == expected_N
 
 
 def test_the_calibration_error_of_twenty_texts_by_hand() -> None:
@@ -122,7 +122,7 @@ def test_what_is_shown_is_not_what_was_fitted() -> None:
     logits_NC, classes_N = rng.standard_normal((2000, 2)) * 3, rng.integers(0, 2, 2000)
     codes = [f"l{number // 50:02}" for number in range(2000)]
     report = calibrate(logits_NC, classes_N, codes, np.ones(2000))
-    within = softmax(logits_NC / temperatures_of(report.fitted, codes)[:, None])
+    within = softmax(logits_NC / select_temperatures(report.fitted, codes)[:, None])
     own_loss = -np.log(within[np.arange(2000), classes_N]).mean()
     assert report.loss_after > own_loss
 
@@ -170,11 +170,11 @@ def test_what_cannot_be_calibrated() -> None:
 def test_when_and_how_a_task_abstains() -> None:
     weight_CE = np.ones((2, 3), np.float32)
     head = Head("sequence", ("a", "b"), weight_CE, None, 1.0, threshold=0.7, abstain="ask")
-    assert abstention(head, None, None) == (0.7, "ask")
-    assert abstention(head, 0, None) == (0, "ask")
-    assert abstention(head, 0.5, "who knows") == (0.5, "who knows")
+    assert resolve_abstention(head, None, None) == (0.7, "ask")
+    assert resolve_abstention(head, 0, None) == (0, "ask")
+    assert resolve_abstention(head, 0.5, "who knows") == (0.5, "who knows")
     plain = TaskSpec(kind="sequence", labels=("a", "unsure"), head="x")
-    assert abstention(plain, None, None)[0] == 0
+    assert resolve_abstention(plain, None, None)[0] == 0
     for limit, label, message in (
         (1.5, None, "the threshold is 1.5, expected 0 to 1"),
         (float("nan"), None, "the threshold is nan"),
@@ -184,10 +184,10 @@ def test_when_and_how_a_task_abstains() -> None:
         (0.5, "x\ny", "expected a word"),
     ):
         with pytest.raises(UsageError, match=message):
-            abstention(plain, limit, label)
+            resolve_abstention(plain, limit, label)
     choices = TaskSpec(kind="multiple_choice", labels=(), head="x")
     with pytest.raises(UsageError, match="abstains with the label '1', which is an answer"):
-        abstention(choices, 0.5, "1")
+        resolve_abstention(choices, 0.5, "1")
 
 
 def test_temperatures_of_texts_in_a_head() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from mtllm_edge import Classifier, Embedder
 from mtllm_edge.errors import DataError
-from mtllm_edge.tasks.cross_validation import deal_out, fold_count
-from mtllm_edge.tasks.fitting import fit_head, regressions
+from mtllm_edge.tasks.cross_validation import assign_folds, count_folds
+from mtllm_edge.tasks.fitting import count_regressions, fit_head
 from tests.fixtures.cli_result import Run
 from tests.runtime.tasks.test_fitting import LABELS, TEXTS, write_sheet
 
@@ -22,8 +22,8 @@ GROUPS = [f"document {number // 2 % 9}" for number in range(len(TEXTS))]
 
 def check(labels: list[str], groups: list[Any], folds: int) -> None:
     """Every text is judged once, by what has learned every label and nothing of its group."""
-    dealt = deal_out(labels, groups)
-    assert len(dealt) == folds == fold_count(labels, groups)
+    dealt = assign_folds(labels, groups)
+    assert len(dealt) == folds == count_folds(labels, groups)
     assert sorted(np.concatenate([test for _, test in dealt])) == list(range(len(labels)))
     for train, test in dealt:
         assert {labels[index] for index in train} == set(labels)
@@ -53,7 +53,7 @@ def test_what_a_group_has_in_common_does_not_flatter() -> None:
     assert flattered.accuracy > 0.95
     assert honest.accuracy < 0.7
     assert (flattered.groups, honest.groups) == (None, 40)
-    assert sum(done) == regressions(given, groups.tolist())
+    assert sum(done) == count_regressions(given, groups.tolist())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_a_group_has_in_common_does_not_flatter() -> None:
 )
 def test_groups_that_cannot_be(labels: list[str], groups: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        deal_out(labels, groups)
+        assign_folds(labels, groups)
 
 
 def test_groups_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_groups_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> Non
     both = [(np.arange(2, 60), np.arange(2)), (np.arange(2), np.arange(2, 60))]
     monkeypatch.setattr(StratifiedGroupKFold, "split", lambda *_: iter(both))
     with pytest.raises(DataError, match=r"cannot be dealt out to 5 folds .* leave the groups out"):
-        deal_out(["rare"] * 2 + ["a"] * 29 + ["b"] * 29, [*range(60)])
+        assign_folds(["rare"] * 2 + ["a"] * 29 + ["b"] * 29, [*range(60)])
 
 
 def test_a_classifier_with_groups(tiny_bundle: Path) -> None:

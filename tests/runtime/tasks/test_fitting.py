@@ -15,7 +15,7 @@ from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.tasks.fitting import STRENGTHS, check_labels, fit_head, regressions, without_repeats
+from mtllm_edge.tasks.fitting import STRENGTHS, count_regressions, fit_head, unique_indices, validate_labels
 from mtllm_edge.tasks.head import softmax
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
@@ -92,12 +92,12 @@ def test_the_report_tells_labels_apart() -> None:
 
 
 def test_counts_of_labels_and_of_regressions() -> None:
-    assert check_labels(["b", "a", "b", "a", "a"]) == {"a": 3, "b": 2}
-    assert regressions(["a"] * 9 + ["b"] * 3) == len(STRENGTHS) * 3 + 1
+    assert validate_labels(["b", "a", "b", "a", "a"]) == {"a": 3, "b": 2}
+    assert count_regressions(["a"] * 9 + ["b"] * 3) == len(STRENGTHS) * 3 + 1
     done: list[int] = []
     vectors_NE, labels = clouds({"a": 9, "b": 3})
     fit_head(vectors_NE, labels, "sequence", done.append)
-    assert sum(done) == regressions(labels)
+    assert sum(done) == count_regressions(labels)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_counts_of_labels_and_of_regressions() -> None:
 )
 def test_labels_that_nothing_can_be_learned_from(labels: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        check_labels(labels)
+        validate_labels(labels)
 
 
 def test_distinct_texts() -> None:
     texts = ["x", "y", "x", "x"]
-    assert without_repeats(texts, ["a", "a", "b", "a"]) == [0, 1, 2]
-    assert without_repeats([("x", "y"), ("x", "z"), ("x", "y")], ["a", "a", "a"]) == [0, 1]
+    assert unique_indices(texts, ["a", "a", "b", "a"]) == [0, 1, 2]
+    assert unique_indices([("x", "y"), ("x", "z"), ("x", "y")], ["a", "a", "a"]) == [0, 1]
 
 
 def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle:
         np.testing.assert_allclose(probabilities_NC.sum(axis=1), 1)
         (topic,) = classifier.classify(TEXTS[:1], task="topic")
         assert tuple(topic.probabilities) == tiny_bundle.TASKS["topic"]
-        with pytest.raises(UsageError, match="is no licence"):
-            classifier.save_task("words", licence=" ")
-        classifier.save_task("words", licence="CC-BY-4.0")
+        with pytest.raises(UsageError, match="is no license"):
+            classifier.save_task("words", license=" ")
+        classifier.save_task("words", license="CC-BY-4.0")
         assert classifier.task == "words"
         with pytest.raises(UsageError, match=r"has a task 'words' already; .* --force"):
             classifier.save_task("words")
@@ -215,13 +215,13 @@ def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     assert '"label":"animals"' in shown
 
 
-def test_the_licence_of_a_fitted_task(run: Run, fresh_bundle: Path) -> None:
+def test_the_license_of_a_fitted_task(run: Run, fresh_bundle: Path) -> None:
     write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
     before = Bundle.open(fresh_bundle).manifest.sources
     for wrong in ("", "two\nlines", "x" * 201):
         refused = run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", wrong)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
-        assert "is no licence; give an SPDX identifier" in refused.err
+        assert "is no license; give an SPDX identifier" in refused.err
     assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", "CC-BY-NC-4.0").code == 0
     Bundle.open(fresh_bundle).verify()
     source = WeightSource(part="task words", name="in.csv", license="CC-BY-NC-4.0")

@@ -88,13 +88,13 @@ def test_a_replaced_task_loses_its_source(fresh_bundle: Path) -> None:
     assert add_task(bundle, "topic", head, force=True).manifest.sources == sources[:-1]
 
 
-def test_the_licence_of_an_added_task(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
+def test_the_license_of_an_added_task(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     before = files_of(fresh_bundle)
     sources = Bundle.open(fresh_bundle).manifest.sources
     save_head(tmp_path / "head.safetensors")
     arguments = ["--head", "head.safetensors", "--label", "a", "--label", "b"]
     refused = run("task", "add", fresh_bundle, "mood", *arguments, "--license", " ")
-    assert (refused.code, "is no licence" in refused.err) == (2, True)
+    assert (refused.code, "is no license" in refused.err) == (2, True)
     assert run("task", "add", fresh_bundle, "mood", *arguments, "--license", "MIT").code == 0
     source = WeightSource(part="task mood", name="head.safetensors", license="MIT")
     assert Bundle.open(fresh_bundle).manifest.sources == (*sources, source)

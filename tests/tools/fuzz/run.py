@@ -329,7 +329,7 @@ class _Subject:
         try:
             if name != MANIFEST_NAME:
                 check = header_checks.header_checks(self.folder, self.parts).get(name)
-                if check is not None and header_checks.faults_of(check, self.path):
+                if check is not None and header_checks.run_check(check, self.path):
                     return True
                 self._make_manifest_again()
             Bundle.open(self.folder)

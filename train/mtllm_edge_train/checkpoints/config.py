@@ -95,7 +95,7 @@ class StackConfig(_Part, frozen=True, kw_only=True):
     lora: LoraConfig | None
     tasks: dict[str, TaskConfig]
     sources: tuple[WeightSource, ...]
-    """Origin and licence of every weight and data set behind the checkpoint."""
+    """Origin and license of every weight and data set behind the checkpoint."""
 
     @classmethod
     def load(cls, folder: Path) -> StackConfig:

@@ -84,7 +84,7 @@ def distill_translations(
             second teacher. None, and of other tasks, the heads stay the teacher's.
         stride: Of the bridge. Where it is not the start's, the bridge starts as the start's linear one over the mean
             of the states that become one LLM input.
-        sources: Origins and licences to add to the start's and the teacher's.
+        sources: Origins and licenses to add to the start's and the teacher's.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
 

@@ -75,7 +75,7 @@ def train_translator(
         settings: Optimisation; `learning_rate` is the decoder's and the new pieces'.
         encoder_learning_rate: The encoder's own.
         start: A trained translator to go on from, instead of a new decoder; `encoder` stays the alignment's teacher.
-        sources: Origins and licences.
+        sources: Origins and licenses.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
 

@@ -51,7 +51,7 @@ class TranslatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     name: str
     sources: tuple[WeightSource, ...]
-    """Origin and licence of every weight and data set behind the translator."""
+    """Origin and license of every weight and data set behind the translator."""
 
 
 class GrownEmbedding(nn.Module):

@@ -72,7 +72,7 @@ def adapt(
         bridge_learning_rate: The bridge starts from noise and takes larger steps.
         stride: How many neighbouring encoder states become one LLM input, 1 to 4.
         teacher_cache: Folder of the teacher's vectors, where several runs may share them; None keeps none.
-        sources: Origins and licences for the checkpoint.
+        sources: Origins and licenses for the checkpoint.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
 

@@ -63,7 +63,7 @@ def finetune(
         lora: The adapters.
         settings: Optimisation.
         epochs: Passes over all tasks' texts together.
-        sources: Origins and licences for the checkpoint.
+        sources: Origins and licenses for the checkpoint.
         force: Replace whatever is at `out`.
         log: Takes one line of text.
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from mtllm_edge_train.multilingual.pairs import Pair
 
 _REFUSED = re.compile(r"\b(NC|non-commercial|unclear|doubtful|none stated)\b", re.IGNORECASE)
-"""Words in a licence column that keep a row out of weights that ship."""
+"""Words in a license column that keep a row out of weights that ship."""
 
 
 def is_free(license_text: str | None) -> bool:
-    """Whether a licence allows weights trained on the text to be shipped (no NC, nothing doubtful, not none)."""
+    """Whether a license allows weights trained on the text to be shipped (no NC, nothing doubtful, not none)."""
     return bool(license_text) and not _REFUSED.search(license_text or "")
 
 
