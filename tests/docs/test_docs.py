@@ -28,7 +28,7 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 ELSEWHERE = {
     "desktop.md": "its commands open a window and freeze a program: tests/examples runs what they run",
-    "scale_out.md": "its commands need Ray and Spark: likewise",
+    "distributed.md": "its commands need Ray and Spark: likewise",
 }
 """Pages whose commands other tests run."""
 COMING = ("images/desktop.png",)
@@ -38,7 +38,7 @@ PAGES = sorted(path for path in DOCS.glob("*.md"))
 RUN = [path for path in PAGES if path.name not in ELSEWHERE]
 LAYOUTS = {
     "export.md": workbench.lay_out_training,
-    "measuring.md": workbench.lay_out_stack,
+    "benchmarks.md": workbench.lay_out_stack,
     "training.md": workbench.lay_out_training,
 }
 """Page -> what lies in its folder beside the files of the runtime."""
@@ -178,7 +178,7 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 
 def test_the_reference_has_the_public_surface(site: Path) -> None:
-    anchors = _Loads((site / "python.html").read_text(encoding="utf-8")).anchors
+    anchors = _Loads((site / "api.html").read_text(encoding="utf-8")).anchors
     for name in mtllm_edge.__all__:
         thing = getattr(mtllm_edge, name)
         members = [member for member in vars(thing) if not member.startswith("_")]
