@@ -34,7 +34,7 @@ KINDS = {
     "early": "mixed, the topic first",
     "late": "mixed, the topic last",
 }
-WAYS = ("cut", "pool", "vote")
+WAYS = ("cut", "pool")
 OWN, OTHERS = 8, 2
 """Sentences of the topic, and of each other topic, in a mixed text."""
 _RESAMPLES = 2000
@@ -61,7 +61,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: dict[str, float]
     interval: dict[str, tuple[float, float]]
     """95 % bootstrap interval over texts."""
-    ahead_of_cut: dict[str, tuple[float, float, float]]
+    pool_ahead_of_cut: tuple[float, float, float]
     """Paired difference with its interval."""
 
 
@@ -102,7 +102,6 @@ def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
     answers = {
         "cut": head.probabilities(cut_NE),
         "pool": head.probabilities(whole.mean(pooled_WE)),
-        "vote": whole.mean(head.probabilities(pooled_WE)),
     }
     right = {way: found_NC.argmax(axis=1) == gold_N for way, found_NC in answers.items()}
     encoder = opened.manifest.encoder
@@ -171,14 +170,13 @@ def figures_of(
     drawn_BN = np.random.default_rng(0).integers(0, len(tokens_N), (_RESAMPLES, len(tokens_N)))
     means = {way: found_N[drawn_BN].mean(axis=1) for way, found_N in right.items()}
     accuracy = {way: round(float(found_N.mean()), 4) for way, found_N in right.items()}
-    ahead = {way: interval(means[way] - means["cut"]) for way in ("pool", "vote")}
     return Figures(
         texts=len(tokens_N),
         tokens=round(float(tokens_N.mean()), 1),
         windows=round(float(windows_N.mean()), 2),
         accuracy=accuracy,
         interval={way: interval(found_B) for way, found_B in means.items()},
-        ahead_of_cut={way: (round(accuracy[way] - accuracy["cut"], 4), *found) for way, found in ahead.items()},
+        pool_ahead_of_cut=(round(accuracy["pool"] - accuracy["cut"], 4), *interval(means["pool"] - means["cut"])),
     )
 
 
@@ -198,16 +196,16 @@ def markdown(result: Result) -> str:
         f"{result.accuracy_of_sentences:.3f}.",
         f"A mixed text has {OWN} sentences of its topic and {OTHERS} of each other one.",
         "",
-        "| texts | number | tokens | windows | cut | pool | vote | pool ahead of cut | vote ahead of cut |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| texts | number | tokens | windows | cut | pool | pool ahead of cut |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for kind, found in result.kinds.items():
         cells = [KINDS[kind], str(found.texts), f"{found.tokens:.0f}", f"{found.windows:.1f}"]
         for way in WAYS:
             low, high = found.interval[way]
             cells.append(f"{found.accuracy[way]:.3f} [{low:.3f}, {high:.3f}]")
-        for ahead, low, high in found.ahead_of_cut.values():
-            cells.append(f"{ahead:+.3f} [{low:+.3f}, {high:+.3f}]")
+        ahead, low, high = found.pool_ahead_of_cut
+        cells.append(f"{ahead:+.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Languages: {', '.join(result.languages)}.", ""])
 

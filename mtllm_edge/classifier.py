@@ -135,9 +135,8 @@ class Classifier:
             language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
                 Encoders with language tokens must be told; for others it is noted in `Prediction.language`, and picks
                 the temperature where the task has them by language.
-            long: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
-                training; ``pool`` and ``vote`` read them in windows and average vectors or probabilities by their
-                tokens. Windows are for single texts alone.
+            long: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training; ``pool``
+                reads them in windows and averages the windows' vectors by their tokens (tasks on single texts only).
             threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's own, 0 is never.
             abstain: The label that is given then; None takes the task's own, or ``unsure``.
             progress: Called after every batch with the number of texts in it.
@@ -161,7 +160,7 @@ class Classifier:
         windows = self._embedder.windows(texts, language=language, long=long)
         check_kind(texts, head.kind, reader)
         pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
-        return predict(head, windows, pooled_VE, long, limit, unsure)
+        return predict(head, windows, pooled_VE, limit, unsure)
 
     def fit(
         self,

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from mtllm_edge.inputs import Input, check_kind
 from mtllm_edge.tokenization.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.tokenization.encoding import Encoded, distinct, downsample_spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
-from mtllm_edge.tokenization.windows import Long, Windows
+from mtllm_edge.tokenization.windows import Long, Windows, check_long
 
 MAX_BATCH_TOKENS = 2**14
 """llama.cpp's working memory grows with the square: half a gigabyte here, and 2 TB at a million."""
@@ -115,7 +114,7 @@ class Embedder:
         texts: Sequence[str],
         *,
         language: str | Sequence[str | None] | None = None,
-        long: Literal["cut", "pool"] = "cut",
+        long: Long = "cut",
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Vectors of texts.
@@ -140,8 +139,7 @@ class Embedder:
             UsageError: The language is missing or unknown, or `long` is neither of the two.
             EngineError: An engine failed.
         """
-        if long not in ("cut", "pool"):
-            raise UsageError(f"long is {long!r}, expected 'cut' or 'pool': an embedder has no head whose answers vote")
+        check_long(long, "sequence", "the embedder")
         windows = self.windows(texts, language=language, long=long)
         check_kind(texts, "sequence", "the embedder")
         warn_of_cuts(windows.encoded, self.bundle.manifest.encoder.max_tokens)

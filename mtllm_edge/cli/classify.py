@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
 @input_options
 @other_columns_options
-@long_option("cut", "pool", "vote")
+@long_option
 @abstaining_options
 @click.option(
     "-o", "--output", type=PATH, metavar="FILE", help="Write this file: .csv, .tsv, .jsonl, .parquet or .xlsx."
@@ -83,8 +83,8 @@ def classify(
 
     Results keep the input's columns and add label, confidence, and truncated: whether the text was longer than the
     model takes and lost its end. jsonl and parquet also have the probability of every label. Where languages are given
-    or identified, there is a column language, and a table at the end tells what was found in each; with --long pool or
-    vote a column windows; where the task may abstain, its label then is 'unsure', and a column abstained says so. Where
+    or identified, there is a column language, and a table at the end tells what was found in each; with --long
+    pool a column windows; where the task may abstain, its label then is 'unsure', and a column abstained says so. Where
     the input has a column of that name already, the new one is called predicted_label and so on.
     """
     form = form or output_format(output, FORMS, ("table", "csv"))

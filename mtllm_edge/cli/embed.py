@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @texts_argument
 @bundle_option
 @input_options
-@long_option("cut", "pool")
+@long_option
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write this file: .npy, .jsonl or .parquet.")
 @output_options
 def embed(

@@ -17,6 +17,7 @@ from mtllm_edge.bundle.manifest import UNSURE, LlmBackend
 from mtllm_edge.cli.warnings import print_language_warnings
 from mtllm_edge.extras import require
 from mtllm_edge.languages.resolver import is_auto
+from mtllm_edge.tokenization.windows import Long
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -72,17 +73,14 @@ def other_columns_options(command: _Command) -> _Command:
     return pair(choices(command))
 
 
-def long_option(*ways: str) -> Callable[[_Command], _Command]:
-    """Treatment of texts longer than the encoder takes: `ways` of `mtllm_edge.tokenization.windows.Long`."""
-    vote = ", or their answers are (vote)" if "vote" in ways else ""
-    return click.option(
-        "--long",
-        type=click.Choice(ways),
-        default="cut",
-        show_default=True,
-        help="Texts longer than the model takes are cut at the end, as in training, or read in windows whose vectors "
-        f"are averaged (pool){vote}.",
-    )
+long_option = click.option(
+    "--long",
+    type=click.Choice(get_args(Long)),
+    default="cut",
+    show_default=True,
+    help="Texts longer than the model takes: cut drops their end, as in training; pool reads them in overlapping "
+    "windows and averages the windows' vectors.",
+)
 
 
 def abstaining_options(command: _Command) -> _Command:

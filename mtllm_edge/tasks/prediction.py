@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mtllm_edge.tasks.calibration import select_temperatures
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.encoding import Encoded
-from mtllm_edge.tokenization.windows import Long, Windows
+from mtllm_edge.tokenization.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Prediction:
 
 
 def predict(
-    head: Head, windows: Windows, pooled_VE: NDArray[np.float32], long: Long, limit: float, unsure: str
+    head: Head, windows: Windows, pooled_VE: NDArray[np.float32], limit: float, unsure: str
 ) -> list[Prediction]:
     """What a head says of texts, a prediction for each.
 
@@ -49,15 +49,12 @@ def predict(
         head: Of the kind of the texts.
         windows: The texts as they were read.
         pooled_VE: Their vectors, (vectors, n_embd), as `Embedder.pool` gives them.
-        long: What became of long texts; see `Classifier.classify`.
         limit: Confidence below which the task abstains.
         unsure: The label that is given then.
     """
     temperatures_N = select_temperatures(head, [text[0].language for text in windows.texts])
     if head.kind == "multiple_choice":
         rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
-    elif long == "vote":
-        rows = [*windows.mean(head.probabilities(pooled_VE, np.repeat(temperatures_N, windows.counts)))]
     else:
         rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
     return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,10 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.inputs import Kind
 from mtllm_edge.tokenization.encoding import Encoded
 
-Long = Literal["cut", "pool", "vote"]
-"""What becomes of a text that is longer than the encoder takes: its end is lost; the vectors of its windows are
-averaged, and the head reads that; or the head reads each of them, and the probabilities are averaged."""
+Long = Literal["cut", "pool"]
+"""Treatment of a text longer than the encoder takes: drop its end, or read it in windows and average their vectors."""
 OVERLAP = 64
 """Tokens that neighbouring windows share, but a quarter of a window at most."""
-
-Number = TypeVar("Number", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Windows:
         ends = np.cumsum(self.counts, dtype=int).tolist()
         return [self.encoded[end - count : end] for end, count in zip(ends, self.counts, strict=True)]
 
-    def mean(self, rows_WX: NDArray[Number]) -> NDArray[Number]:
+    def mean(self, rows_WX: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean over each text's windows, (texts, X), of what stands for each window, weighted by their tokens.
 
         What stands for a text's only window is given back as it is, to the last bit.
@@ -89,7 +86,7 @@ def check_long(long: str, kind: Kind, reader: str) -> None:
     """
     ways = get_args(Long)
     if long not in ways:
-        raise UsageError(f"long is {long!r}, expected {', '.join(map(repr, ways[:-1]))} or {ways[-1]!r}")
+        raise UsageError(f"long is {long!r}, expected {' or '.join(map(repr, ways))}")
     if long != "cut" and kind != "sequence":
         raise UsageError(f"{reader} is of the kind {kind!r}, and only single texts are read in windows; choose 'cut'")
 

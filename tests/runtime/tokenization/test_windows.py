@@ -20,7 +20,7 @@ from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.tokenization.encoding import Encoded
 from mtllm_edge.tokenization.tokenizer import Tokenizer
-from mtllm_edge.tokenization.windows import OVERLAP, Long, Windows, spans_of, split
+from mtllm_edge.tokenization.windows import OVERLAP, Windows, spans_of, split
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
 
@@ -113,36 +113,30 @@ def test_pool_is_the_mean_of_the_windows_read_one_by_one(embedder: Embedder) -> 
     assert np.abs(found_NE[1] - cut_NE[0]).max() > 0.05
 
 
-@pytest.mark.parametrize("long", ["pool", "vote"])
-def test_a_batch_of_long_texts_is_its_single_texts(classifier: Classifier, long: Long) -> None:
+def test_a_batch_of_long_texts_equals_its_single_texts(classifier: Classifier) -> None:
     texts = [SHORT[0], LONG, SHORT[1], LONGER, SHORT[2], LONG[:400]]
-    together = classifier.classify(texts, long=long)
+    together = classifier.classify(texts, long="pool")
     for text, found in zip(texts, together, strict=True):
-        (alone,) = classifier.classify([text], long=long)
+        (alone,) = classifier.classify([text], long="pool")
         assert (found.tokens, found.windows, found.truncated) == (alone.tokens, alone.windows, False)
         assert [*found.probabilities.values()] == pytest.approx([*alone.probabilities.values()], abs=5e-3)
     assert [prediction.windows > 1 for prediction in together] == [False, True, False, True, False, True]
 
 
-def test_vote_averages_the_answers_and_pool_the_vectors(classifier: Classifier, embedder: Embedder) -> None:
-    windows = embedder.windows([LONGER], long="vote")
+def test_pool_averages_the_vectors(classifier: Classifier, embedder: Embedder) -> None:
+    windows = embedder.windows([LONGER], long="pool")
     head = classifier._head("topic")
     weights = [len(window.ids) for window in windows.encoded]
     pooled_WE = embedder.pool(windows.encoded)
-    (vote,) = classifier.classify([LONGER], long="vote")
     (pool,) = classifier.classify([LONGER], long="pool")
-    expected_C = np.average(head.probabilities(pooled_WE), axis=0, weights=weights)
-    assert [*vote.probabilities.values()] == pytest.approx(expected_C.tolist(), abs=1e-6)
     mean_NE = np.average(pooled_WE, axis=0, weights=weights)[None].astype(np.float32)
     assert [*pool.probabilities.values()] == pytest.approx(head.probabilities(mean_NE)[0].tolist(), abs=1e-6)
-    assert vote.probabilities != pool.probabilities
-    assert vote.tokens == sum(weights)
+    assert pool.tokens == sum(weights)
 
 
-@pytest.mark.parametrize("long", ["pool", "vote"])
-def test_short_texts_are_what_they_were_to_the_last_bit(classifier: Classifier, long: Long) -> None:
-    assert classifier.classify(SHORT, long=long) == classifier.classify(SHORT)
-    assert classifier.classify([], long=long) == []
+def test_short_texts_are_unchanged_to_the_last_bit(classifier: Classifier) -> None:
+    assert classifier.classify(SHORT, long="pool") == classifier.classify(SHORT)
+    assert classifier.classify([], long="pool") == []
 
 
 def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +164,7 @@ def test_embed_warns_only_of_what_was_cut(embedder: Embedder) -> None:
 
 
 def test_ten_thousand_characters(classifier: Classifier) -> None:
-    (prediction,) = classifier.classify(["хороший отель " * 720], long="vote")
+    (prediction,) = classifier.classify(["хороший отель " * 720], long="pool")
     assert prediction.windows > 100
     assert not prediction.truncated
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
@@ -192,7 +186,7 @@ def test_windows_are_for_single_texts(tiny_variant: Callable[..., Path], embedde
 
 
 def test_ways_that_there_are_not(classifier: Classifier, embedder: Embedder) -> None:
-    with pytest.raises(UsageError, match="long is 'all', expected 'cut', 'pool' or 'vote'"):
+    with pytest.raises(UsageError, match="long is 'all', expected 'cut' or 'pool'"):
         classifier.classify(SHORT, long="all")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="long is 'vote', expected 'cut' or 'pool'"):
         embedder.embed(SHORT, long="vote")  # type: ignore[arg-type]
@@ -204,7 +198,7 @@ def test_predictions_of_old_callers() -> None:
 
 
 def test_the_command_tells_the_windows(run: Run, tiny_bundle: Path) -> None:
-    arguments = ("classify", "-b", tiny_bundle, "-t", "topic", "short", LONG, "--long", "vote")
+    arguments = ("classify", "-b", tiny_bundle, "-t", "topic", "short", LONG, "--long", "pool")
     result = run(*arguments)
     assert result.code == 0
     rows = list(csv.DictReader(io.StringIO(result.out, newline="")))
