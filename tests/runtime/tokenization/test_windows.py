@@ -21,7 +21,7 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.tokenization.encoding import Encoded
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge.tokenization.windows import OVERLAP, Windows, spans_of, split
-from tests.fixtures import tiny_bundle
+from tests.fixtures import tiny_bundle as tiny
 from tests.fixtures.cli_result import Run
 
 LONG = "the team is good and the match was bad " * 20
@@ -174,7 +174,7 @@ def test_windows_are_for_single_texts(tiny_variant: Callable[..., Path], embedde
     bundle = tiny_variant(tasks=None, kinds=None, seed=9)
     tasks: dict[str, tuple[str, ...]] = {"nli": ("yes", "no"), "mc": ()}
     kinds = {"nli": "pair", "mc": "multiple_choice"}
-    made = tiny_bundle.make_tiny_bundle(bundle.parent / "kinds", tasks=tasks, kinds=kinds)  # type: ignore[arg-type]
+    made = tiny.make_tiny_bundle(bundle.parent / "kinds", tasks=tasks, kinds=kinds)  # type: ignore[arg-type]
     with Classifier.load(made, task="nli", threads=2) as classifier:
         (cut,) = classifier.classify([(LONG, "a team")])
         assert (cut.truncated, cut.windows) == (True, 1)
@@ -206,7 +206,7 @@ def test_the_command_tells_the_windows(run: Run, tiny_bundle: Path) -> None:
     assert rows[0]["windows"] == "1"
     assert int(rows[1]["windows"]) > 3
     assert [row["truncated"] for row in rows] == ["false", "false"]
-    assert f"note: 1 text longer than {tiny_bundle.MAX_TOKENS} tokens read in windows\n" in result.err
+    assert f"note: 1 text longer than {tiny.MAX_TOKENS} tokens read in windows\n" in result.err
     assert "windows" in run(*arguments, "--format", "table").out
 
 
