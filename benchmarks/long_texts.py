@@ -92,9 +92,9 @@ def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
     with Embedder.load(opened) as embedder:
         limit = opened.manifest.encoder.max_tokens
         texts = [text for text in texts if not fits(embedder, text)]
-        whole = embedder.windows([text.text for text in texts], long="pool")
-        with progress_bar(len(whole.encoded), "windows") as progress:
-            pooled_WE = embedder.pool(whole.encoded, progress=progress)
+        whole = embedder.windows([text.text for text in texts], long_texts="pool")
+        with progress_bar(len(whole.encodings), "windows") as progress:
+            pooled_WE = embedder.pool(whole.encodings, progress=progress)
         cut_NE = embedder.pool(embedder.encode([text.text for text in texts]))
         single = [(topic, text) for code in chosen for topic, some in sentences[code].items() for text in some]
         single_NE = embedder.pool(embedder.encode([text for _, text in single]))
@@ -107,7 +107,7 @@ def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
     encoder = opened.manifest.encoder
     twice = OVERLAP + len(encoder.prefix_tokens) + len(encoder.suffix_tokens)
     kinds_N, windows_N = np.array([text.kind for text in texts]), np.array(whole.counts)
-    read_N = np.array([sum(len(window.ids) for window in windows) for windows in whole.texts])
+    read_N = np.array([sum(len(window.ids) for window in windows) for windows in whole.by_text])
     tokens_N = read_N - twice * (windows_N - 1)
     result = Result(
         bundle=opened.manifest.name,

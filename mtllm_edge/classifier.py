@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mtllm_edge.backends.probing.offload import GpuLayers
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge.embedder import Embedder, warn_of_cuts
+from mtllm_edge.embedder import Embedder, warn_truncated
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.inputs import Input, Kind, check_kind, kind_of
@@ -22,7 +22,7 @@ from mtllm_edge.tasks.fitting import FitReport, fit_head, unique_indices, valida
 from mtllm_edge.tasks.head import Head, load_heads
 from mtllm_edge.tasks.prediction import Prediction, predict
 from mtllm_edge.tasks.store import add_task, task_source
-from mtllm_edge.tokenization.windows import Long, check_long
+from mtllm_edge.tokenization.windows import LongTexts, check_long_texts
 
 
 class Classifier:
@@ -121,7 +121,7 @@ class Classifier:
         *,
         task: str | None = None,
         language: str | Sequence[str | None] | None = None,
-        long: Long = "cut",
+        long_texts: LongTexts = "cut",
         threshold: float | None = None,
         abstain: str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -135,7 +135,7 @@ class Classifier:
             language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
                 Encoders with language tokens must be told; for others it is noted in `Prediction.language`, and picks
                 the temperature where the task has them by language.
-            long: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training; ``pool``
+            long_texts: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training; ``pool``
                 reads them in windows and averages the windows' vectors by their tokens (tasks on single texts only).
             threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's own, 0 is never.
             abstain: The label that is given then; None takes the task's own, or ``unsure``.
@@ -155,11 +155,13 @@ class Classifier:
         """
         head = self._head(task)
         reader = f"task {task or self._task!r}"
-        check_long(long, head.kind, reader)
+        check_long_texts(long_texts, head.kind, reader)
         limit, unsure = resolve_abstention(head, threshold, abstain)
-        windows = self._embedder.windows(texts, language=language, long=long)
+        windows = self._embedder.windows(texts, language=language, long_texts=long_texts)
         check_kind(texts, head.kind, reader)
-        pooled_VE = self._embedder.pool(windows.encoded, task=task or self._task, progress=windows.in_texts(progress))
+        pooled_VE = self._embedder.pool(
+            windows.encodings, task=task or self._task, progress=windows.text_progress(progress)
+        )
         return predict(head, windows, pooled_VE, limit, unsure)
 
     def fit(
@@ -207,7 +209,7 @@ class Classifier:
         kind = kind_of(texts[0]) or "sequence"
         encoded = self._embedder.encode(texts, language=language)
         check_kind(texts, kind, "a task that reads the first text")
-        warn_of_cuts(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
+        warn_truncated(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
         head, report = fit_head(self._embedder.pool(encoded), labels, kind, groups=groups)
         self._heads = {**self._heads, None: head}
         self._task, self._report = None, report

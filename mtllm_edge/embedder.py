@@ -26,9 +26,9 @@ from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.inputs import Input, check_kind
 from mtllm_edge.tokenization.batching import TOKENS_PER_BATCH, plan_batches
-from mtllm_edge.tokenization.encoding import Encoded, distinct, downsample_spans
+from mtllm_edge.tokenization.encoding import Encoding, deduplicate, downsample_spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
-from mtllm_edge.tokenization.windows import Long, Windows, check_long
+from mtllm_edge.tokenization.windows import LongTexts, Windows, check_long_texts
 
 MAX_BATCH_TOKENS = 2**14
 """llama.cpp's working memory grows with the square: half a gigabyte here, and 2 TB at a million."""
@@ -114,7 +114,7 @@ class Embedder:
         texts: Sequence[str],
         *,
         language: str | Sequence[str | None] | None = None,
-        long: Long = "cut",
+        long_texts: LongTexts = "cut",
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Vectors of texts.
@@ -123,7 +123,7 @@ class Embedder:
             texts: The texts, in any languages that the encoder knows.
             language: Code or name of the language of all of them, or one for each; ``auto`` identifies it (extra
                 [lang]). Encoders with language tokens must be told.
-            long: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
+            long_texts: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
                 training; ``pool`` reads them in windows, whose vectors are averaged by their tokens.
             progress: Called after every batch with the number of texts in it.
 
@@ -136,16 +136,16 @@ class Embedder:
 
         Raises:
             DataError: A text is empty or not a string.
-            UsageError: The language is missing or unknown, or `long` is neither of the two.
+            UsageError: The language is missing or unknown, or `long_texts` is neither of the two.
             EngineError: An engine failed.
         """
-        check_long(long, "sequence", "the embedder")
-        windows = self.windows(texts, language=language, long=long)
+        check_long_texts(long_texts, "sequence", "the embedder")
+        windows = self.windows(texts, language=language, long_texts=long_texts)
         check_kind(texts, "sequence", "the embedder")
-        warn_of_cuts(windows.encoded, self.bundle.manifest.encoder.max_tokens)
-        return windows.mean(self.pool(windows.encoded, progress=windows.in_texts(progress)))
+        warn_truncated(windows.encodings, self.bundle.manifest.encoder.max_tokens)
+        return windows.mean(self.pool(windows.encodings, progress=windows.text_progress(progress)))
 
-    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoded]:
+    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoding]:
         """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.inputs`).
 
         Each result says whether its text was cut, and what language it is read as. Arguments and errors as for `embed`.
@@ -154,23 +154,27 @@ class Embedder:
         return self._tokenizer.encode(texts, language=language)
 
     def windows(
-        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None, long: Long = "cut"
+        self,
+        texts: Sequence[Input],
+        *,
+        language: str | Sequence[str | None] | None = None,
+        long_texts: LongTexts = "cut",
     ) -> Windows:
         """The same in windows, whose `encoded` is for `pool`: one for every text where long ones are cut.
 
         Otherwise no text is cut, and all must be single ones (DataError). Other arguments and errors as for `embed`.
         """
-        if long == "cut":
+        if long_texts == "cut":
             encoded = self.encode(texts, language=language)
             return Windows(encoded, [1] * len(encoded))
         self._check_process()
-        whole = self._tokenizer.encode(texts, language=language, whole=True)
+        whole = self._tokenizer.encode(texts, language=language, truncate=False)
         check_kind(texts, "sequence", "a reading in windows")
         return self._tokenizer.windows(whole)
 
     def pool(
         self,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[Encoding],
         *,
         task: str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -183,23 +187,23 @@ class Embedder:
         """
         self._check_process()
         adapter = None if task is None or self.bundle.manifest.tasks[task].adapter is None else task
-        read, places = distinct(encoded)
+        read, places = deduplicate(encoded)
         copies = Counter(places)
         lengths = [len(text.ids) for text in read]
         padded = self._llm.pads or self._encoder.pads
         batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
         pooled: dict[int, NDArray[np.float32]] = {}
         for batch, inputs in prefetch(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
-            spans = [downsample_spans(read[place].spans, self._bridge.stride) for place in batch]
+            spans = [downsample_spans(read[place].choice_spans, self._bridge.stride) for place in batch]
             pooled_VE = self._llm.pool(inputs, spans, adapter=adapter)
-            ends = np.cumsum([read[place].vectors for place in batch])
+            ends = np.cumsum([read[place].vector_count for place in batch])
             pooled |= zip(batch, np.split(pooled_VE, ends[:-1]), strict=True)
             if progress is not None:
                 progress(sum(copies[place] for place in batch))
         none_VE = np.empty((0, self.bundle.manifest.llm.n_embd), np.float32)
         return np.concatenate([none_VE, *(pooled[place] for place in places)])
 
-    def _llm_inputs(self, batch: Sequence[Encoded]) -> list[NDArray[np.float32]]:
+    def _llm_inputs(self, batch: Sequence[Encoding]) -> list[NDArray[np.float32]]:
         """What the LLM reads of each text: (length / stride, n_embd)."""
         hidden = self._encoder.encode([text.ids for text in batch])  # each (length, d_model)
         return self._bridge(hidden)
@@ -223,7 +227,7 @@ class Embedder:
         self.close()
 
 
-def warn_of_cuts(encoded: Sequence[Encoded], max_tokens: int) -> None:
+def warn_truncated(encoded: Sequence[Encoding], max_tokens: int) -> None:
     """Warn the caller's caller of texts that were cut."""
     cut = [index for index, text in enumerate(encoded) if text.truncated]
     if cut:
@@ -246,7 +250,7 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
         suffix_tokens=encoder.suffix_tokens,
         max_tokens=encoder.max_tokens,
         languages=bundle.manifest.languages,
-        lean=True,
+        use_sentencepiece=True,
     )
 
 

@@ -25,7 +25,7 @@ def freeze_support() -> None:
     """
     if not child_process.is_frozen():
         return
-    child_process.application_answers()
+    child_process.register_frozen_application()
     if sys.argv[1:2] == [child_process.FROZEN_ARGUMENT]:
         _run(sys.argv[2], sys.argv[3:])
         sys.exit(0)

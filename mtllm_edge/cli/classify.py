@@ -33,7 +33,7 @@ from mtllm_edge.jobs.output import FORMS
 from mtllm_edge.jobs.row_languages import RowLanguages
 from mtllm_edge.jobs.runner import Answer, Model
 from mtllm_edge.tasks.calibration import resolve_abstention
-from mtllm_edge.tokenization.windows import Long, check_long
+from mtllm_edge.tokenization.windows import LongTexts, check_long_texts
 
 if TYPE_CHECKING:
     from mtllm_edge.tasks.prediction import Prediction
@@ -70,7 +70,7 @@ def classify(
     threads: int | None,
     llm_backend: LlmBackend | None,
     gpu_layers: GpuLayers,
-    long: Long,
+    long_texts: LongTexts,
     threshold: float | None,
     abstain: str | None,
     output: Path | None,
@@ -96,9 +96,9 @@ def classify(
     part = opened.manifest.tasks[task]
     columns = Columns(pair_column, choices_columns)
     columns.check(part.kind)
-    check_long(long, part.kind, f"task {task!r}")
+    check_long_texts(long_texts, part.kind, f"task {task!r}")
     languages = RowLanguages(opened.manifest, language, language_column)
-    more = ["language"] * languages.enabled + ["windows"] * (long != "cut")
+    more = ["language"] * languages.enabled + ["windows"] * (long_texts != "cut")
     more += ["abstained"] * (resolve_abstention(part, threshold, abstain)[0] > 0)
     more += ["probabilities"] * (form in ("jsonl", "parquet"))
 
@@ -114,7 +114,7 @@ def classify(
         def answer(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
             spoken, texts = zip(*rows, strict=True)
             predictions = classifier.classify(
-                texts, language=spoken, long=long, threshold=threshold, abstain=abstain, progress=progress
+                texts, language=spoken, long_texts=long_texts, threshold=threshold, abstain=abstain, progress=progress
             )
             return [_answer(prediction, more) for prediction in predictions]
 
@@ -129,7 +129,7 @@ def classify(
         "--pair-column": pair_column,
         "--choices-column": ", ".join(choices_columns),
         "--llm-backend": llm_backend,
-        "--long": long,
+        "--long": long_texts,
         "--threshold": None if threshold is None else str(threshold),
         "--abstain": abstain,
     }

@@ -26,7 +26,7 @@ from mtllm_edge.cli.options import (
 from mtllm_edge.jobs.inputs import Asked, Request
 from mtllm_edge.jobs.row_languages import RowLanguages
 from mtllm_edge.jobs.runner import Answer, Model
-from mtllm_edge.tokenization.windows import Long
+from mtllm_edge.tokenization.windows import LongTexts
 
 if TYPE_CHECKING:
     pass
@@ -49,7 +49,7 @@ def embed(
     threads: int | None,
     llm_backend: LlmBackend | None,
     gpu_layers: GpuLayers,
-    long: Long,
+    long_texts: LongTexts,
     output: Path | None,
     strict: bool,
     force: bool,
@@ -76,14 +76,14 @@ def embed(
 
         def answer(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
             spoken, texts = zip(*rows, strict=True)
-            windows = embedder.windows(texts, language=spoken, long=long)
-            pooled_NE = windows.mean(embedder.pool(windows.encoded, progress=windows.in_texts(progress)))
+            windows = embedder.windows(texts, language=spoken, long_texts=long_texts)
+            pooled_NE = windows.mean(embedder.pool(windows.encodings, progress=windows.text_progress(progress)))
             # 9 significant digits give every float32 back exactly
             return [
                 {"embedding": [float(f"{x:.9g}") for x in pooled_E], "truncated": text[0].truncated}
                 | ({"language": text[0].language} if languages.enabled else {})
-                | ({"windows": len(text)} if long != "cut" else {})
-                for pooled_E, text in zip(pooled_NE, windows.texts, strict=True)
+                | ({"windows": len(text)} if long_texts != "cut" else {})
+                for pooled_E, text in zip(pooled_NE, windows.by_text, strict=True)
             ]
 
         with embedder:
@@ -102,7 +102,7 @@ def embed(
                 "--language-column": language_column,
                 "--text-column": text_column,
                 "--llm-backend": llm_backend,
-                "--long": long,
+                "--long": long_texts,
             },
             strict=strict,
             force=force,

@@ -17,7 +17,7 @@ from mtllm_edge.bundle.manifest import UNSURE, LlmBackend
 from mtllm_edge.cli.warnings import print_language_warnings
 from mtllm_edge.extras import require
 from mtllm_edge.languages.resolver import is_auto
-from mtllm_edge.tokenization.windows import Long
+from mtllm_edge.tokenization.windows import LongTexts
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -75,7 +75,8 @@ def other_columns_options(command: _Command) -> _Command:
 
 long_option = click.option(
     "--long",
-    type=click.Choice(get_args(Long)),
+    "long_texts",
+    type=click.Choice(get_args(LongTexts)),
     default="cut",
     show_default=True,
     help="Texts longer than the model takes: cut drops their end, as in training; pool reads them in overlapping "

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.child_process import NO_CHILDREN, PYTHON_EXIT_CODES, cause_of_death
+from mtllm_edge.backends.probing.child_process import PYTHON_EXIT_CODES, UNAVAILABLE, exit_reason
 from mtllm_edge.bundle.manifest import LlmSpec
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError, MtllmError
@@ -44,8 +44,8 @@ def run_in_child(path: Path) -> RunResult:
     Raises:
         EngineError: It was refused, or the child died or gave no answer; the message says which.
     """
-    if not child_process.can_be_started():
-        raise EngineError(f"{path} cannot be tried: {NO_CHILDREN}")
+    if not child_process.is_available():
+        raise EngineError(f"{path} cannot be tried: {UNAVAILABLE}")
     try:
         child = child_process.run(
             child_process.command("mtllm_edge.diagnostics.deep_verify", str(path.resolve())), SECONDS
@@ -59,7 +59,7 @@ def run_in_child(path: Path) -> RunResult:
         last = " ".join(child.stderr.decode(errors="replace").strip().splitlines()[-1:])
         raise EngineError(f"{path}: the child process that ran it failed ({last})")
     if child.returncode != 0 or not lines:
-        reason = cause_of_death(child.returncode)
+        reason = exit_reason(child.returncode)
         raise EngineError(f"{path}: the child process that ran it died ({reason}); see `mtllm-edge doctor`")
     result = msgspec.json.decode(lines[-1], type=RunResult)
     if result.error is not None:
@@ -97,7 +97,7 @@ def _run_form(bundle: Bundle, llm: LlmSpec) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the trial of the one bundle that is named, and print its result."""
-    child_process.leave_no_core_file()
+    child_process.disable_core_dumps()
     warnings.simplefilter("ignore")
     try:
         result = run(Path(arguments[0]))

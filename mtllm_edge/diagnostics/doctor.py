@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import mtllm_edge
 from mtllm_edge.backends.cpu import available_cores, default_threads, disable_telemetry, read_cpu
 from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.gpu import Seen, gpu_backends, look
+from mtllm_edge.backends.probing.gpu import GpuInventory, detect_gpus, gpu_backends
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
 from mtllm_edge.backends.probing.llm_backend import choose_backend
 from mtllm_edge.backends.probing.offload import GpuLayers, plan_offload
@@ -128,7 +128,7 @@ def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
         tried["bundle"] = str(bundle.path)
     if bundle is not None and "gguf" in backends and engines["llama-cpp-python"].fault is None:
         try:
-            settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, fresh=True)
+            settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, use_cache=False)
         except EngineError as error:
             faults.append(str(error))
         else:
@@ -136,7 +136,7 @@ def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
             tried["flash attention"] = "on" if settings.flash_attention else "off"
             tried["reason"] = settings.note
             if bundle.manifest.llm_onnx is not None:
-                choice = choose_backend(bundle, default_threads(), fresh=True)
+                choice = choose_backend(bundle, default_threads(), use_cache=False)
                 tried["form of the LLM"] = f"{choice.llm.backend.upper()} ({choice.note})"
             if not settings.extra_buffers and any(flag.startswith("amx") for flag in cpu.flags):
                 advice.append(
@@ -157,7 +157,7 @@ def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
         threads=default_threads(),
         libraries={name: _version(name) for name in LIBRARIES},
         engines=engines,
-        gpu=_gpu_facts(look(), backends_of_build),
+        gpu=_gpu_facts(detect_gpus(), backends_of_build),
         missing_for_extras={extra: missing_modules(*modules) for extra, modules in EXTRAS.items()},
         bundle=tried,
         advice=tuple(advice),
@@ -165,7 +165,7 @@ def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
     )
 
 
-def _gpu_facts(seen: Seen, backends: list[str]) -> dict[str, str]:
+def _gpu_facts(seen: GpuInventory, backends: list[str]) -> dict[str, str]:
     if seen.fault is not None:
         return {"llama.cpp": f"not known: {seen.fault}", "CTranslate2": f"not known: {seen.fault}"}
     built = f"built for {', '.join(backends)}" if backends else "built for the CPU alone"
@@ -180,7 +180,7 @@ def _gpu_advice() -> str:
 
 def _tried_gpu(bundle: Bundle, gpu_layers: GpuLayers) -> str:
     """What came of trying a bundle on a GPU."""
-    offload = plan_offload(bundle, gpu_layers, fresh=True)
+    offload = plan_offload(bundle, gpu_layers, use_cache=False)
     found = [] if offload.llm is None else [offload.llm.note]
     found += ["the encoder runs on CUDA"] if offload.encoder == "cuda" else []
     return "; ".join([*found, *filter(None, [offload.shortfall])])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mtllm_edge.tasks.calibration import select_temperatures
 from mtllm_edge.tasks.head import Head
-from mtllm_edge.tokenization.encoding import Encoded
+from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge.tokenization.windows import Windows
 
 
@@ -52,21 +52,21 @@ def predict(
         limit: Confidence below which the task abstains.
         unsure: The label that is given then.
     """
-    temperatures_N = select_temperatures(head, [text[0].language for text in windows.texts])
+    temperatures_N = select_temperatures(head, [text[0].language for text in windows.by_text])
     if head.kind == "multiple_choice":
-        rows = _choice_rows(head, windows.encoded, pooled_VE, temperatures_N)
+        rows = _choice_rows(head, windows.encodings, pooled_VE, temperatures_N)
     else:
         rows = [*head.probabilities(windows.mean(pooled_VE), temperatures_N)]
-    return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.texts, rows, strict=True)]
+    return [_prediction(text, head, row_C, limit, unsure) for text, row_C in zip(windows.by_text, rows, strict=True)]
 
 
 def _choice_rows(
-    head: Head, texts: Sequence[Encoded], pooled_VE: NDArray[np.float32], temperatures_N: NDArray[np.float64]
+    head: Head, texts: Sequence[Encoding], pooled_VE: NDArray[np.float32], temperatures_N: NDArray[np.float64]
 ) -> list[NDArray[np.float64]]:
     """Probabilities of the choices of each text."""
     if not texts:  # of which numpy would make one piece
         return []
-    pieces = np.split(pooled_VE, np.cumsum([text.vectors for text in texts])[:-1])
+    pieces = np.split(pooled_VE, np.cumsum([text.vector_count for text in texts])[:-1])
     return [
         head.choice_probabilities(pooled_CE, temperature)
         for pooled_CE, temperature in zip(pieces, temperatures_N.tolist(), strict=True)
@@ -74,7 +74,7 @@ def _choice_rows(
 
 
 def _prediction(
-    windows: Sequence[Encoded], head: Head, probabilities_C: NDArray[np.float64], limit: float, unsure: str
+    windows: Sequence[Encoding], head: Head, probabilities_C: NDArray[np.float64], limit: float, unsure: str
 ) -> Prediction:
     labels = head.labels or [*map(str, range(len(probabilities_C)))]
     best = int(probabilities_C.argmax())

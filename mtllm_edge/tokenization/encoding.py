@@ -11,22 +11,22 @@ Spans: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoding:
     """One text, pair, or text with choices as a model reads it."""
 
     ids: list[int]
     """Token ids, the special ones included."""
     truncated: bool
     """Whether it was longer than the model takes; then the longest of its parts lost their ends."""
-    spans: Spans = ()
+    choice_spans: Spans = ()
     """Where each choice stands in `ids`; empty where there are none."""
     language: str | None = None
     """Code of the language that it is read as; None where nothing was said of it."""
 
     @property
-    def vectors(self) -> int:
+    def vector_count(self) -> int:
         """How many vectors it is turned into: one, or one per choice."""
-        return len(self.spans) or 1
+        return len(self.choice_spans) or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class SpecialTokenTemplate:
     language: str | None = None
     """Code of the language that texts in this frame are read as."""
 
-    def join(self, parts: Sequence[Sequence[int]], *, choices: bool, max_tokens: int) -> Encoded:
+    def join(self, parts: Sequence[Sequence[int]], *, choices: bool, max_tokens: int) -> Encoding:
         """Put parts together.
 
         What does not fit is cut from the ends of the longest parts, so that all parts stay as long as they can: of a
@@ -49,30 +49,30 @@ class SpecialTokenTemplate:
         Args:
             parts: Ids of each part, at least one of them.
             choices: Whether the parts after the first get vectors of their own.
-            max_tokens: Longest result, at least `least` of the number of parts.
+            max_tokens: Longest result, at least `min_length` of the number of parts.
         """
         lengths = [len(part) for part in parts]
-        kept = allocate_lengths(lengths, max_tokens - self.least(len(parts)) + len(parts))
+        kept = allocate_lengths(lengths, max_tokens - self.min_length(len(parts)) + len(parts))
         ids = [*self.prefix, *parts[0][: kept[0]]]
         spans = []
         for part, length in zip(parts[1:], kept[1:], strict=True):
             ids += self.between
             spans.append((len(ids), len(ids) + length))
             ids += part[:length]
-        return Encoded([*ids, *self.suffix], kept != lengths, tuple(spans) if choices else (), self.language)
+        return Encoding([*ids, *self.suffix], kept != lengths, tuple(spans) if choices else (), self.language)
 
-    def least(self, parts: int) -> int:
+    def min_length(self, parts: int) -> int:
         """Length of the shortest reading of a number of parts: a token of each, and the frame."""
         return len(self.prefix) + len(self.between) * (parts - 1) + len(self.suffix) + parts
 
 
-def distinct(texts: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
+def deduplicate(texts: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
     """Texts without repetition, in the order of their first coming, and for each of `texts` its place among them."""
     found: dict[tuple[tuple[int, ...], Spans], int] = {}
-    firsts: list[Encoded] = []
+    firsts: list[Encoding] = []
     places = []
     for text in texts:
-        place = found.setdefault((tuple(text.ids), text.spans), len(firsts))
+        place = found.setdefault((tuple(text.ids), text.choice_spans), len(firsts))
         if place == len(firsts):
             firsts.append(text)
         places.append(place)

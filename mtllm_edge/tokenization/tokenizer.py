@@ -12,9 +12,9 @@ from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge.inputs import Input, kind_of, part_name, parts_of
 from mtllm_edge.languages.resolver import LanguageResolver
 from mtllm_edge.safe_text import one_line
-from mtllm_edge.tokenization.encoding import Encoded, SpecialTokenTemplate
+from mtllm_edge.tokenization.encoding import Encoding, SpecialTokenTemplate
 from mtllm_edge.tokenization.sentencepiece import SentencePieces
-from mtllm_edge.tokenization.windows import Windows, split
+from mtllm_edge.tokenization.windows import Windows, split_into_windows
 
 LANGUAGE_PLACEHOLDER = "{language}"
 
@@ -35,7 +35,7 @@ class Tokenizer:
         suffix_tokens: Sequence[str],
         max_tokens: int,
         languages: Sequence[str] = (),
-        lean: bool = False,
+        use_sentencepiece: bool = False,
     ) -> None:
         """Load `tokenizer.json`.
 
@@ -45,13 +45,13 @@ class Tokenizer:
             suffix_tokens: Tokens after the text, likewise.
             max_tokens: Longest result, the frame included.
             languages: Codes that may stand for ``{language}``.
-            lean: Read with SentencePiece where it can (see `mtllm_edge.tokenization.sentencepiece`), which `offsets`
-            cannot.
+            use_sentencepiece: Use SentencePiece where the file allows it (see
+                `mtllm_edge.tokenization.sentencepiece`); `offsets` is then unavailable.
 
         Raises:
             ModelError: The file is not a tokenizer, or lacks one of the frame's tokens.
         """
-        self._pieces = (SentencePieces.open(path) if lean else None) or _HuggingFace(path)
+        self._pieces = (SentencePieces.open(path) if use_sentencepiece else None) or _HuggingFace(path)
         self._languages = tuple(languages)
         self._prefix, self._suffix = tuple(prefix_tokens), tuple(suffix_tokens)
         self._max_tokens = max_tokens
@@ -85,16 +85,15 @@ class Tokenizer:
         return self._languages
 
     def encode(
-        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None, whole: bool = False
-    ) -> list[Encoded]:
+        self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None, truncate: bool = True
+    ) -> list[Encoding]:
         """Tokenize texts, pairs, and texts with choices; `SpecialTokenTemplate.join` defines the truncation.
 
         Args:
             texts: What to read; white space alone is no text.
             language: Code or name of the language of all of them, or one for each, or ``auto`` (see
                 `mtllm_edge.languages.resolver`). Encoders that take no language are not told it, but the results are.
-            whole: Cut nothing, so that results may be longer than the encoder takes (see
-            `mtllm_edge.tokenization.windows`).
+            truncate: Whether texts are cut to the encoder's maximum length.
 
         Warns:
             LanguageWarning: A text is read as another language than its own.
@@ -117,31 +116,31 @@ class Tokenizer:
         flat = [part for item in texts for part in parts_of(item)]
         readings = iter(self._pieces.encode(flat))
         return [
-            self._join(item, index, [next(readings) for _ in parts_of(item)], frames[code], whole=whole)
+            self._join(item, index, [next(readings) for _ in parts_of(item)], frames[code], truncate=truncate)
             for index, (item, code) in enumerate(zip(texts, codes, strict=True))
         ]
 
-    def windows(self, texts: Sequence[Encoded]) -> Windows:
+    def windows(self, texts: Sequence[Encoding]) -> Windows:
         """Single texts, encoded `whole`, in windows that the encoder takes."""
-        return split(texts, before=len(self._prefix), after=len(self._suffix), max_tokens=self._max_tokens)
+        return split_into_windows(texts, before=len(self._prefix), after=len(self._suffix), max_tokens=self._max_tokens)
 
     def _join(
-        self, item: Input, index: int, parts: list[list[int]], frame: SpecialTokenTemplate, *, whole: bool
-    ) -> Encoded:
+        self, item: Input, index: int, parts: list[list[int]], frame: SpecialTokenTemplate, *, truncate: bool
+    ) -> Encoding:
         for part, ids in enumerate(parts):
             if not ids and (len(parts) > 1 or not (frame.prefix or frame.suffix)):
                 name = part_name(item, part, index)
                 raise DataError(f"{name} has no tokens, only characters that the tokenizer drops; remove it")
-        if frame.least(len(parts)) > self._max_tokens:
+        if frame.min_length(len(parts)) > self._max_tokens:
             raise DataError(
                 f"text {index} has {len(parts)} parts, more than fit into the encoder's {self._max_tokens} tokens"
             )
-        room = frame.least(len(parts)) + sum(map(len, parts)) if whole else self._max_tokens
+        room = self._max_tokens if truncate else frame.min_length(len(parts)) + sum(map(len, parts))
         return frame.join(parts, choices=kind_of(item) == "multiple_choice", max_tokens=room)
 
     def offsets(self, text: str) -> list[tuple[int, int, int]]:
         """Where each token that is read stands in a text: (place in the ids, first character, end character)."""
-        assert isinstance(self._pieces, _HuggingFace), "a lean tokenizer knows no offsets"
+        assert isinstance(self._pieces, _HuggingFace), "SentencePiece gives no offsets"
         first = len(self._prefix)
         offsets = self._pieces.offsets(text)[: self._room]
         return [(first + index, begin, end) for index, (begin, end) in enumerate(offsets)]

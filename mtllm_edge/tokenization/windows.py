@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.inputs import Kind
-from mtllm_edge.tokenization.encoding import Encoded
+from mtllm_edge.tokenization.encoding import Encoding
 
-Long = Literal["cut", "pool"]
+LongTexts = Literal["cut", "pool"]
 """Treatment of a text longer than the encoder takes: drop its end, or read it in windows and average their vectors."""
 OVERLAP = 64
 """Tokens that neighbouring windows share, but a quarter of a window at most."""
@@ -30,68 +30,68 @@ OVERLAP = 64
 class Windows:
     """The windows of some texts, one after another."""
 
-    encoded: list[Encoded]
+    encodings: list[Encoding]
     counts: list[int]
     """How many of them each text has, at least one."""
 
     @property
-    def texts(self) -> list[list[Encoded]]:
+    def by_text(self) -> list[list[Encoding]]:
         """The windows of each text."""
         ends = np.cumsum(self.counts, dtype=int).tolist()
-        return [self.encoded[end - count : end] for end, count in zip(ends, self.counts, strict=True)]
+        return [self.encodings[end - count : end] for end, count in zip(ends, self.counts, strict=True)]
 
     def mean(self, rows_WX: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean over each text's windows, (texts, X), of what stands for each window, weighted by their tokens.
 
         What stands for a text's only window is given back as it is, to the last bit.
         """
-        if len(self.encoded) == len(self.counts):
+        if len(self.encodings) == len(self.counts):
             return rows_WX
         counts_N = np.array(self.counts)
         first_N = np.cumsum(counts_N) - counts_N
-        tokens_W = np.array([len(window.ids) for window in self.encoded], np.float64)
+        tokens_W = np.array([len(window.ids) for window in self.encodings], np.float64)
         sums_NX = np.add.reduceat(rows_WX * tokens_W[:, None], first_N)
         means_NX = (sums_NX / np.add.reduceat(tokens_W, first_N)[:, None]).astype(rows_WX.dtype)
         means_NX[counts_N == 1] = rows_WX[first_N[counts_N == 1]]
         return means_NX
 
-    def in_texts(self, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    def text_progress(self, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
         """A `progress` that is told of windows, and tells of texts: the same share of them, rounded down."""
-        if progress is None or len(self.encoded) == len(self.counts):
+        if progress is None or len(self.encodings) == len(self.counts):
             return progress
         read, told = 0, 0
 
         def advance(windows: int) -> None:
             nonlocal read, told
             read += windows
-            reached = read * len(self.counts) // len(self.encoded)
+            reached = read * len(self.counts) // len(self.encodings)
             progress(reached - told)
             told = reached
 
         return advance
 
 
-def check_long(long: str, kind: Kind, reader: str) -> None:
+def check_long_texts(long_texts: str, kind: Kind, reader: str) -> None:
     """Refuse windows where the parts of a text belong together.
 
     The windows of a premise would each be compared with the whole hypothesis, and the mean of that judges no pair.
 
     Args:
-        long: One of `Long`.
+        long_texts: One of `LongTexts`.
         kind: The kind of what is read.
         reader: What the message calls the task.
 
     Raises:
         UsageError: No such way, or one with windows for another kind than ``sequence``.
     """
-    ways = get_args(Long)
-    if long not in ways:
-        raise UsageError(f"long is {long!r}, expected {' or '.join(map(repr, ways))}")
-    if long != "cut" and kind != "sequence":
+    ways = get_args(LongTexts)
+    if long_texts not in ways:
+        raise UsageError(f"long_texts is {long_texts!r}, expected {' or '.join(map(repr, ways))}")
+    if long_texts != "cut" and kind != "sequence":
         raise UsageError(f"{reader} is of the kind {kind!r}, and only single texts are read in windows; choose 'cut'")
 
 
-def split(texts: Sequence[Encoded], *, before: int, after: int, max_tokens: int) -> Windows:
+def split_into_windows(texts: Sequence[Encoding], *, before: int, after: int, max_tokens: int) -> Windows:
     """Split whole texts into windows, each with the special tokens of the whole.
 
     Args:
@@ -100,11 +100,11 @@ def split(texts: Sequence[Encoded], *, before: int, after: int, max_tokens: int)
         after: Special tokens at the end of each.
         max_tokens: Longest window, the special ones included.
     """
-    windows: list[Encoded] = []
+    windows: list[Encoding] = []
     counts = []
     for text in texts:
         prefix, suffix = text.ids[:before], text.ids[len(text.ids) - after :]
-        spans = spans_of(len(text.ids) - before - after, max_tokens - before - after)
+        spans = window_spans(len(text.ids) - before - after, max_tokens - before - after)
         if len(spans) == 1:
             windows.append(text)
         else:
@@ -115,7 +115,7 @@ def split(texts: Sequence[Encoded], *, before: int, after: int, max_tokens: int)
     return Windows(windows, counts)
 
 
-def spans_of(length: int, room: int) -> list[tuple[int, int]]:
+def window_spans(length: int, room: int) -> list[tuple[int, int]]:
     """First place and end (excluded) of each window.
 
     Args:

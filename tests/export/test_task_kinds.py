@@ -55,7 +55,7 @@ def torch_probabilities(stack: Stack, task: str, items: list[Input], language: s
     encoded = stack.tokenizer.encode(items, language=language)
     with torch.inference_mode():
         logits_VC = stack.heads[task](stack.embed(encoded))
-    rows = torch.split(logits_VC, [text.vectors for text in encoded])
+    rows = torch.split(logits_VC, [text.vector_count for text in encoded])
     return [torch.softmax(row.reshape(-1), dim=0).tolist() for row in rows]
 
 

@@ -186,7 +186,7 @@ def test_a_text_that_comes_twice_is_read_once(
 def test_choices_that_come_twice_are_those_of_their_own_text(embedder: Embedder) -> None:
     """The same ids with other pieces to score are another reading."""
     (text,) = embedder.encode(["the good team"])
-    whole, parts = text, replace(text, spans=((1, 3), (3, 5)))
+    whole, parts = text, replace(text, choice_spans=((1, 3), (3, 5)))
     found_VE = embedder.pool([whole, parts, whole, parts])
     assert found_VE.shape == (6, tiny_bundle.N_EMBD)
     np.testing.assert_array_equal(found_VE[:3], found_VE[3:])

@@ -24,13 +24,13 @@ with Path({starts!r}).open("a") as file:
 {first_act}
 from mtllm_edge import Bundle
 from mtllm_edge.diagnostics.doctor import inspect_engine
-from mtllm_edge.backends.probing.llm_backend import choose
+from mtllm_edge.backends.probing.llm_backend import choose_backend
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
 from mtllm_edge.diagnostics.deep_verify import run_in_child
 bundle = Bundle.open(sys.argv[1])
 told = {{
     "settings": engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm).note,
-    "form": choose(bundle, 1).note,
+    "form": choose_backend(bundle, 1).note,
     "engine": inspect_engine("ctranslate2").build,
     "arguments": sys.argv[1:],
 }}
@@ -98,6 +98,6 @@ def test_an_ordinary_python_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_other_module_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(sys, "argv", ["application", child_process.FROZEN_ARGUMENT, "json.tool"])
-    monkeypatch.setattr(child_process, "_answering_applications", set())  # pytest's Python would stay one of them
+    monkeypatch.setattr(child_process, "_registered_applications", set())  # pytest's Python would stay one of them
     with pytest.raises(KeyError, match=r"json\.tool"):
         frozen.freeze_support()

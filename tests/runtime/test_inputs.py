@@ -67,7 +67,7 @@ def load(bundle: Path, max_tokens: int = 64) -> Tokenizer:
 def test_a_pair_is_read_as_its_tokenizer_reads_pairs(bundle: Path, raw: tokenizers.Tokenizer) -> None:
     (encoded,) = load(bundle).encode([PAIR])
     assert encoded.ids == raw.encode(*PAIR).ids
-    assert (encoded.spans, encoded.vectors, encoded.truncated) == ((), 1, False)
+    assert (encoded.choice_spans, encoded.vector_count, encoded.truncated) == ((), 1, False)
 
 
 def test_without_a_template_the_parts_follow_each_other(tiny_bundle: Path) -> None:
@@ -79,10 +79,10 @@ def test_without_a_template_the_parts_follow_each_other(tiny_bundle: Path) -> No
 
 def test_every_choice_is_a_span(bundle: Path, raw: tokenizers.Tokenizer) -> None:
     (encoded,) = load(bundle).encode([QUESTION])
-    assert encoded.vectors == 3
-    for (begin, end), choice in zip(encoded.spans, QUESTION[1], strict=True):
+    assert encoded.vector_count == 3
+    for (begin, end), choice in zip(encoded.choice_spans, QUESTION[1], strict=True):
         assert encoded.ids[begin:end] == raw.encode(choice, add_special_tokens=False).ids
-    (begin, _), *_ = encoded.spans
+    (begin, _), *_ = encoded.choice_spans
     assert encoded.ids[:begin] == raw.encode(QUESTION[0], "a").ids[:begin]
 
 
@@ -100,7 +100,7 @@ def test_the_longest_part_is_cut_first(bundle: Path, raw: tokenizers.Tokenizer, 
 def test_choices_outlive_a_long_text(bundle: Path, raw: tokenizers.Tokenizer) -> None:
     (encoded,) = load(bundle, 20).encode([("x" * 1000, ["ab", "cd"])])
     assert (len(encoded.ids), encoded.truncated) == (20, True)
-    for (begin, end), choice in zip(encoded.spans, ["ab", "cd"], strict=True):
+    for (begin, end), choice in zip(encoded.choice_spans, ["ab", "cd"], strict=True):
         assert encoded.ids[begin:end] == raw.encode(choice, add_special_tokens=False).ids
 
 
@@ -117,11 +117,11 @@ def test_shares(lengths: list[int], extra: int) -> None:
 @given(st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=9), min_size=2, max_size=5), st.integers(0, 30))
 def test_frames(parts: list[list[int]], extra: int) -> None:
     frame = SpecialTokenTemplate([1], [2, 2], [3])
-    encoded = frame.join(parts, choices=True, max_tokens=frame.least(len(parts)) + extra)
-    assert len(encoded.ids) <= frame.least(len(parts)) + extra
+    encoded = frame.join(parts, choices=True, max_tokens=frame.min_length(len(parts)) + extra)
+    assert len(encoded.ids) <= frame.min_length(len(parts)) + extra
     whole = [1, *parts[0], *(token for part in parts[1:] for token in (2, 2, *part)), 3]
     assert encoded.truncated == (encoded.ids != whole)
-    for (begin, end), part in zip(encoded.spans, parts[1:], strict=True):
+    for (begin, end), part in zip(encoded.choice_spans, parts[1:], strict=True):
         assert encoded.ids[begin:end] == part[: end - begin]
         assert encoded.ids[begin - 2 : begin] == [2, 2]
     assert [token for token in encoded.ids if token < 10] == [1] + [2, 2] * (len(parts) - 1) + [3]

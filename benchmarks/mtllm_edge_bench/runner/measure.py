@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from mtllm_edge.backends.probing.child_process import cause_of_death
+from mtllm_edge.backends.probing.child_process import exit_reason
 from mtllm_edge.errors import EngineError, MtllmError
 from mtllm_edge_bench.jobs import BatchedPart, Job, Sample
 from mtllm_edge_bench.runner.child import ERROR_CODES
@@ -49,7 +49,7 @@ def run_job(job: Job) -> Sample:
         error = MtllmError(words[-1] if words else f"{job.system} could not be measured")
         error.exit_code = child.returncode - ERROR_CODES
         raise error
-    cause = "; ".join([cause_of_death(child.returncode), *words[-1:]])
+    cause = "; ".join([exit_reason(child.returncode), *words[-1:]])
     raise EngineError(f"the process that measured {job.system} died ({cause}); see `mtllm-edge doctor`")
 
 

@@ -25,7 +25,7 @@ from mtllm_edge.bundle.layout import LLM_NAME, TOKENIZER_NAME
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.batching import plan_batches
-from mtllm_edge.tokenization.encoding import Encoded
+from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ class EnglishLlm:
         )
         self._heads = {name: Head.load(folder, task) for name, task in self.manifest.tasks.items()}
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokens of texts."""
         return self._tokenizer.encode(texts)
 
-    def pool(self, encoded: Sequence[Encoded]) -> NDArray[np.float32]:
+    def pool(self, encoded: Sequence[Encoding]) -> NDArray[np.float32]:
         """Pooled vectors (texts, n_embd)."""
         pooled_NE = np.empty((len(encoded), self.manifest.llm.n_embd), np.float32)
         for batch in plan_batches([len(text.ids) for text in encoded], max_tokens=self._batch_tokens):

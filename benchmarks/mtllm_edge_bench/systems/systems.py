@@ -21,7 +21,7 @@ from mtllm_edge.embedder import Embedder
 from mtllm_edge.inputs import Input
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.batching import plan_batches
-from mtllm_edge.tokenization.encoding import Encoded, Spans
+from mtllm_edge.tokenization.encoding import Encoding, Spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge.translator import Translator, TranslatorManifest
 from mtllm_edge_bench.jobs import Job, System
@@ -189,13 +189,13 @@ class _MeteredEmbedder(Embedder):
             bundle, tokenizer, _MeteredEncoder(encoder, meter), metered, _MeteredLlm(llm, meter), batch_tokens
         )
 
-    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoded]:
+    def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoding]:
         with self.meter.stage("tokenise"):
             return super().encode(texts, language=language)
 
     def pool(
         self,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[Encoding],
         *,
         task: str | None = None,
         progress: Callable[[int], None] | None = None,

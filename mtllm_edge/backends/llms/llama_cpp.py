@@ -138,7 +138,7 @@ class GgufLlm:
             self._check_open()
             self._check(batch)
             check_spans(spans, [len(inputs_LE) for inputs_LE in batch], path=self._path)
-            self._wear(adapter)
+            self._activate_adapter(adapter)
             self._batch.fill(batch)
             states_TE = self._decode()
         return self._means(states_TE, [len(inputs_LE) for inputs_LE in batch], spans or [()] * len(batch))
@@ -170,7 +170,7 @@ class GgufLlm:
                 raise ModelError(
                     f"{self._path}: token id {lowest if lowest < 0 else highest}, but the file knows {rows} tokens"
                 )
-            self._wear(None)
+            self._activate_adapter(None)
             self._batch.fill_tokens(batch)
             states_TE = self._decode()
         return self._means(states_TE, lengths, [()] * len(batch))
@@ -180,7 +180,7 @@ class GgufLlm:
         with self._lock:
             self._free()
 
-    def _wear(self, adapter: str | None) -> None:
+    def _activate_adapter(self, adapter: str | None) -> None:
         """Set the adapter of the calls that follow; llama.cpp does nothing where it is the same."""
         worn = [] if adapter is None else [self._adapters[adapter]]
         handles = (llama_cpp.llama_adapter_lora_p_ctypes * len(worn))(

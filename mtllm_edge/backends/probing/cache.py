@@ -21,8 +21,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("mtllm-edge"))
 
 
-def recall(question: str, key: dict[str, str], kind: type[Answer]) -> Answer | None:
-    """What `remember` kept; None where it kept nothing for this key, or the file is damaged.
+def get(question: str, key: dict[str, str], kind: type[Answer]) -> Answer | None:
+    """What `put` kept; None where it kept nothing for this key, or the file is damaged.
 
     Args:
         question: Its name, as the file's begins.
@@ -38,8 +38,8 @@ def recall(question: str, key: dict[str, str], kind: type[Answer]) -> Answer | N
         return None
 
 
-def remember(question: str, key: dict[str, str], answer: object) -> None:
-    """Keep an answer; where nothing can be written, the next process asks again. Arguments as for `recall`."""
+def put(question: str, key: dict[str, str], answer: object) -> None:
+    """Keep an answer; where nothing can be written, the next process asks again. Arguments as for `get`."""
     file = _file(question, key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

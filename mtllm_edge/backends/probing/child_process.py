@@ -21,7 +21,7 @@ SECONDS = 180.0
 FROZEN_ARGUMENT = "--mtllm-edge-child"
 """First argument of a frozen application that is to run a module instead of itself."""
 _PACKAGE_PARENT = Path(__file__).resolve().parents[3]
-_answering_applications: set[str] = set()
+_registered_applications: set[str] = set()
 
 
 def is_frozen() -> bool:
@@ -29,14 +29,14 @@ def is_frozen() -> bool:
     return bool(getattr(sys, "frozen", False))
 
 
-def application_answers() -> None:
+def register_frozen_application() -> None:
     """Say that this frozen application knows `FROZEN_ARGUMENT`: others would open a second window if started again."""
-    _answering_applications.add(sys.executable)
+    _registered_applications.add(sys.executable)
 
 
-def can_be_started() -> bool:
+def is_available() -> bool:
     """Whether there is something to start: a Python, or a frozen application that stands in for one."""
-    return sys.executable in _answering_applications if is_frozen() else bool(sys.executable)
+    return sys.executable in _registered_applications if is_frozen() else bool(sys.executable)
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -71,7 +71,7 @@ def run(command: Sequence[str], seconds: float | None = None) -> subprocess.Comp
     )
 
 
-def leave_no_core_file() -> None:
+def disable_core_dumps() -> None:
     """For children that may die: their memory is not worth gigabytes of disk."""
     try:
         import resource
@@ -89,10 +89,10 @@ PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad opti
 _Answer = TypeVar("_Answer")
 
 
-NO_CHILDREN = "there is no Python to start (a frozen application calls mtllm_edge.frozen.freeze_support first)"
+UNAVAILABLE = "there is no Python to start (a frozen application calls mtllm_edge.frozen.freeze_support first)"
 
 
-class NoChildError(Exception):
+class ChildStartError(Exception):
     """This process cannot start a Python that has this package: a sandbox, or Python inside another program."""
 
 
@@ -106,30 +106,30 @@ class Failure:
     """The child's own words, where it lived to tell: the fault is then in the file more likely than in the settings."""
 
 
-def ask_child(command: list[str], kind: type[_Answer]) -> _Answer | Failure:
+def run_child(command: list[str], kind: type[_Answer]) -> _Answer | Failure:
     """What a child says in the last line of its output, or what became of it.
 
     Raises:
-        NoChildError: None could be started.
+        ChildStartError: None could be started.
     """
     try:
         child = child_process.run(command)
     except subprocess.TimeoutExpired:
         return Failure(f"gave no answer in {child_process.SECONDS:g} s")
     except OSError as error:
-        raise NoChildError(f"no child process could be started ({error.strerror})") from None
+        raise ChildStartError(f"no child process could be started ({error.strerror})") from None
     if child.returncode in PYTHON_EXIT_CODES:
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise NoChildError(f"the child process could not run ({''.join(last)})")
+        raise ChildStartError(f"the child process could not run ({''.join(last)})")
     if child.returncode != 0:
-        return Failure(f"ended the process ({cause_of_death(child.returncode)})")
+        return Failure(f"ended the process ({exit_reason(child.returncode)})")
     try:
         return msgspec.json.decode(child.stdout.splitlines()[-1], type=kind)
     except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
         return Failure("gave an unreadable answer")
 
 
-def cause_of_death(code: int) -> str:
+def exit_reason(code: int) -> str:
     """A process's return code in words."""
     if code >= 0:
         return f"exit code {code}"

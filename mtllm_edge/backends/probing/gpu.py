@@ -16,9 +16,8 @@ from pathlib import Path
 import msgspec
 
 from mtllm_edge.backends.llms.settings import EngineSettings
-from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.cache import recall, remember
-from mtllm_edge.backends.probing.child_process import Failure, NoChildError, ask_child
+from mtllm_edge.backends.probing import cache, child_process
+from mtllm_edge.backends.probing.child_process import ChildStartError, Failure, run_child
 from mtllm_edge.backends.probing.llama_cpp import (
     MIN_COSINE,
     PLAIN,
@@ -34,7 +33,7 @@ _TRIAL_VERSION = "1"
 _LIBRARY = re.compile(r"(?:lib)?ggml-(cuda|metal|vulkan|hip|sycl|opencl|musa|cann)\b")
 
 
-class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GpuInventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the engines see of GPUs; an engine that cannot be imported sees none."""
 
     llama: tuple[str, ...] = ()
@@ -71,15 +70,15 @@ class _EncoderAnswer(msgspec.Struct, frozen=True):
     fault: str | None
 
 
-def look() -> Seen:
+def detect_gpus() -> GpuInventory:
     """Ask the engines in a child process what they see; never raises."""
-    if not child_process.can_be_started():
-        return Seen(fault="a GPU cannot be tried, since there is no Python to start")
+    if not child_process.is_available():
+        return GpuInventory(fault="a GPU cannot be tried, since there is no Python to start")
     try:
-        seen = ask_child(child_process.command(_CHILD, "look"), Seen)
-    except NoChildError as error:
-        return Seen(fault=f"a GPU cannot be tried, since {error}")
-    return Seen(fault=f"looking for a GPU {seen.reason}") if isinstance(seen, Failure) else seen
+        seen = run_child(child_process.command(_CHILD, "detect_gpus"), GpuInventory)
+    except ChildStartError as error:
+        return GpuInventory(fault=f"a GPU cannot be tried, since {error}")
+    return GpuInventory(fault=f"looking for a GPU {seen.reason}") if isinstance(seen, Failure) else seen
 
 
 def gpu_backends() -> list[str]:
@@ -91,7 +90,9 @@ def gpu_backends() -> list[str]:
     return sorted(name.capitalize() if name in ("metal", "vulkan") else name.upper() for name in found)
 
 
-def llm_outcome(path: Path, llm: LlmSpec, layers: int, seen: Seen, *, fresh: bool) -> EngineSettings | str:
+def llm_gpu_settings(
+    path: Path, llm: LlmSpec, layers: int, seen: GpuInventory, *, use_cache: bool
+) -> EngineSettings | str:
     """The settings with which an LLM in GGUF runs with so many layers on the GPU, or why it does not.
 
     Args:
@@ -99,7 +100,7 @@ def llm_outcome(path: Path, llm: LlmSpec, layers: int, seen: Seen, *, fresh: boo
         llm: The manifest's word on it.
         layers: Up to one more than it has.
         seen: The GPUs.
-        fresh: Try again even where the cache has an answer.
+        use_cache: Whether a cached result is used; otherwise the GPU is tried again.
 
     Raises:
         EngineError: llama.cpp cannot run it on the CPU either.
@@ -114,14 +115,14 @@ def llm_outcome(path: Path, llm: LlmSpec, layers: int, seen: Seen, *, fresh: boo
         "gpus": ", ".join(seen.llama),
         "layers": f"{layers} of {llm.n_layer}",
     }
-    answer = None if fresh else recall("gpu-llm", key, _LlmAnswer)
+    answer = cache.get("gpu-llm", key, _LlmAnswer) if use_cache else None
     if answer is None:
         try:
             answer, lasting = _try_llm(path, llm, cpu, layers)
-        except NoChildError as error:
+        except ChildStartError as error:
             answer, lasting = _LlmAnswer(None, f"was not tried: {error}"), False
         if lasting:
-            remember("gpu-llm", key, answer)
+            cache.put("gpu-llm", key, answer)
     if answer.switches is None:
         return f"{seen.llama[0]} {answer.fault}"
     return EngineSettings(*answer.switches, f"tried here: {layers} layers on {seen.llama[0]} work", gpu_layers=layers)
@@ -146,8 +147,8 @@ def _try_llm(path: Path, llm: LlmSpec, cpu: EngineSettings, layers: int) -> tupl
     return _LlmAnswer(None, faults[0]), True
 
 
-def encoder_fault(path: Path, encoder: EncoderSpec, seen: Seen, *, fresh: bool) -> str | None:
-    """Why an encoder runs on the CPU; None where it runs on CUDA. Arguments as for `llm_outcome`."""
+def encoder_gpu_fault(path: Path, encoder: EncoderSpec, seen: GpuInventory, *, use_cache: bool) -> str | None:
+    """Why an encoder runs on the CPU; None where it runs on CUDA. Arguments as for `llm_gpu_settings`."""
     if encoder.backend != "ctranslate2":
         return "an encoder in ONNX has no GPU"
     if not seen.cuda:
@@ -158,12 +159,12 @@ def encoder_fault(path: Path, encoder: EncoderSpec, seen: Seen, *, fresh: bool) 
         "gpus": f"{seen.cuda} {', '.join(seen.compute_types)}; {', '.join(seen.llama)}",
         "encoder": f"{encoder.family} {encoder.quantization} {encoder.d_model}",
     }
-    answer = None if fresh else recall("gpu-encoder", key, _EncoderAnswer)
+    answer = cache.get("gpu-encoder", key, _EncoderAnswer) if use_cache else None
     if answer is None:
         fault, lasting = _try_encoder(path, encoder)
         answer = _EncoderAnswer(fault)
         if lasting:
-            remember("gpu-encoder", key, answer)
+            cache.put("gpu-encoder", key, answer)
     return None if answer.fault is None else f"CTranslate2 on CUDA {answer.fault}"
 
 
@@ -171,8 +172,8 @@ def _try_encoder(folder: Path, encoder: EncoderSpec) -> tuple[str | None, bool]:
     """What is wrong with an encoder on CUDA, and whether it will be the same the next time."""
     described = msgspec.json.encode(encoder).decode()
     try:
-        trial = ask_child(child_process.command(_CHILD, "encode", str(folder.resolve()), described), EncoderTrial)
-    except NoChildError as error:
+        trial = run_child(child_process.command(_CHILD, "encode", str(folder.resolve()), described), EncoderTrial)
+    except ChildStartError as error:
         return f"was not tried: {error}", False
     if isinstance(trial, Failure):
         return trial.reason, True

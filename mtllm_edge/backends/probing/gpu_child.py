@@ -2,7 +2,7 @@
 
 Run as ``python -m mtllm_edge.backends.probing.gpu_child look`` or ``... encode FOLDER ENCODER``, where ENCODER is
 the manifest's part as
-JSON. The last line of the output is `Seen` or `EncoderTrial` of `mtllm_edge.backends.probing.gpu` as JSON.
+JSON. The last line of the output is `GpuInventory` or `EncoderTrial` of `mtllm_edge.backends.probing.gpu` as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mtllm_edge.backends.cpu import default_threads
 from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.gpu import EncoderTrial, Seen
+from mtllm_edge.backends.probing.gpu import EncoderTrial, GpuInventory
 from mtllm_edge.backends.probing.llama_cpp import min_cosine
 from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
@@ -28,7 +28,7 @@ _LENGTHS = (1, 7, 40)
 _SEED = 20240618
 
 
-def look() -> Seen:
+def detect_gpus() -> GpuInventory:
     """What the engines see; one that cannot be imported sees nothing."""
     llama: tuple[str, ...] = ()
     compute_types: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ def look() -> Seen:
         version, cuda, compute_types = cuda_devices()
     except (ImportError, OSError, RuntimeError, AttributeError):
         pass
-    return Seen(llama=llama, ctranslate2=version, cuda=cuda, compute_types=compute_types)
+    return GpuInventory(llama=llama, ctranslate2=version, cuda=cuda, compute_types=compute_types)
 
 
 def try_encoder(folder: Path, expected: manifest.EncoderSpec) -> EncoderTrial:
@@ -74,10 +74,10 @@ def _means(
 
 def main(arguments: list[str]) -> None:
     """Do what the command line says and print the result."""
-    child_process.leave_no_core_file()
-    result: Seen | EncoderTrial
-    if arguments == ["look"]:
-        result = look()
+    child_process.disable_core_dumps()
+    result: GpuInventory | EncoderTrial
+    if arguments == ["detect_gpus"]:
+        result = detect_gpus()
     else:
         _, folder, described = arguments
         try:

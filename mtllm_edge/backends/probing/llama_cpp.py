@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from mtllm_edge.backends.cpu import read_cpu
 from mtllm_edge.backends.llms.settings import EngineSettings
-from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.cache import recall, remember
-from mtllm_edge.backends.probing.child_process import NO_CHILDREN, Failure, NoChildError, ask_child
+from mtllm_edge.backends.probing import cache, child_process
+from mtllm_edge.backends.probing.child_process import UNAVAILABLE, ChildStartError, Failure, run_child
 from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats import gguf
 from mtllm_edge.errors import EngineError
@@ -49,28 +48,28 @@ _NAMES = {
 }
 
 
-def engine_settings(path: Path, llm: manifest.LlmSpec, *, fresh: bool = False) -> EngineSettings:
+def engine_settings(path: Path, llm: manifest.LlmSpec, *, use_cache: bool = True) -> EngineSettings:
     """The fastest settings with which this machine computes this LLM, and computes it right.
 
     Args:
         path: The GGUF file, whose header has been checked.
         llm: The manifest's word on it.
-        fresh: Probe again even where the cache has an answer.
+        use_cache: Whether a cached result is used; otherwise llama.cpp is tried again.
 
     Raises:
         EngineError: No settings work.
     """
-    if not child_process.can_be_started():
-        return EngineSettings(*PLAIN, note=f"not tried: {NO_CHILDREN}, so the plain kernels are used")
+    if not child_process.is_available():
+        return EngineSettings(*PLAIN, note=f"not tried: {UNAVAILABLE}, so the plain kernels are used")
     key = machine_key(path, llm) | {"probe": str(_PROBE_VERSION)}
-    known = None if fresh else recall("engine", key, EngineSettings)
+    known = cache.get("engine", key, EngineSettings) if use_cache else None
     if known is not None:
         return known
     try:
         settings = _probe_all(path, llm)
-    except NoChildError as error:
+    except ChildStartError as error:
         return EngineSettings(*PLAIN, note=f"not tried: {error}, so the plain kernels are used")
-    remember("engine", key, settings)
+    cache.put("engine", key, settings)
     return settings
 
 
@@ -107,9 +106,9 @@ def pooled_by_child(
     """Pooled vectors (texts, n_embd) of random inputs, or what became of the child that was to compute them.
 
     Raises:
-        NoChildError: None could be started.
+        ChildStartError: None could be started.
     """
-    result = ask_child(_child_command(path, llm, switches, gpu_layers), ProbeResult)
+    result = run_child(_child_command(path, llm, switches, gpu_layers), ProbeResult)
     if isinstance(result, Failure):
         return result
     if result.pooled is None:

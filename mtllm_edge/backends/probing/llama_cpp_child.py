@@ -43,7 +43,7 @@ def probe(path: Path, llm: manifest.LlmSpec, settings: EngineSettings) -> ProbeR
 
 def main(arguments: list[str]) -> None:
     """Run the probe as the command line says and print its result."""
-    child_process.leave_no_core_file()
+    child_process.disable_core_dumps()
     path, described, extra_buffers, flash_attention, gpu_layers = arguments
     llm = msgspec.json.decode(described, type=manifest.LlmSpec)
     settings = EngineSettings(extra_buffers == "1", flash_attention == "1", "under probe", gpu_layers=int(gpu_layers))

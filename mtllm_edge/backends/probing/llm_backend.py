@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.cache import recall, remember
-from mtllm_edge.backends.probing.child_process import NO_CHILDREN
+from mtllm_edge.backends.probing import cache, child_process
+from mtllm_edge.backends.probing.child_process import UNAVAILABLE
 from mtllm_edge.backends.probing.llama_cpp import engine_settings, machine_key
 from mtllm_edge.bundle.manifest import LlmSpec
 from mtllm_edge.bundle.reader import Bundle
@@ -41,13 +40,13 @@ class BackendChoice:
     """Why this one: one sentence for people."""
 
 
-def choose_backend(bundle: Bundle, threads: int, *, fresh: bool = False) -> BackendChoice:
+def choose_backend(bundle: Bundle, threads: int, *, use_cache: bool = True) -> BackendChoice:
     """The bundle's only form, or ONNX where it is at least `MIN_SPEED_UP` as fast as GGUF.
 
     Args:
         bundle: What is to be run.
         threads: CPU threads that it will have.
-        fresh: Measure again even where the cache has an answer.
+        use_cache: Whether a cached result is used; otherwise both are measured again.
 
     Raises:
         EngineError: llama.cpp, which is measured, too, cannot run the LLM.
@@ -59,19 +58,19 @@ def choose_backend(bundle: Bundle, threads: int, *, fresh: bool = False) -> Back
         return BackendChoice(gguf, "the bundle has adapters, which an LLM in GGUF alone can wear")
     if missing_modules("onnxruntime"):
         return BackendChoice(gguf, "ONNX Runtime is not installed (extra [onnx])")
-    if not child_process.can_be_started():
-        return BackendChoice(gguf, f"not measured: {NO_CHILDREN}")
+    if not child_process.is_available():
+        return BackendChoice(gguf, f"not measured: {UNAVAILABLE}")
     settings = engine_settings(bundle.path / gguf.file, gguf)
     key = machine_key(bundle.path / gguf.file, gguf) | {
         "race": f"{_RACE_VERSION} {threads} {settings.switches}",
         "onnxruntime": version_of("onnxruntime"),
         "onnx": f"{onnx.quantization} {len(onnx.float32_matrices)} {onnx.n_layer}",
     }
-    speeds = None if fresh else recall("form", key, BackendSpeeds)
+    speeds = cache.get("form", key, BackendSpeeds) if use_cache else None
     if speeds is None:
         # A failure is remembered, too: another release of ONNX Runtime asks again, and every load would otherwise.
         speeds = _race(bundle, gguf, onnx, threads, settings.switches) or BackendSpeeds(0.0, 0.0)
-        remember("form", key, speeds)
+        cache.put("form", key, speeds)
     if not speeds.onnx:
         return BackendChoice(gguf, "ONNX Runtime did not get through its trial")
     measured = f"{speeds.onnx:.0f} LLM inputs/s in ONNX Runtime, {speeds.gguf:.0f} in llama.cpp"

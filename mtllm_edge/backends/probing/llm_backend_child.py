@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     from mtllm_edge.backends.llms.llama_cpp import GgufLlm
     from mtllm_edge.backends.llms.onnx import OnnxLlm
 
-    child_process.leave_no_core_file()
+    child_process.disable_core_dumps()
     gguf_file, gguf, onnx_file, onnx, threads, extra_buffers, flash_attention = arguments
     settings = EngineSettings(extra_buffers == "1", flash_attention == "1", note="in a race")
     gguf_llm, onnx_llm = (msgspec.json.decode(described, type=manifest.LlmSpec) for described in (gguf, onnx))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtllm_edge.backends.llms.settings import EngineSettings
-from mtllm_edge.backends.probing.gpu import encoder_fault, llm_outcome, look
+from mtllm_edge.backends.probing.gpu import detect_gpus, encoder_gpu_fault, llm_gpu_settings
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import UsageError
@@ -71,7 +71,7 @@ def check_gpu_layers(gpu_layers: object) -> GpuLayers:
 
 
 def plan_offload(
-    bundle: Bundle, gpu_layers: GpuLayers, llm_backend: LlmBackend | None = None, *, fresh: bool = False
+    bundle: Bundle, gpu_layers: GpuLayers, llm_backend: LlmBackend | None = None, *, use_cache: bool = True
 ) -> Offload:
     """What of a bundle runs on a GPU, found out once on each machine.
 
@@ -79,22 +79,22 @@ def plan_offload(
         bundle: What is to be run.
         gpu_layers: Layers of the LLM that are asked for; 0 leaves everything on the CPU, and nothing is looked for.
         llm_backend: Form of the LLM that is asked for; only GGUF can run on a GPU.
-        fresh: Try again even where the cache has an answer.
+        use_cache: Whether a cached result is used; otherwise the GPU is tried again.
 
     Raises:
         EngineError: llama.cpp cannot run the LLM on the CPU either.
     """
     if gpu_layers == 0:
         return ON_CPU
-    seen = look()
+    seen = detect_gpus()
     if seen.fault is not None:
         return Offload(faults=(("LLM", seen.fault),))
     encoder, llm = bundle.manifest.encoder, bundle.manifest.llm
-    fault = encoder_fault(bundle.path / encoder.path, encoder, seen, fresh=fresh)
+    fault = encoder_gpu_fault(bundle.path / encoder.path, encoder, seen, use_cache=use_cache)
     outcome: EngineSettings | str = "an LLM in ONNX has no GPU"
     if llm.backend == "gguf" and llm_backend != "onnx":
         layers = llm.n_layer + 1 if gpu_layers == "all" else min(gpu_layers, llm.n_layer + 1)  # one more: its last norm
-        outcome = llm_outcome(bundle.path / llm.file, llm, layers, seen, fresh=fresh)
+        outcome = llm_gpu_settings(bundle.path / llm.file, llm, layers, seen, use_cache=use_cache)
     settings, faults = (outcome, []) if isinstance(outcome, EngineSettings) else (None, [("LLM", outcome)])
     if fault is not None and seen.cuda:  # where there is no CUDA, nobody expects the encoder there
         faults.append(("encoder", fault))

@@ -26,7 +26,7 @@ from mtllm_edge.backends.llms.settings import EngineSettings
 from mtllm_edge.backends.probing import child_process, gpu, gpu_child, offload
 from mtllm_edge.backends.probing import llama_cpp as probing
 from mtllm_edge.backends.probing.cache import CACHE_VARIABLE
-from mtllm_edge.backends.probing.gpu import EncoderTrial, Seen
+from mtllm_edge.backends.probing.gpu import EncoderTrial, GpuInventory
 from mtllm_edge.backends.probing.llama_cpp import FAST, PLAIN
 from mtllm_edge.backends.probing.offload import GpuWarning, Offload, check_gpu_layers, plan_offload
 from mtllm_edge.errors import UsageError
@@ -37,8 +37,8 @@ from tests.runtime.backends.test_ctranslate2_encoder import BATCH, ENCODER
 from tests.runtime.backends.test_llama_cpp import LLM, inputs
 from tests.runtime.backends.test_probing import ABORTS, CRASHES, GOOD, REFUSES, SILENT, WRONG
 
-NONE = Seen()
-ONE = Seen(llama=("CUDA0 (NVIDIA T4)",), ctranslate2="4", cuda=1, compute_types=("float16", "float32", "int8"))
+NONE = GpuInventory()
+ONE = GpuInventory(llama=("CUDA0 (NVIDIA T4)",), ctranslate2="4", cuda=1, compute_types=("float16", "float32", "int8"))
 _NO_CORE = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); " if sys.platform != "win32" else ""
 Tried = list[tuple[tuple[bool, bool], int]]
 
@@ -57,7 +57,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
     """Sets what the engines see, and the programs that stand for the trials; returns the settings that were tried."""
 
     def set_up(
-        seen: Seen, llm: dict[tuple[tuple[bool, bool], bool], str] | None = None, encoder: str | None = None
+        seen: GpuInventory, llm: dict[tuple[tuple[bool, bool], bool], str] | None = None, encoder: str | None = None
     ) -> Tried:
         tried: Tried = []
         real = child_process.command
@@ -75,7 +75,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
                 ]
             return real(module, *arguments)
 
-        monkeypatch.setattr(offload, "look", lambda: seen)
+        monkeypatch.setattr(offload, "detect_gpus", lambda: seen)
         monkeypatch.setattr(probing, "_child_command", probe)
         monkeypatch.setattr(child_process, "command", command)
         return tried
@@ -194,9 +194,9 @@ def test_the_answer_is_kept_by_gpu_and_layers(tiny_bundle: Path, machine: Callab
     assert tried == []
     plan_offload(bundle, 1)
     assert tried == [(FAST, 0), (FAST, 1)]
-    plan_offload(bundle, "all", fresh=True)
+    plan_offload(bundle, "all", use_cache=False)
     assert tried[2:] == [(FAST, 0), (FAST, 3)]
-    tried = machine(Seen(llama=("CUDA0 (another)",), cuda=1, compute_types=("float32",)))
+    tried = machine(GpuInventory(llama=("CUDA0 (another)",), cuda=1, compute_types=("float32",)))
     plan_offload(bundle, "all")
     assert tried == [(FAST, 0), (FAST, 3)]
 
@@ -305,7 +305,7 @@ def test_without_a_gpu(
 
 def test_metal_and_vulkan_have_the_llm_alone(tiny_bundle: Path, machine: Callable[..., Tried]) -> None:
     """CTranslate2 knows no GPU but NVIDIA's, so that nothing is to be warned of."""
-    machine(Seen(llama=("Metal (Apple M2)",)))
+    machine(GpuInventory(llama=("Metal (Apple M2)",)))
     offload = plan_offload(Bundle.open(tiny_bundle), "all")
     assert (offload.encoder, offload.llm is not None, offload.faults) == ("cpu", True, ())
 
@@ -339,14 +339,14 @@ def test_where_no_child_can_be_started(tiny_bundle: Path, monkeypatch: pytest.Mo
 )
 def test_looking_can_fail(monkeypatch: pytest.MonkeyPatch, program: str, fault: str) -> None:
     monkeypatch.setattr(child_process, "command", lambda *_: [sys.executable, "-c", program])
-    assert fault in (gpu.look().fault or "")
+    assert fault in (gpu.detect_gpus().fault or "")
 
 
 def test_looking_here() -> None:
-    seen = gpu.look()
+    seen = gpu.detect_gpus()
     assert seen.fault is None
     assert bool(seen.compute_types) == (seen.cuda > 0)
-    assert seen == gpu_child.look()
+    assert seen == gpu_child.detect_gpus()
 
 
 def test_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,6 +435,6 @@ def test_the_commands(
     assert len(notes) == 1
     assert notes[0].startswith("note: everything runs on the CPU: ")
     assert run(*command, tiny_bundle, "x", "--gpu-layers", "0").err.count("\n") == 1  # the summary
-    machine(Seen(llama=("Metal (Apple M2)",)))
+    machine(GpuInventory(llama=("Metal (Apple M2)",)))
     assert "CPU" not in run(*command, tiny_bundle, "x", "--gpu-layers", "2").err
     assert loaded[-1]["layers"] == 2

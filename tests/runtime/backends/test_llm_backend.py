@@ -68,7 +68,7 @@ def test_onnx_must_win_clearly(bundle: Path, race: Callable[[str], list[str]], o
     assert choose_backend(Bundle.open(bundle), 2) == choice  # from the cache
     assert asked.count("mtllm_edge.backends.probing.llm_backend_child") == races == 1
     choose_backend(Bundle.open(bundle), 1)  # another number of threads is another question
-    choose_backend(Bundle.open(bundle), 2, fresh=True)
+    choose_backend(Bundle.open(bundle), 2, use_cache=False)
     assert asked.count("mtllm_edge.backends.probing.llm_backend_child") == 3
 
 

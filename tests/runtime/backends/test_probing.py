@@ -62,8 +62,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[bool, bool
 _NO_CORE = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))" if sys.platform != "win32" else "pass"
 
 
-def ask(bundle: Path, *, fresh: bool = False) -> EngineSettings:
-    return engine_settings(bundle / "llm.gguf", Bundle.open(bundle).manifest.llm, fresh=fresh)
+def ask(bundle: Path, *, use_cache: bool = True) -> EngineSettings:
+    return engine_settings(bundle / "llm.gguf", Bundle.open(bundle).manifest.llm, use_cache=use_cache)
 
 
 def test_this_machine_computes_right(own_cache: Path, tiny_bundle: Path) -> None:
@@ -77,7 +77,7 @@ def test_answer_is_kept(own_cache: Path, tiny_bundle: Path, children: Callable[.
     assert ask(tiny_bundle) == ask(tiny_bundle)
     assert tried == [PLAIN, FAST]
     assert len(list(own_cache.iterdir())) == 1
-    ask(tiny_bundle, fresh=True)
+    ask(tiny_bundle, use_cache=False)
     assert tried == [PLAIN, FAST] * 2
 
 
@@ -261,6 +261,6 @@ def test_classifier_lives_where_the_fast_settings_crash(
 
 
 def test_death_is_named() -> None:
-    assert child_process.cause_of_death(-int(signal.SIGILL)) == "SIGILL"
-    assert child_process.cause_of_death(-120) == "signal 120"
-    assert child_process.cause_of_death(0xC0000005) == "exit code 3221225477"
+    assert child_process.exit_reason(-int(signal.SIGILL)) == "SIGILL"
+    assert child_process.exit_reason(-120) == "signal 120"
+    assert child_process.exit_reason(0xC0000005) == "exit code 3221225477"

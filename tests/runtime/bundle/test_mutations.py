@@ -67,11 +67,11 @@ def test_the_runner_sees_deaths(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
 _LOAD_UNCHECKED = """
 import sys
 from pathlib import Path
-from mtllm_edge.backends.probing.child_process import leave_no_core_file
+from mtllm_edge.backends.probing.child_process import disable_core_dumps
 from mtllm_edge.backends.llms.llama_cpp import GgufLlm
 from mtllm_edge.backends.probing.llama_cpp import EngineSettings
 from tests.runtime.backends.test_llama_cpp import LLM, inputs
-leave_no_core_file()
+disable_core_dumps()
 GgufLlm(Path(sys.argv[1]), LLM, settings=EngineSettings(False, False, ""), threads=1).pool(inputs())
 """
 

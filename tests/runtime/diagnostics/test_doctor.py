@@ -9,7 +9,7 @@ import pytest
 
 from mtllm_edge.backends.cpu import Cpu
 from mtllm_edge.backends.llms.settings import EngineSettings
-from mtllm_edge.backends.probing.gpu import Seen
+from mtllm_edge.backends.probing.gpu import GpuInventory
 from mtllm_edge.backends.probing.offload import Offload
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.main import main
@@ -90,20 +90,20 @@ def test_advice_where_amx_had_to_be_avoided(
     monkeypatch.setattr(doctor, "read_cpu", lambda: Cpu("Xeon", ("amx_int8", "amx_tile", "avx2")))
     monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
     careful = EngineSettings(extra_buffers=False, flash_attention=True, note="the fast settings crashed")
-    monkeypatch.setattr(doctor, "engine_settings", lambda *_, fresh: careful)
+    monkeypatch.setattr(doctor, "engine_settings", lambda *_, use_cache: careful)
     assert main(["doctor", str(tiny_bundle)]) == 0
     out = capsys.readouterr().out
     assert "the fast settings crashed" in out
     assert doctor.AMX_BUILD in out.splitlines(), "the command must stand on a line of its own to be copied"
 
     fast = EngineSettings(extra_buffers=True, flash_attention=True, note="all is well")
-    monkeypatch.setattr(doctor, "engine_settings", lambda *_, fresh: fast)
+    monkeypatch.setattr(doctor, "engine_settings", lambda *_, use_cache: fast)
     assert not any(doctor.AMX_BUILD in advice for advice in doctor.diagnose(Bundle.open(tiny_bundle)).advice)
 
 
 def test_an_llm_that_no_settings_can_run_is_a_fault(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, fresh: bool) -> EngineSettings:
-        assert fresh
+    def refuse(*_: object, use_cache: bool) -> EngineSettings:
+        assert not use_cache
         raise EngineError("llm.gguf: llama.cpp does not work here")
 
     monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
@@ -115,7 +115,7 @@ def test_gpus_and_builds_for_them(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
-    monkeypatch.setattr(doctor, "look", lambda: Seen())
+    monkeypatch.setattr(doctor, "detect_gpus", lambda: GpuInventory())
     monkeypatch.setattr(doctor, "gpu_backends", lambda: [])
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -126,8 +126,8 @@ def test_gpus_and_builds_for_them(
         assert line.startswith(f'CMAKE_ARGS="{setting}" pip install --force-reinstall --no-cache-dir')
         assert line.endswith("--no-binary llama-cpp-python llama-cpp-python")
 
-    seen = Seen(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float32", "int8"))
-    monkeypatch.setattr(doctor, "look", lambda: seen)
+    seen = GpuInventory(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float32", "int8"))
+    monkeypatch.setattr(doctor, "detect_gpus", lambda: seen)
     monkeypatch.setattr(doctor, "gpu_backends", lambda: ["CUDA"])
     report = doctor.diagnose()
     assert report.advice == ()
@@ -135,7 +135,9 @@ def test_gpus_and_builds_for_them(
         "llama.cpp": "built for CUDA; sees CUDA0 (NVIDIA T4)",
         "CTranslate2": "1 on CUDA, computing in float32, int8",
     }
-    monkeypatch.setattr(doctor, "look", lambda: Seen(fault="looking for a GPU ended the process (SIGSEGV)"))
+    monkeypatch.setattr(
+        doctor, "detect_gpus", lambda: GpuInventory(fault="looking for a GPU ended the process (SIGSEGV)")
+    )
     assert doctor.diagnose().gpu["llama.cpp"] == "not known: looking for a GPU ended the process (SIGSEGV)"
 
 
@@ -146,8 +148,8 @@ def test_a_bundle_on_a_gpu(
     asked: list[object] = []
     tried = EngineSettings(extra_buffers=True, flash_attention=True, note="3 layers on a T4 work", gpu_layers=3)
 
-    def plan(bundle: Bundle, layers: object, *, fresh: bool) -> Offload:
-        asked.append((bundle.path, layers, fresh))
+    def plan(bundle: Bundle, layers: object, *, use_cache: bool) -> Offload:
+        asked.append((bundle.path, layers, use_cache))
         return Offload("cuda", tried, (("wheel", "it is round"),))
 
     monkeypatch.setattr(doctor, "plan_offload", plan)

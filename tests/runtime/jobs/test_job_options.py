@@ -71,7 +71,7 @@ def test_languages_windows_and_abstaining_over_an_interruption(classify: Run, to
         expected = classifier.classify(
             [text_of(number) for number in numbers],
             language=[READ_AS[number % 5] for number in numbers],
-            long="pool",
+            long_texts="pool",
             threshold=THRESHOLD,
         )
     for row, prediction in zip(rows, expected, strict=True):

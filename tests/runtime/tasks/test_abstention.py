@@ -165,8 +165,8 @@ def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Clas
         for language, value in ((None, 2.0), ("deu_Latn", 0.5), ("swh_Latn", 2.0)):
             found = [[*prediction.probabilities.values()] for prediction in own.classify(TEXTS, language=language)]
             np.testing.assert_allclose(found, expected(value), atol=1e-5)
-        (pooled,) = own.classify(["the team is good " * 60], language="deu_Latn", long="pool")
-        (other,) = own.classify(["the team is good " * 60], long="pool")
+        (pooled,) = own.classify(["the team is good " * 60], language="deu_Latn", long_texts="pool")
+        (other,) = own.classify(["the team is good " * 60], long_texts="pool")
         assert pooled.confidence > other.confidence
         found = own.classify(TEXTS, language="de", task="sentiment")
         assert {prediction.language for prediction in found} == {"deu_Latn"}
@@ -316,7 +316,7 @@ def test_too_few_rows_and_bad_codes(run: Run, fresh_bundle: Path) -> None:
 
 
 def test_windows_and_thresholds_together(classifier: Classifier) -> None:
-    (found,) = classifier.classify(["a bad match " * 60], long="pool", threshold=1)
+    (found,) = classifier.classify(["a bad match " * 60], long_texts="pool", threshold=1)
     assert (found.abstained, found.label, found.truncated) == (True, "unsure", False)
     assert found.windows > 1
 

@@ -149,7 +149,7 @@ def test_a_lean_tokenizer_of_another_kind_is_read_all_the_same(small: dict[str, 
     file["pre_tokenizer"] = {"type": "Whitespace"}
     path = save(file, tmp_path)
     lean, full = (
-        Tokenizer(path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=10, lean=lean)
+        Tokenizer(path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=10, use_sentencepiece=lean)
         for lean in (True, False)
     )
     assert lean.encode(["the rockets"]) == full.encode(["the rockets"])
@@ -161,13 +161,13 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert SentencePieces.open(path) is None
     with pytest.raises(ModelError, match=r"tokenizer\.json is not a readable tokenizer"):
-        Tokenizer(path, prefix_tokens=[], suffix_tokens=[], max_tokens=10, lean=True)
+        Tokenizer(path, prefix_tokens=[], suffix_tokens=[], max_tokens=10, use_sentencepiece=True)
 
 
 def test_frames_and_pairs_as_by_the_other_reader(small: dict[str, Any], tmp_path: Path) -> None:
     path = save(small, tmp_path)
     lean, full = (
-        Tokenizer(path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=20, lean=lean)
+        Tokenizer(path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=20, use_sentencepiece=lean)
         for lean in (True, False)
     )
     inputs = ["the rock", ("a rocket", "rockets"), ("rock", ["et", "s", "the"])]

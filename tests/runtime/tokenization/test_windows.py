@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from mtllm_edge import Classifier, Embedder, Prediction
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.tokenization.encoding import Encoded
+from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge.tokenization.tokenizer import Tokenizer
-from mtllm_edge.tokenization.windows import OVERLAP, Windows, spans_of, split
+from mtllm_edge.tokenization.windows import OVERLAP, Windows, split_into_windows, window_spans
 from tests.fixtures import tiny_bundle as tiny
 from tests.fixtures.cli_result import Run
 
@@ -43,7 +43,7 @@ def embedder(tiny_bundle: Path) -> Iterator[Embedder]:
 
 @given(length=st.integers(1, 5000), room=st.integers(1, 600))
 def test_windows_cover_a_text_evenly_and_share_what_they_should(length: int, room: int) -> None:
-    spans = spans_of(length, room)
+    spans = window_spans(length, room)
     if length <= room:
         assert spans == [(0, length)]
         return
@@ -57,10 +57,10 @@ def test_windows_cover_a_text_evenly_and_share_what_they_should(length: int, roo
 
 
 def test_an_encoder_of_512_tokens() -> None:
-    (whole,) = (Encoded([1, *range(10, 1010), 2], False),)
-    windows = split([whole], before=1, after=1, max_tokens=512)
+    (whole,) = (Encoding([1, *range(10, 1010), 2], False),)
+    windows = split_into_windows([whole], before=1, after=1, max_tokens=512)
     assert windows.counts == [3]
-    first, second, third = (window.ids for window in windows.encoded)
+    first, second, third = (window.ids for window in windows.encodings)
     assert {ids[0] for ids in (first, second, third)} == {1}
     assert {ids[-1] for ids in (first, second, third)} == {2}
     assert first[-1 - OVERLAP : -1] == second[1 : 1 + OVERLAP]
@@ -70,19 +70,19 @@ def test_an_encoder_of_512_tokens() -> None:
 
 
 def test_an_encoder_without_special_tokens() -> None:
-    windows = split([Encoded([*range(7)], False)], before=0, after=0, max_tokens=4)
-    assert [window.ids for window in windows.encoded] == [[0, 1, 2, 3], [3, 4, 5, 6]]
+    windows = split_into_windows([Encoding([*range(7)], False)], before=0, after=0, max_tokens=4)
+    assert [window.ids for window in windows.encodings] == [[0, 1, 2, 3], [3, 4, 5, 6]]
 
 
 @pytest.mark.parametrize("lean", [False, True])
 def test_every_token_of_a_long_text_is_in_a_window(tiny_bundle: Path, lean: bool) -> None:
-    keywords: Any = {"prefix_tokens": ["<s>"], "suffix_tokens": ["</s>"], "lean": lean}
+    keywords: Any = {"prefix_tokens": ["<s>"], "suffix_tokens": ["</s>"], "use_sentencepiece": lean}
     short = Tokenizer(tiny_bundle / "tokenizer.json", max_tokens=20, **keywords)
     roomy = Tokenizer(tiny_bundle / "tokenizer.json", max_tokens=5000, **keywords)
     texts = [LONG, "a", LONGER]
-    windows = short.windows(short.encode(texts, whole=True))
+    windows = short.windows(short.encode(texts, truncate=False))
     assert windows.counts[1] == 1
-    for pieces, whole in zip(windows.texts, roomy.encode(texts), strict=True):
+    for pieces, whole in zip(windows.by_text, roomy.encode(texts), strict=True):
         joined = pieces[0].ids[:-1]
         for piece in pieces[1:]:
             joined += piece.ids[1 + 18 // 4 : -1]
@@ -91,7 +91,7 @@ def test_every_token_of_a_long_text_is_in_a_window(tiny_bundle: Path, lean: bool
 
 
 def test_the_mean_is_weighted_by_tokens() -> None:
-    encoded = [Encoded([0] * size, False) for size in (4, 3, 1, 5, 6)]
+    encoded = [Encoding([0] * size, False) for size in (4, 3, 1, 5, 6)]
     windows = Windows(encoded, [1, 3, 1])
     rows_WX = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
     mean_NX = windows.mean(rows_WX)
@@ -103,11 +103,11 @@ def test_the_mean_is_weighted_by_tokens() -> None:
 
 
 def test_pool_is_the_mean_of_the_windows_read_one_by_one(embedder: Embedder) -> None:
-    windows = embedder.windows([LONG], long="pool")
-    assert len(windows.encoded) > 3
-    single_WE = np.concatenate([embedder.pool([window]) for window in windows.encoded])
-    expected_E = np.average(single_WE, axis=0, weights=[len(window.ids) for window in windows.encoded])
-    found_NE = embedder.embed([SHORT[0], LONG, SHORT[1]], long="pool")
+    windows = embedder.windows([LONG], long_texts="pool")
+    assert len(windows.encodings) > 3
+    single_WE = np.concatenate([embedder.pool([window]) for window in windows.encodings])
+    expected_E = np.average(single_WE, axis=0, weights=[len(window.ids) for window in windows.encodings])
+    found_NE = embedder.embed([SHORT[0], LONG, SHORT[1]], long_texts="pool")
     np.testing.assert_allclose(found_NE[1], expected_E, atol=2e-2)
     cut_NE = embedder.pool(embedder.encode([LONG]))
     assert np.abs(found_NE[1] - cut_NE[0]).max() > 0.05
@@ -115,28 +115,28 @@ def test_pool_is_the_mean_of_the_windows_read_one_by_one(embedder: Embedder) -> 
 
 def test_a_batch_of_long_texts_equals_its_single_texts(classifier: Classifier) -> None:
     texts = [SHORT[0], LONG, SHORT[1], LONGER, SHORT[2], LONG[:400]]
-    together = classifier.classify(texts, long="pool")
+    together = classifier.classify(texts, long_texts="pool")
     for text, found in zip(texts, together, strict=True):
-        (alone,) = classifier.classify([text], long="pool")
+        (alone,) = classifier.classify([text], long_texts="pool")
         assert (found.tokens, found.windows, found.truncated) == (alone.tokens, alone.windows, False)
         assert [*found.probabilities.values()] == pytest.approx([*alone.probabilities.values()], abs=5e-3)
     assert [prediction.windows > 1 for prediction in together] == [False, True, False, True, False, True]
 
 
 def test_pool_averages_the_vectors(classifier: Classifier, embedder: Embedder) -> None:
-    windows = embedder.windows([LONGER], long="pool")
+    windows = embedder.windows([LONGER], long_texts="pool")
     head = classifier._head("topic")
-    weights = [len(window.ids) for window in windows.encoded]
-    pooled_WE = embedder.pool(windows.encoded)
-    (pool,) = classifier.classify([LONGER], long="pool")
+    weights = [len(window.ids) for window in windows.encodings]
+    pooled_WE = embedder.pool(windows.encodings)
+    (pool,) = classifier.classify([LONGER], long_texts="pool")
     mean_NE = np.average(pooled_WE, axis=0, weights=weights)[None].astype(np.float32)
     assert [*pool.probabilities.values()] == pytest.approx(head.probabilities(mean_NE)[0].tolist(), abs=1e-6)
     assert pool.tokens == sum(weights)
 
 
 def test_short_texts_are_unchanged_to_the_last_bit(classifier: Classifier) -> None:
-    assert classifier.classify(SHORT, long="pool") == classifier.classify(SHORT)
-    assert classifier.classify([], long="pool") == []
+    assert classifier.classify(SHORT, long_texts="pool") == classifier.classify(SHORT)
+    assert classifier.classify([], long_texts="pool") == []
 
 
 def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: 
         monkeypatch.setattr(embedder._encoder, "encode", counted)
         done: list[int] = []
         texts = [" ".join(str(number * factor) for factor in range(60)) for number in range(1, 11)]
-        embedder.embed(texts, long="pool", progress=done.append)
+        embedder.embed(texts, long_texts="pool", progress=done.append)
     assert sum(map(len, calls)) >= 30
     assert len(calls) < 10
     assert sum(done) == 10
@@ -158,13 +158,13 @@ def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: 
 
 
 def test_embed_warns_only_of_what_was_cut(embedder: Embedder) -> None:
-    embedder.embed([LONG], long="pool")  # warnings are errors
+    embedder.embed([LONG], long_texts="pool")  # warnings are errors
     with pytest.warns(TruncationWarning):
         embedder.embed([LONG])
 
 
 def test_ten_thousand_characters(classifier: Classifier) -> None:
-    (prediction,) = classifier.classify(["хороший отель " * 720], long="pool")
+    (prediction,) = classifier.classify(["хороший отель " * 720], long_texts="pool")
     assert prediction.windows > 100
     assert not prediction.truncated
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
@@ -180,16 +180,16 @@ def test_windows_are_for_single_texts(tiny_variant: Callable[..., Path], embedde
         assert (cut.truncated, cut.windows) == (True, 1)
         for task, item in (("nli", (LONG, "a team")), ("mc", (LONG, ["a", "b"]))):
             with pytest.raises(UsageError, match=f"task '{task}' is of the kind .* only single texts are read in win"):
-                classifier.classify([item], task=task, long="pool")
+                classifier.classify([item], task=task, long_texts="pool")
     with pytest.raises(DataError, match="a reading in windows reads one text at a time, but text 1 is a pair"):
-        embedder.windows(["a", ("a", "b")], long="pool")
+        embedder.windows(["a", ("a", "b")], long_texts="pool")
 
 
 def test_ways_that_there_are_not(classifier: Classifier, embedder: Embedder) -> None:
-    with pytest.raises(UsageError, match="long is 'all', expected 'cut' or 'pool'"):
-        classifier.classify(SHORT, long="all")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="long is 'vote', expected 'cut' or 'pool'"):
-        embedder.embed(SHORT, long="vote")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="long_texts is 'all', expected 'cut' or 'pool'"):
+        classifier.classify(SHORT, long_texts="all")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="long_texts is 'vote', expected 'cut' or 'pool'"):
+        embedder.embed(SHORT, long_texts="vote")  # type: ignore[arg-type]
 
 
 def test_predictions_of_old_callers() -> None:
@@ -214,7 +214,7 @@ def test_embed_on_the_command_line(run: Run, tiny_bundle: Path, embedder: Embedd
     result = run("embed", "-b", tiny_bundle, "short", LONG, "--long", "pool")
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert [list(line) for line in lines] == [["text", "embedding", "truncated", "windows"]] * 2
-    expected_NE = embedder.embed(["short", LONG], long="pool")
+    expected_NE = embedder.embed(["short", LONG], long_texts="pool")
     np.testing.assert_array_equal(np.array([line["embedding"] for line in lines], np.float32), expected_NE)
     refused = run("embed", "-b", tiny_bundle, "short", "--long", "vote")
     assert (refused.code, refused.err.count("\n")) == (2, 1)

@@ -32,7 +32,7 @@ import msgspec
 import numpy as np
 
 from mtllm_edge import Bundle
-from mtllm_edge.backends.probing.child_process import cause_of_death
+from mtllm_edge.backends.probing.child_process import exit_reason
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
 from mtllm_edge.bundle import header_checks
 from mtllm_edge.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -148,7 +148,7 @@ class Runner:
         if not answer:
             code = child.wait()
             self.close()
-            return "crashed", cause_of_death(code)
+            return "crashed", exit_reason(code)
         if _processor_seconds(child.pid) - before > SECONDS:
             return "hung", answer
         outcome = {"ran": "ran", "refused": "refused_by_engine"}.get(answer.split()[0], "python_errors")

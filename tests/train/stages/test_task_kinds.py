@@ -106,10 +106,10 @@ def test_the_llm_reads_parts_on_lines_of_their_own(llm_tokenizer: Any) -> None:
     text, question, pair, _ = tokenize(llm_tokenizer, ITEMS, max_tokens=64)
     assert text.ids == llm_tokenizer("One text.")["input_ids"]
     assert llm_tokenizer.decode(pair.ids) == "A man sleeps.\nNobody is awake."
-    assert [llm_tokenizer.decode(question.ids[begin:end]) for begin, end in question.spans] == [*QUESTION[1]]
+    assert [llm_tokenizer.decode(question.ids[begin:end]) for begin, end in question.choice_spans] == [*QUESTION[1]]
     (cut,) = tokenize(llm_tokenizer, [("word " * 500, ["yes", "no"])], max_tokens=32)
     assert (len(cut.ids), cut.truncated) == (32, True)
-    assert [llm_tokenizer.decode(cut.ids[begin:end]) for begin, end in cut.spans] == ["yes", "no"]
+    assert [llm_tokenizer.decode(cut.ids[begin:end]) for begin, end in cut.choice_spans] == ["yes", "no"]
     with pytest.raises(DataError, match=r"'why' has 41 parts, more than fit into 64 tokens"):
         tokenize(llm_tokenizer, [("why", ["a"] * 40)], max_tokens=64)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from mtllm_edge.errors import DataError
 from mtllm_edge.inputs import Input, kind_of, parts_of
-from mtllm_edge.tokenization.encoding import Encoded, SpecialTokenTemplate
+from mtllm_edge.tokenization.encoding import Encoding, SpecialTokenTemplate
 
 
-def tokenize(tokenizer: Any, items: Sequence[Input], *, max_tokens: int) -> list[Encoded]:
+def tokenize(tokenizer: Any, items: Sequence[Input], *, max_tokens: int) -> list[Encoding]:
     """Tokens of what the LLM reads; `mtllm_edge.tokenization.encoding.SpecialTokenTemplate.join` says what is cut.
 
     Args:
@@ -29,7 +29,7 @@ def tokenize(tokenizer: Any, items: Sequence[Input], *, max_tokens: int) -> list
     encoded = []
     for item in items:
         parts = [next(readings) for _ in parts_of(item)]
-        if frame.least(len(parts)) > max_tokens:
+        if frame.min_length(len(parts)) > max_tokens:
             raise DataError(f"{item[0][:40]!r} has {len(parts)} parts, more than fit into {max_tokens} tokens")
         encoded.append(frame.join(parts, choices=kind_of(item) == "multiple_choice", max_tokens=max_tokens))
     return encoded

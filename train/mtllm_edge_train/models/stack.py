@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge.inputs import Input, parts_of, vector_count
-from mtllm_edge.tokenization.encoding import Encoded, Spans, downsample_spans
+from mtllm_edge.tokenization.encoding import Encoding, Spans, downsample_spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge_train.checkpoints.config import (
     LoraConfig,
@@ -115,7 +115,7 @@ class LlmBody(nn.Module):
         """Pooled vectors of texts in the LLM's own tokens: one of a text or a pair, of choices one each."""
         encoded = tokenize(tokenizer, texts, max_tokens=max_tokens)
         ids_NL, mask_NL = pad_right(encoded, device=str(next(self.parameters()).device))
-        pooled: Tensor = self(mask_NL, ids_NL=ids_NL, spans=[row.spans for row in encoded])
+        pooled: Tensor = self(mask_NL, ids_NL=ids_NL, spans=[row.choice_spans for row in encoded])
         return pooled
 
     @contextmanager
@@ -187,10 +187,10 @@ class Stack(nn.Module):
         inputs_NGD, mask_NG = self.bridge(self.encode(ids_NL, mask_NL), mask_NL)
         return self.pool(inputs_NGD, mask_NG, spans and [downsample_spans(own, self.bridge.stride) for own in spans])
 
-    def embed(self, encoded: Sequence[Encoded]) -> Tensor:
+    def embed(self, encoded: Sequence[Encoding]) -> Tensor:
         """Pooled vectors (V, d_llm) of what the tokenizer returned: one of a text or a pair, of choices one each."""
         ids_NL, mask_NL = pad_right(encoded, device=str(next(self.llm.parameters()).device))
-        pooled: Tensor = self(ids_NL, mask_NL, [row.spans for row in encoded])
+        pooled: Tensor = self(ids_NL, mask_NL, [row.choice_spans for row in encoded])
         return pooled
 
 
@@ -210,7 +210,7 @@ def pool_in_batches(texts: Sequence[Input], pool: Callable[[list[Input]], Tensor
     return [pooled[i] for i in range(len(texts))]
 
 
-def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoded]:
+def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoding]:
     """Tokenize training text, which is English, for any encoder.
 
     Raises:
@@ -222,9 +222,9 @@ def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoded
     return tokenizer.encode(texts, language=code if tokenizer.needs_language else None)
 
 
-def pad_right(encoded: Sequence[Encoded] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def pad_right(encoded: Sequence[Encoding] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Rows of ids to a right-padded batch: ids (N, L) with 0 in the padding, mask (N, L) of ones and zeros."""
-    rows = [torch.tensor(row.ids if isinstance(row, Encoded) else list(row)) for row in encoded]
+    rows = [torch.tensor(row.ids if isinstance(row, Encoding) else list(row)) for row in encoded]
     ids_NL = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths_N = torch.tensor([len(row) for row in rows])
     mask_NL = (torch.arange(ids_NL.shape[1])[None] < lengths_N[:, None]).long()

@@ -100,7 +100,7 @@ def distill(
 
     def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         batch = [encoded[i] for i in indices]
-        student_VD = run_student(stack, [text.ids for text in batch], settings, [text.spans for text in batch])
+        student_VD = run_student(stack, [text.ids for text in batch], settings, [text.choice_spans for text in batch])
         return distillation_loss(student_VD, torch.cat([targets[i] for i in indices]), scale)
 
     loop.optimise(
