@@ -31,6 +31,7 @@ from examples.desktop.files import Document, Label, read
 from examples.desktop.model import CONFIDENCE, LABEL, TEXT, Filter, Table
 from examples.desktop.painting import is_right_to_left
 from examples.desktop.window import Window
+from tests.fixtures.tiny_bundle import TASKS
 
 PATIENCE_S = 60
 TEXTS = ["the team is good", "ein Hotel", "хороший матч", "الفندق جيد.", "a, b and c", "der Zug", "bad match", "好"]
@@ -97,7 +98,7 @@ def test_a_file_is_labelled_filtered_and_exported(
     drop(window, tiny_bundle)
     drop(window, sheet)
     wait(controls.run.isEnabled)
-    assert [controls.tasks.itemText(place) for place in range(controls.tasks.count())] == list(tiny_bundle.TASKS)
+    assert [controls.tasks.itemText(place) for place in range(controls.tasks.count())] == list(TASKS)
     controls.tasks.setCurrentText("topic")
     click(controls.run)
     wait(lambda: labelled(window))

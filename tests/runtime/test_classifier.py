@@ -23,6 +23,7 @@ from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, EngineError, ModelError, UsageError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.numpy_reference import bert_states, cosine, llama_pooled, read_gguf
+from tests.fixtures.tiny_bundle import N_EMBD, SEED, TASKS, encoder_weights
 
 TEXTS = [
     "the team is good",
@@ -57,7 +58,7 @@ def test_whole_stack_matches_numpy(embedder: Embedder, tiny_bundle: Path) -> Non
     encoded = embedder.encode(TEXTS)
     pooled_NE = embedder.pool(encoded)
     vocabulary = msgspec.json.decode((tiny_bundle / "encoder" / "vocabulary.json").read_bytes())
-    encoder = tiny_bundle.encoder_weights(np.random.default_rng(tiny_bundle.SEED), len(vocabulary))
+    encoder = encoder_weights(np.random.default_rng(SEED), len(vocabulary))
     bridge = safetensors.numpy.load_file(tiny_bundle / "bridge.safetensors")
     llm = read_gguf(tiny_bundle / "llm.gguf")
     for pooled_E, text in zip(pooled_NE, encoded, strict=True):
@@ -115,7 +116,7 @@ def test_predictions(classifier: Classifier, embedder: Embedder, tiny_bundle: Pa
     logits_NC = embedder.pool(embedder.encode(TEXTS)) @ weight_CE.T
     for prediction, logits_C, text in zip(predictions, logits_NC, embedder.encode(TEXTS), strict=True):
         assert prediction.label == classifier.labels[int(logits_C.argmax())]
-        assert tuple(prediction.probabilities) == classifier.labels == tiny_bundle.TASKS["topic"]
+        assert tuple(prediction.probabilities) == classifier.labels == TASKS["topic"]
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
         assert prediction.confidence == max(prediction.probabilities.values())
         assert (prediction.tokens, prediction.truncated) == (len(text.ids), text.truncated)
@@ -208,7 +209,7 @@ def test_an_encoder_that_fails_in_its_thread_is_heard(tiny_bundle: Path, monkeyp
         with pytest.raises(EngineError, match="no memory"):
             embedder.embed(MANY, progress=done.append)
         assert len(done) == 2  # the batches before it
-        assert embedder.embed(MANY).shape == (len(MANY), tiny_bundle.N_EMBD)  # and goes on working
+        assert embedder.embed(MANY).shape == (len(MANY), N_EMBD)  # and goes on working
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\ud800"])

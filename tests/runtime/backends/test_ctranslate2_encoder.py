@@ -15,6 +15,7 @@ from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
 from mtllm_edge.errors import EngineError, ModelError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.numpy_reference import bert_states, cosine
+from tests.fixtures.tiny_bundle import D_MODEL
 
 ENCODER = manifest.EncoderSpec(
     family="bert",
@@ -68,7 +69,7 @@ def test_ids_outside_the_vocabulary(encoder: CTranslate2Encoder, tiny_bundle: Pa
 
 
 def test_the_last_id_is_inside(encoder: CTranslate2Encoder, tiny_bundle: Path) -> None:
-    assert encoder.encode([[vocabulary_size(tiny_bundle) - 1]])[0].shape == (1, tiny_bundle.D_MODEL)
+    assert encoder.encode([[vocabulary_size(tiny_bundle) - 1]])[0].shape == (1, D_MODEL)
 
 
 def test_text_without_tokens(encoder: CTranslate2Encoder) -> None:

@@ -32,6 +32,7 @@ from mtllm_edge.backends.probing.offload import GpuWarning, Offload, check_gpu_l
 from mtllm_edge.errors import UsageError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
+from tests.fixtures.tiny_bundle import N_EMBD
 from tests.fixtures.tiny_onnx import add_onnx_form
 from tests.runtime.backends.test_ctranslate2_encoder import BATCH, ENCODER
 from tests.runtime.backends.test_llama_cpp import LLM, inputs
@@ -282,7 +283,7 @@ def test_memory_that_is_gone_by_now(
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda _: {"float32"})
     with pytest.warns(GpuWarning, match=r"^everything runs on the CPU: .*out of memory\); see `mtllm-edge doctor`$"):
         embedder = Embedder.load(tiny_bundle, gpu_layers="all")
-    assert embedder.embed(["the team is good"]).shape == (1, tiny_bundle.N_EMBD)
+    assert embedder.embed(["the team is good"]).shape == (1, N_EMBD)
     assert loaded[-1]["layers"] == 0
     embedder.close()
 

@@ -23,6 +23,7 @@ from mtllm_edge.tasks.store import add_task, remove_task
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
 from tests.fixtures.numpy_reference import cosine, llama_pooled, read_gguf
+from tests.fixtures.tiny_bundle import write_llm, write_lora
 from tests.fixtures.tiny_onnx import make_onnx_bundle
 from tests.runtime.backends.test_llama_cpp import LLM, SETTINGS, inputs
 
@@ -64,7 +65,7 @@ def adapted(fresh_bundle: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_an_adapter_is_the_merged_weight(tiny_bundle: Path, tmp_path: Path, dtype: type[np.floating]) -> None:
     halves = lora(0)
-    path = tiny_bundle.write_lora(tmp_path / "lora.gguf", {name: half.astype(dtype) for name, half in halves.items()})
+    path = write_lora(tmp_path / "lora.gguf", {name: half.astype(dtype) for name, half in halves.items()})
     llm = load(tiny_bundle, mine=path)
     bare, worn = read_gguf(tiny_bundle / "llm.gguf"), merged(tiny_bundle / "llm.gguf", halves)
     batch = inputs()
@@ -94,7 +95,7 @@ def test_the_answers_are_those_of_a_merged_bundle(adapted: Path, tiny_bundle: Pa
         np.testing.assert_array_equal(bare_NE, embedder.pool(encoded))
     (adapted / "llm.gguf").unlink()
     body = {name: weight for name, weight in weights.items() if name != "token_embd.weight"}
-    tiny_bundle.write_llm(adapted / "llm.gguf", body)
+    write_llm(adapted / "llm.gguf", body)
     manifest = Bundle.open(tiny_bundle).manifest
     (adapted / "bundle.json").write_bytes(
         type(manifest)(**{**_fields(manifest), "files": list_files(adapted)}).to_json()

@@ -18,6 +18,7 @@ from mtllm_edge.bundle.manifest import MANIFEST_NAME
 from mtllm_edge.bundle.writer import list_files
 from mtllm_edge.errors import ModelError, MtllmError, UsageError
 from mtllm_edge.files.atomic import atomic_folder
+from tests.fixtures.tiny_bundle import N_EMBD
 
 
 def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -39,7 +40,7 @@ def refuses(path: Path, kind: type[MtllmError], *fragments: str) -> None:
 def test_opens_and_verifies(tiny_bundle: Path) -> None:
     bundle = Bundle.open(str(tiny_bundle))
     assert bundle.path == tiny_bundle
-    assert bundle.manifest.llm.n_embd == tiny_bundle.N_EMBD
+    assert bundle.manifest.llm.n_embd == N_EMBD
     assert set(bundle.manifest.files) >= {"llm.gguf", "encoder/model.bin", "LICENSES/tiny.txt"}
     assert "bundle.json" not in bundle.manifest.files
     bundle.verify()
