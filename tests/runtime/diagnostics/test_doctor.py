@@ -161,7 +161,7 @@ def test_a_bundle_on_a_gpu(
         report["bundle"]["GPU"]
         == "3 layers on a T4 work; the encoder runs on CUDA; the wheel runs on the CPU: it is round"
     )
-    assert asked == [(tiny_bundle, "all", True)]
+    assert asked == [(tiny_bundle, "all", False)]
     assert main(["doctor", "--gpu-layers", "all"]) == 2
     assert "name its BUNDLE" in capsys.readouterr().err
 
