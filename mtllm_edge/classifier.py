@@ -135,8 +135,9 @@ class Classifier:
             language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
                 Encoders with language tokens must be told; for others it is noted in `Prediction.language`, and picks
                 the temperature where the task has them by language.
-            long_texts: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training; ``pool``
-                reads them in windows and averages the windows' vectors by their tokens (tasks on single texts only).
+            long_texts: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training;
+                ``pool`` reads them in windows and averages the windows' vectors by their tokens (tasks on single texts
+                only).
             threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's own, 0 is never.
             abstain: The label that is given then; None takes the task's own, or ``unsure``.
             progress: Called after every batch with the number of texts in it.

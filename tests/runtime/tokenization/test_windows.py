@@ -23,7 +23,6 @@ from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge.tokenization.windows import OVERLAP, Windows, split_into_windows, window_spans
 from tests.fixtures import tiny_bundle as tiny
 from tests.fixtures.cli_result import Run
-from tests.fixtures.tiny_bundle import MAX_TOKENS
 
 LONG = "the team is good and the match was bad " * 20
 SHORT = ["the team is good", "a", "не хорошо", "यह होटल अच्छा है"]
