@@ -63,7 +63,7 @@ class Model:
         if task is None:
             return list(pooled_VE)
         head = self._heads[task]
-        return predict(head, Windows(items, [1] * len(items)), pooled_VE, "cut", *resolve_abstention(head, None, None))
+        return predict(head, Windows(items, [1] * len(items)), pooled_VE, *resolve_abstention(head, None, None))
 
     def close(self) -> None:
         """Give the engines' memory back."""
