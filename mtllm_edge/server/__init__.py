@@ -1,1 +1,1 @@
-"""A bundle behind HTTP: `mtllm-edge serve`. Nothing here is imported by the rest of the runtime."""
+"""HTTP server of `mtllm-edge serve`; nothing else in the runtime imports it."""

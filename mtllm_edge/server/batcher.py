@@ -1,9 +1,8 @@
-"""One thread that computes, and a bounded queue before it whose texts are read together, whoever sent them.
+"""Dynamic batching: a bounded queue and one compute thread that batches texts across requests.
 
-Many small requests cost as much as a few large ones only if their texts share batches. So the thread takes, whenever it
-is free, what waits, up to a budget of tokens, gives it to the model in one call, and hands every request its own
-results. A request's texts are taken in turn with those of the others, one by one, and a request that is not through
-goes to the end of the queue: a large one holds nobody up.
+Whenever the thread is free it takes waiting items up to a token budget and computes them in one call. A batch takes one
+item of each request in turn, and a partly computed request goes to the end of the queue, so that a large request does
+not delay small ones.
 """
 
 from __future__ import annotations
@@ -20,34 +19,42 @@ Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_LONGEST_ADVICE_S = 60
+_MAX_RETRY_S = 60
 
 
 class QueueFullError(Exception):
-    """There is no room for a request now."""
+    """The queue has no room for a request."""
 
     def __init__(self, retry_after_s: int) -> None:
-        """Say when there may be: whole seconds, at least 1."""
+        """Take the expected waiting time in whole seconds, at least 1."""
         super().__init__(f"too many texts are waiting; try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
 
 
 @dataclass(eq=False)
 class _Job(Generic[Key, Item, Result]):
-    """The texts of one request."""
+    """The items of one request."""
 
     key: Key
     items: Sequence[Item]
     tokens: Sequence[int]
-    """Of each item."""
-    answer: Future[list[Result]] = field(default_factory=Future)
+    """Number of tokens of each item."""
+    future: Future[list[Result]] = field(default_factory=Future)
     results: dict[int, Result] = field(default_factory=dict)
-    taken: int = 0
-    """Items that the model has been given."""
+    started: int = 0
+    """Number of items that have been put into a batch."""
 
     @property
-    def left(self) -> int:
-        return len(self.items) - self.taken
+    def waiting(self) -> int:
+        return len(self.items) - self.started
+
+    def finish(self, error: BaseException | None = None) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result([self.results[index] for index in range(len(self.items))])
 
 
 _Batch = list[tuple[_Job[Key, Item, Result], int]]
@@ -55,7 +62,7 @@ _Batch = list[tuple[_Job[Key, Item, Result], int]]
 
 
 class Batcher(Generic[Key, Item, Result]):
-    """A thread that gives `compute` the items of many callers at once."""
+    """Queue of items that one thread computes in batches."""
 
     def __init__(
         self,
@@ -65,50 +72,50 @@ class Batcher(Generic[Key, Item, Result]):
         batch_tokens: int,
         observe: Callable[[int, int], None] = lambda _items, _tokens: None,
     ) -> None:
-        """Prepare the queue; `run` works it off.
+        """Create an empty queue; `run` processes it.
 
         Args:
-            compute: From items that share a key to their results, in order. Called by one thread alone.
-            max_waiting: Most items in the queue.
-            batch_tokens: Most tokens in a call of `compute`, unless a single item has more.
-            observe: Told the number of items and of tokens before every call.
+            compute: Returns the results of items with the same key, in order. Only the thread of `run` calls it.
+            max_waiting: Maximum number of items in the queue.
+            batch_tokens: Maximum number of tokens per batch, unless a single item has more.
+            observe: Called with the numbers of items and tokens before each batch.
         """
         self._compute, self._observe = compute, observe
         self._max_waiting, self._batch_tokens = max_waiting, batch_tokens
         self._changed = threading.Condition()
         self._queue: list[_Job[Key, Item, Result]] = []
         self._closed = False
-        self._tokens_read, self._busy_s = 0, 0.0
+        self._computed_tokens, self._busy_s = 0, 0.0
 
     @property
     def waiting(self) -> int:
-        """Items in the queue."""
+        """Number of items in the queue."""
         with self._changed:
-            return sum(job.left for job in self._queue)
+            return sum(job.waiting for job in self._queue)
 
     def check_room(self, items: int) -> None:
-        """Refuse what would not fit now, before anything is done for it.
+        """Check that the queue has room, before work is spent on a request.
 
         Raises:
-            QueueFullError: So many more items do not fit into the queue.
+            QueueFullError: It has no room for so many items.
         """
         with self._changed:
-            if sum(job.left for job in self._queue) + items > self._max_waiting:
-                raise QueueFullError(self._advice_s())
+            if self.waiting + items > self._max_waiting:
+                raise QueueFullError(self._expected_wait_s())
 
     def submit(self, key: Key, items: Sequence[Item], tokens: Sequence[int]) -> Future[list[Result]]:
-        """Queue items.
+        """Add items to the queue.
 
         Args:
-            key: Only items with the same key are computed together.
-            items: What `compute` is given.
+            key: Only items with the same key share a batch.
+            items: Arguments for `compute`.
             tokens: Number of tokens of each item.
 
         Returns:
-            The results in the order of `items`. To cancel it takes what still waits out of the queue.
+            The results in the order of `items`. Canceling it removes the waiting items from the queue.
 
         Raises:
-            QueueFullError: They do not fit.
+            QueueFullError: The queue has no room for them.
         """
         job: _Job[Key, Item, Result] = _Job(key, items, tokens)
         with self._changed:
@@ -119,91 +126,83 @@ class Batcher(Generic[Key, Item, Result]):
                 self._queue.append(job)
                 self._changed.notify()
             else:
-                job.answer.set_result([])
-        job.answer.add_done_callback(lambda _: self._drop(job))
-        return job.answer
+                job.finish()
+        job.future.add_done_callback(lambda _: self._remove(job))
+        return job.future
 
     def run(self) -> None:
-        """Compute until `close`; the body of the thread."""
+        """Compute batches until `close` is called."""
         while batch := self._next_batch():
             tokens = sum(job.tokens[index] for job, index in batch)
             self._observe(len(batch), tokens)
             started = time.perf_counter()
-            self._work(batch)
+            self._compute_batch(batch)
             self._busy_s += time.perf_counter() - started
-            self._tokens_read += tokens
+            self._computed_tokens += tokens
 
     def close(self) -> None:
-        """Let `run` return after the batch that it is at; what waits is cancelled."""
+        """End `run` after its current batch, and cancel all waiting items."""
         with self._changed:
             self._closed = True
-            left = list(self._queue)
+            jobs = list(self._queue)
             self._changed.notify()
-        for job in left:
-            job.answer.cancel()
+        for job in jobs:
+            job.future.cancel()
 
     def _next_batch(self) -> _Batch[Key, Item, Result]:
-        """What is computed next, after waiting for it; empty once closed."""
+        """Wait for the next batch; it is empty after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
-            return [] if self._closed else self._take()
+            return [] if self._closed else self._take_batch()
 
-    def _take(self) -> _Batch[Key, Item, Result]:
-        """An item of every job with the oldest one's key in turn, until the budget is spent."""
-        sharing = [job for job in self._queue if job.key == self._queue[0].key]
+    def _take_batch(self) -> _Batch[Key, Item, Result]:
+        """Take one item in turn of each job with the oldest job's key, up to the token budget."""
+        candidates = [job for job in self._queue if job.key == self._queue[0].key]
         batch: _Batch[Key, Item, Result] = []
-        room = self._batch_tokens
-        while sharing:
-            for job in sharing:
-                tokens = job.tokens[job.taken]
-                if batch and tokens > room:
-                    self._requeue({job for job, _ in batch})
+        budget = self._batch_tokens
+        while candidates:
+            for job in candidates:
+                tokens = job.tokens[job.started]
+                if batch and tokens > budget:
+                    self._requeue(batch)
                     return batch
-                batch.append((job, job.taken))
-                job.taken += 1
-                room -= tokens
-            sharing = [job for job in sharing if job.left]
-        self._requeue({job for job, _ in batch})
+                batch.append((job, job.started))
+                job.started += 1
+                budget -= tokens
+            candidates = [job for job in candidates if job.waiting]
+        self._requeue(batch)
         return batch
 
-    def _requeue(self, served: set[_Job[Key, Item, Result]]) -> None:
-        """Those that were not served stay in front; those that are through leave."""
-        first = [job for job in self._queue if job not in served]
-        self._queue = first + [job for job in self._queue if job in served and job.left]
+    def _requeue(self, batch: _Batch[Key, Item, Result]) -> None:
+        """Move the jobs of a batch to the end of the queue, and remove those without waiting items."""
+        jobs = {job for job, _ in batch}
+        others = [job for job in self._queue if job not in jobs]
+        self._queue = others + [job for job in self._queue if job in jobs and job.waiting]
 
-    def _work(self, batch: _Batch[Key, Item, Result]) -> None:
-        """Compute a batch; if that fails, each job's share by itself, so that only the one at fault fails."""
+    def _compute_batch(self, batch: _Batch[Key, Item, Result]) -> None:
+        """Compute a batch. If that fails, compute each job alone, so that only the faulty one fails."""
         try:
             results = self._compute(batch[0][0].key, [job.items[index] for job, index in batch])
-        except BaseException as error:  # a panic in Rust is no Exception
+        except BaseException as error:  # a panic in Rust is not an Exception
             jobs = list(dict.fromkeys(job for job, _ in batch))
             if len(jobs) == 1:
-                _finish(jobs[0], error)
+                jobs[0].finish(error)
                 return
-            for alone in jobs:
-                self._work([(job, index) for job, index in batch if job is alone])
+            for failed in jobs:
+                self._compute_batch([(job, index) for job, index in batch if job is failed])
             return
         for (job, index), result in zip(batch, results, strict=True):
             job.results[index] = result
             if len(job.results) == len(job.items):
-                _finish(job, None)
+                job.finish()
 
-    def _drop(self, job: _Job[Key, Item, Result]) -> None:
+    def _remove(self, job: _Job[Key, Item, Result]) -> None:
         with self._changed:
             if job in self._queue:
                 self._queue.remove(job)
 
-    def _advice_s(self) -> int:
-        """Seconds until the queue is worked off, by the rate so far."""
-        left = sum(sum(job.tokens[job.taken :]) for job in self._queue)
-        expected_s = left * self._busy_s / self._tokens_read if self._tokens_read else 1.0
-        return min(max(1, math.ceil(expected_s)), _LONGEST_ADVICE_S)
-
-
-def _finish(job: _Job[Key, Item, Result], error: BaseException | None) -> None:
-    if not job.answer.set_running_or_notify_cancel():  # its caller has gone
-        return
-    if error is not None:
-        job.answer.set_exception(error)
-    else:
-        job.answer.set_result([job.results[index] for index in range(len(job.items))])
+    def _expected_wait_s(self) -> int:
+        """Seconds until the queue is empty at the mean rate so far."""
+        tokens = sum(sum(job.tokens[job.started :]) for job in self._queue)
+        seconds = tokens * self._busy_s / self._computed_tokens if self._computed_tokens else 1.0
+        return min(max(1, math.ceil(seconds)), _MAX_RETRY_S)

@@ -1,4 +1,4 @@
-"""Figures of a running server, in the form that Prometheus reads."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtllm_edge.server.errors import refusal
+from mtllm_edge.server.errors import error_response
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -18,50 +18,52 @@ _TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class Metrics:
-    """The figures of one server."""
+    """Metrics of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        named: dict[str, Any] = {"namespace": "mtllm_edge", "registry": self.registry}
-        self.requests = Counter("requests", "Requests that were answered.", ["endpoint", "status"], **named)
-        self.seconds = Histogram("request_seconds", "From request to answer.", ["endpoint"], buckets=_SECONDS, **named)
-        self.texts = Counter("texts", "Texts in requests that were computed.", ["endpoint"], **named)
-        self.tokens = Counter("tokens", "Tokens of those texts.", ["endpoint"], **named)
-        self.queue = Gauge("queue_texts", "Texts that wait for the engine.", **named)
-        self.batch_texts = Histogram("batch_texts", "Texts that were read together.", buckets=_TEXTS, **named)
-        self.batch_tokens = Histogram("batch_tokens", "Tokens that were read together.", buckets=_TOKENS, **named)
+        common: dict[str, Any] = {"namespace": "mtllm_edge", "registry": self.registry}
+        self.requests = Counter("requests", "Requests.", ["endpoint", "status"], **common)
+        self.seconds = Histogram("request_seconds", "Request duration.", ["endpoint"], buckets=_SECONDS, **common)
+        self.texts = Counter("texts", "Processed texts.", ["endpoint"], **common)
+        self.tokens = Counter("tokens", "Tokens of the processed texts.", ["endpoint"], **common)
+        self.queue = Gauge("queue_texts", "Texts in the queue.", **common)
+        self.batch_texts = Histogram("batch_texts", "Texts per batch.", buckets=_TEXTS, **common)
+        self.batch_tokens = Histogram("batch_tokens", "Tokens per batch.", buckets=_TOKENS, **common)
 
     def observe_batch(self, texts: int, tokens: int) -> None:
         """Count a batch."""
         self.batch_texts.observe(texts)
         self.batch_tokens.observe(tokens)
 
-    def watch_queue(self, waiting: Callable[[], int]) -> None:
-        """Let the length of the queue be asked when the figures are."""
-        self.queue.set_function(waiting)
+    def count_texts(self, endpoint: str, texts: int, tokens: int) -> None:
+        """Count the texts of a request and their tokens."""
+        self.texts.labels(endpoint).inc(texts)
+        self.tokens.labels(endpoint).inc(tokens)
+
+    def set_queue(self, length: Callable[[], int]) -> None:
+        """Set the function that returns the number of texts in the queue."""
+        self.queue.set_function(length)
 
     def exposition(self) -> bytes:
-        """All figures as Prometheus's text."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
-class Watch:
-    """ASGI middleware that counts and times requests, and answers those that the server's end cuts short."""
+class MetricsMiddleware:
+    """ASGI middleware that counts and times requests, and answers those that are canceled at shutdown."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, endpoints: Collection[str]) -> None:
-        """Watch an app; paths that are none of its `endpoints` are counted as ``other``."""
+        """Wrap an app; paths that are not in `endpoints` are counted as ``other``."""
         self._app, self._metrics, self._endpoints = app, metrics, endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        """Forward a request."""
         endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
         status = None
 
-        async def watched(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -69,10 +71,10 @@ class Watch:
 
         started = time.perf_counter()
         try:
-            await self._app(scope, receive, watched)
-        except asyncio.CancelledError:  # by uvicorn, when the time to finish is over, and by nobody else
+            await self._app(scope, receive, send_and_record)
+        except asyncio.CancelledError:  # uvicorn cancels at the end of the grace period only
             if status is None:
-                await refusal(503, "the server is being stopped")(scope, receive, watched)
+                await error_response(503, "the server is shutting down")(scope, receive, send_and_record)
         finally:
             self._metrics.requests.labels(endpoint, status or 500).inc()
             self._metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The page at /: one file with its style and script inside, which are all that the browser may use."""
+"""The demo page at /: one HTML file with inline style and script, and a policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from importlib.resources import files
 
 from fastapi import Response
 
-_ELEMENT = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
+_INLINE_ELEMENT = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
 @cache
-def _page() -> tuple[str, str]:
-    """The page, and the policy that allows its own style and script, by their hashes, and questions to this server."""
+def _read_page() -> tuple[str, str]:
+    """Return the page and its Content-Security-Policy, which allows inline elements by hash and requests to itself."""
     html = files("mtllm_edge.server").joinpath("page.html").read_text(encoding="utf-8")
-    hashes = {name: _hash(content) for name, content in _ELEMENT.findall(html)}
+    hashes = {name: _hash(content) for name, content in _INLINE_ELEMENT.findall(html)}
     policy = (
         f"default-src 'none'; style-src {hashes['style']}; script-src {hashes['script']}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -30,8 +30,8 @@ def _hash(content: str) -> str:
 
 
 def page_response() -> Response:
-    """The page."""
-    html, policy = _page()
+    """Return the page."""
+    html, policy = _read_page()
     headers = {
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",

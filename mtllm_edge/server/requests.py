@@ -1,4 +1,4 @@
-"""The bodies of requests, checked before anything else is done."""
+"""Schemas of the request bodies."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mtllm_edge.inputs import Input
 
-_OF_ALL = "Code or name of the language of all texts, or auto; some models must be told."
+_LANGUAGE = "Language code or name for all texts, or auto; some models require it."
 
 
-class _Body(BaseModel):
-    """Base: a misspelt key is refused."""
+class _Request(BaseModel):
+    """Base class that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ClassifyBody(_Body):
+class ClassifyRequest(_Request):
     """POST /classify."""
 
     texts: list[Input] = Field(
-        description="Texts; for tasks of pairs [text, text_pair], for multiple choice [text, [choice, choice ...]].",
+        description="Texts; [text, text_pair] for pair tasks, [text, [choice, choice ...]] for multiple choice.",
         examples=[["The rocket reached orbit.", "Die Rakete erreichte die Umlaufbahn."]],
     )
-    task: str | None = Field(None, description="May be left out where the model has only one.")
+    task: str | None = Field(None, description="Optional if the model has only one.")
     language: str | list[str | None] | None = Field(
-        None, description=f"{_OF_ALL} Or a list with one for each, or null."
+        None, description=f"{_LANGUAGE} Or a list with one per text, null where it is unknown."
     )
 
 
-class EmbeddingsBody(_Body):
-    """POST /v1/embeddings, as OpenAI has it; `language` is an addition."""
+class EmbeddingsRequest(_Request):
+    """POST /v1/embeddings as in OpenAI's API; `language` is an extension."""
 
-    input: str | list[str] = Field(description="A text, or several.")
-    model: str = Field(description="The name of the bundle, or of its folder.")
+    input: str | list[str] = Field(description="A text, or a list of texts.")
+    model: str = Field(description="Name of the bundle or of its folder.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="Nothing but the model's own width.")
+    dimensions: int | None = Field(None, description="Only the model's own number of dimensions.")
     user: str | None = Field(None, description="Ignored.")
-    language: str | None = Field(None, description=_OF_ALL)
+    language: str | None = Field(None, description=_LANGUAGE)

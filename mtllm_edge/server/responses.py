@@ -1,4 +1,4 @@
-"""What the server answers, as values that JSON has."""
+"""Contents of the response bodies."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from mtllm_edge.tasks.prediction import Prediction
 
 
 def prediction_json(prediction: Prediction) -> dict[str, Any]:
-    """A prediction: label and confidence, and all of its other fields that hold something."""
+    """Return label and confidence, then all other fields that are not None."""
     fields: dict[str, Any] = msgspec.to_builtins(prediction)
     first = {"label": prediction.label, "confidence": prediction.confidence}
     return first | {name: value for name, value in fields.items() if value is not None}
 
 
 def embeddings_json(model: str, rows_E: Sequence[NDArray[np.float32]], tokens: int, encoding: str) -> dict[str, Any]:
-    """Vectors as OpenAI sends them: lists of numbers, or in base64 the bytes of little-endian float32.
+    """Return embeddings in OpenAI's format.
 
     Args:
-        model: Its name.
-        rows_E: The vectors, each (n_embd,).
-        tokens: Of all texts together.
-        encoding: ``float`` or ``base64``.
+        model: Name of the model.
+        rows_E: Embeddings, each (n_embd,).
+        tokens: Total number of tokens.
+        encoding: ``float`` for lists of numbers, ``base64`` for little-endian float32.
     """
     data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(row_E, encoding)}
+        {"object": "embedding", "index": index, "embedding": _encode(row_E, encoding)}
         for index, row_E in enumerate(rows_E)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
-def _encoded(row_E: NDArray[np.float32], encoding: str) -> str | list[float]:
+def _encode(row_E: NDArray[np.float32], encoding: str) -> str | list[float]:
     if encoding == "base64":
         return base64.b64encode(row_E.astype("<f4").tobytes()).decode()
-    return [float(f"{number:.9g}") for number in row_E]  # 9 digits give every float32 back exactly
+    return [float(f"{number:.9g}") for number in row_E]  # 9 digits represent every float32 exactly
 
 
 def models_json(bundle: Bundle, created: int) -> dict[str, Any]:
-    """The list of models, as OpenAI has it, with what a client may want to know of the bundle.
+    """Return the list of models in OpenAI's format, with additional facts on the bundle.
 
     Args:
         bundle: The only model.
-        created: When the server was started, in seconds since 1970.
+        created: Start time of the server in seconds since 1970.
     """
-    parts = bundle.manifest
+    manifest = bundle.manifest
     model = {
-        "id": parts.name,
+        "id": manifest.name,
         "object": "model",
         "created": created,
         "owned_by": "mtllm-edge",
-        "dimensions": parts.llm.n_embd,
-        "max_tokens": parts.encoder.max_tokens,
-        "tasks": {name: {"kind": task.kind, "labels": task.labels} for name, task in parts.tasks.items()},
-        "needs_language": parts.encoder.needs_language,
-        "languages": parts.languages,
+        "dimensions": manifest.llm.n_embd,
+        "max_tokens": manifest.encoder.max_tokens,
+        "tasks": {name: {"kind": task.kind, "labels": task.labels} for name, task in manifest.tasks.items()},
+        "needs_language": manifest.encoder.needs_language,
+        "languages": manifest.languages,
     }
     return {"object": "list", "data": [model]}

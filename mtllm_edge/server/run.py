@@ -1,4 +1,4 @@
-"""From a bundle to a running server, and to its end: the socket, the signals, the exit."""
+"""Run the server: socket, signals, shutdown."""
 
 from __future__ import annotations
 
@@ -22,82 +22,83 @@ from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import UsageError
 from mtllm_edge.languages.warnings import LanguageWarning
 from mtllm_edge.server.app import create_app
-from mtllm_edge.server.auth import Door
+from mtllm_edge.server.auth import AccessPolicy
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
-from mtllm_edge.server.worker import Engine, Model
+from mtllm_edge.server.worker import Model, Worker
 
 _MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 75
 _LAST_BATCH_S = 10
-"""How long the engine may take for the batch that it is at, when nobody waits for it any more."""
+"""Time for the worker's current batch at shutdown, after all requests are finished or canceled."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens."""
+    """Address that a server listens on."""
 
     host: str
     port: int
-    """0 takes a free one."""
+    """0 selects a free port."""
 
 
 def serve(
     bundle: Bundle,
     load: Callable[[], Model],
     *,
-    served_as: str,
+    alias: str,
     address: Address,
-    door: Door,
+    policy: AccessPolicy,
     limits: Limits,
     grace_s: int,
 ) -> None:
     """Serve a bundle until SIGTERM or Ctrl-C.
 
     Args:
-        bundle: What is served.
-        load: Loads it, in the engine's thread.
-        served_as: See `create_app`.
-        address: Where to listen.
-        door: Who is let in.
-        limits: What is taken.
-        grace_s: How long requests have to be answered after the signal.
+        bundle: The bundle.
+        load: Loads the model; called in the worker's thread.
+        alias: See `create_app`.
+        address: Address to listen on.
+        policy: Access control.
+        limits: Limits on requests.
+        grace_s: Time for running requests after the signal.
 
     Raises:
-        UsageError: Nothing can listen at the address.
+        UsageError: The address is not available.
         MtllmError: The model cannot be loaded.
     """
     listener = listen(address)
-    warnings.simplefilter("ignore", LanguageWarning)  # every answer says what its text was read as
+    warnings.simplefilter("ignore", LanguageWarning)  # each response has the language of its text
     metrics = Metrics()
     started = time.perf_counter()
-    engine = Engine(
+    worker = Worker(
         load,
         limits,
         observe=metrics.observe_batch,
-        ready=lambda: console.note(f"ready after {time.perf_counter() - started:.1f} s"),
-        failed=lambda: _stop(server),
+        on_ready=lambda: console.note(f"ready after {time.perf_counter() - started:.1f} s"),
+        on_failure=lambda: _stop(server),
     )
-    server = make_server(create_app(bundle, engine, limits, door, metrics, served_as=served_as), grace_s)
-    with _stopped_by_signals(server):
+    server = make_server(create_app(bundle, worker, limits, policy, metrics, alias=alias), grace_s)
+    with _signal_handlers(server):
         console.note(f"serving {bundle.manifest.name} at {url_of(listener)} (Ctrl-C stops); loading the model")
-        engine.start()
+        worker.start()
         server.run(sockets=[listener])
-    ended = engine.stop(_LAST_BATCH_S)
-    if engine.failure is not None:
-        raise engine.failure
+    ended = worker.stop(_LAST_BATCH_S)
+    if worker.failure is not None:
+        raise worker.failure
     console.note("stopped")
     if not ended:
-        # A thread that still computes in native code must not see the libraries being taken down.
+        # Unloading native libraries while the thread still computes in them would crash.
         sys.stderr.flush()
         os._exit(0)
 
 
 def make_server(app: object, grace_s: int) -> uvicorn.Server:
-    """A server that logs no requests: texts and addresses are nobody's business."""
+    """Return a server without an access log, since texts and addresses are private."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         lifespan="off",
+        ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -110,10 +111,10 @@ def make_server(app: object, grace_s: int) -> uvicorn.Server:
 
 
 def listen(address: Address) -> socket.socket:
-    """A socket that listens.
+    """Return a listening socket.
 
     Raises:
-        UsageError: The port is taken, the host is not this computer's, or the port needs rights.
+        UsageError: The port is in use or privileged, or the host is not an address of this computer.
     """
     host, port = address.host, address.port
     try:
@@ -121,16 +122,16 @@ def listen(address: Address) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            advice = "another program has it; choose another --port, or 0 for a free one"
+            advice = "it is in use; choose another --port, or 0 for a free one"
         elif error.errno == errno.EACCES:
-            advice = "ports below 1024 need rights; choose a higher --port"
+            advice = "ports below 1024 are privileged; choose a higher --port"
         else:
-            advice = f"{error.strerror}; --host is an address or name of this computer"
+            advice = f"{error.strerror}; --host must be an address or name of this computer"
         raise UsageError(f"cannot listen on port {port} of {host}: {advice}") from None
 
 
 def url_of(listener: socket.socket) -> str:
-    """What to type into a browser."""
+    """Return the URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -140,10 +141,10 @@ def _stop(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Stop the server at SIGTERM and Ctrl-C, also before uvicorn has its own handlers.
+def _signal_handlers(server: uvicorn.Server) -> Iterator[None]:
+    """Stop the server at SIGTERM and Ctrl-C, even before uvicorn installs its own handlers.
 
-    At its end uvicorn raises the signals again that it caught: with these handlers they do no more.
+    When uvicorn ends it raises the signals it caught again; these handlers then have no further effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -152,9 +153,9 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         _stop(server)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

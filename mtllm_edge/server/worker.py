@@ -1,4 +1,4 @@
-"""The loaded bundle, and the one thread that owns it: loading, then computing what the requests queue."""
+"""The worker thread: load the bundle, then compute the queued batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.inputs import Input, check_kind
 from mtllm_edge.server.batcher import Batcher
-from mtllm_edge.server.errors import RefusedError
+from mtllm_edge.server.errors import RequestError
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.tasks.calibration import resolve_abstention
 from mtllm_edge.tasks.head import load_heads
@@ -21,31 +21,31 @@ from mtllm_edge.tokenization.windows import Windows
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Texts that the model is known to take."""
+class EncodedTexts:
+    """Tokenized texts of one request."""
 
     items: Sequence[Any]
     tokens: list[int]
-    """Of each."""
+    """Number of tokens of each item."""
 
 
 class Model:
-    """A bundle with its engines."""
+    """Embedder and task heads of a bundle."""
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, llm_backend: LlmBackend | None = None) -> None:
         """Load a bundle; arguments and errors as for `Embedder.load`."""
         self._heads = load_heads(bundle)
         self._embedder = Embedder.load(bundle, threads=threads, llm_backend=llm_backend)
 
-    def prepare(
+    def encode(
         self, texts: Sequence[Input], task: str | None, language: str | Sequence[str | None] | None
-    ) -> Prepared:
-        """Tokenize, so that a text that cannot be read fails its own request and not those it would share a batch with.
+    ) -> EncodedTexts:
+        """Tokenize texts. An invalid text thus fails its own request, not those in the same batch.
 
         Args:
-            texts: Of one request.
-            task: A task of the bundle; None is embeddings.
-            language: Of all texts, or of each, as for `Classifier.classify`.
+            texts: Texts of one request.
+            task: Name of the task; None for embeddings.
+            language: One for all texts or one per text, as for `Classifier.classify`.
 
         Raises:
             DataError, UsageError: As for `Classifier.classify`.
@@ -55,10 +55,10 @@ class Model:
             check_kind(texts, "sequence", "the embedder")
         else:
             check_kind(texts, self._heads[task].kind, f"task {task!r}")
-        return Prepared(encoded, [len(text.ids) for text in encoded])
+        return EncodedTexts(encoded, [len(text.ids) for text in encoded])
 
     def compute(self, task: str | None, items: list[Any]) -> Sequence[Any]:
-        """A vector (n_embd,) or a prediction for each item of `prepare`, whatever their languages are."""
+        """Return the prediction of each encoded text, or its embedding (n_embd,) if `task` is None."""
         pooled_VE = self._embedder.pool(items, task=task)
         if task is None:
             return list(pooled_VE)
@@ -66,12 +66,12 @@ class Model:
         return predict(head, Windows(items, [1] * len(items)), pooled_VE, *resolve_abstention(head, None, None))
 
     def close(self) -> None:
-        """Give the engines' memory back."""
+        """Free the memory of the engines."""
         self._embedder.close()
 
 
-class Engine:
-    """The thread."""
+class Worker:
+    """Thread that owns the model."""
 
     def __init__(
         self,
@@ -79,28 +79,28 @@ class Engine:
         limits: Limits,
         *,
         observe: Callable[[int, int], None],
-        ready: Callable[[], None] = lambda: None,
-        failed: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare it; `start` starts it.
+        """Create the thread; `start` starts it.
 
         Args:
             load: Loads the model.
-            limits: Of the queue and of batches.
+            limits: Limits of queue and batches.
             observe: See `Batcher`.
-            ready: Called when the model is loaded.
-            failed: Called where that failed, or the thread died; `failure` says how.
+            on_ready: Called once the model is loaded.
+            on_failure: Called if loading fails or the thread dies; `failure` has the exception.
         """
         self.batcher: Batcher[str | None, Any, Any] = Batcher(
             lambda task, items: self.model.compute(task, items),
-            max_waiting=limits.waiting,
+            max_waiting=limits.max_queued_texts,
             batch_tokens=limits.batch_tokens,
             observe=observe,
         )
         self.failure: BaseException | None = None
         self._model: Model | None = None
-        self._load, self._ready, self._failed = load, ready, failed
-        self._thread = threading.Thread(target=self._run, name="mtllm-edge-engine", daemon=True)
+        self._load, self._on_ready, self._on_failure = load, on_ready, on_failure
+        self._thread = threading.Thread(target=self._run, name="mtllm-edge-worker", daemon=True)
 
     @property
     def is_ready(self) -> bool:
@@ -112,27 +112,27 @@ class Engine:
         """The loaded model.
 
         Raises:
-            RefusedError: It is still being loaded.
+            RequestError: It is not loaded yet.
         """
         if self._model is None:
-            raise RefusedError(503, "the model is being loaded; try again in a moment", headers={"Retry-After": "1"})
+            raise RequestError(503, "the model is loading; try again in a moment", headers={"Retry-After": "1"})
         return self._model
 
     def start(self) -> None:
-        """Start to load."""
+        """Start to load the model."""
         self._thread.start()
 
-    def stop(self, seconds: float) -> bool:
-        """End the thread after the batch that it is at, and free the model.
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after its current batch, and free the model.
 
         Args:
-            seconds: How long to wait for that.
+            timeout_s: Maximum time to wait for the thread.
 
         Returns:
-            Whether it has ended.
+            Whether the thread has ended.
         """
         self.batcher.close()
-        self._thread.join(seconds)
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
             return False
         if self._model is not None:
@@ -142,9 +142,9 @@ class Engine:
     def _run(self) -> None:
         try:
             self._model = self._load()
-            self._ready()
+            self._on_ready()
             self.batcher.run()
-        except BaseException as error:  # whatever it is, the server would wait for this thread for ever
+        except BaseException as error:  # without this the server would wait for the thread forever
             self.failure = error
             self.batcher.close()
-            self._failed()
+            self._on_failure()

@@ -1,4 +1,4 @@
-"""A headless Chromium, where there is one: `apt-get install chromium chromium-driver`."""
+"""Headless Chromium, if it is installed: `apt-get install chromium chromium-driver`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MISSING = None in (CHROMIUM, DRIVER)
 
 
 @contextmanager
-def browsing(*flags: str) -> Iterator[WebDriver]:
-    """A browser with a window of 1100 x 1000, or as the flags say."""
+def open_browser(*flags: str) -> Iterator[WebDriver]:
+    """Open a browser with a window of 1100 x 1000 pixels; `flags` are additional command-line flags."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,1000", *flags):

@@ -1,4 +1,4 @@
-"""Real servers in threads of this process."""
+"""Servers in threads of this process."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ import pytest
 from mtllm_edge import Bundle, Prediction
 from mtllm_edge.inputs import Input
 from mtllm_edge.server.app import create_app
-from mtllm_edge.server.auth import Door
+from mtllm_edge.server.auth import AccessPolicy
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
 from mtllm_edge.server.run import Address, listen, make_server, url_of
-from mtllm_edge.server.worker import Engine, Model, Prepared
+from mtllm_edge.server.worker import EncodedTexts, Model, Worker
 
-PATIENCE = 30
-"""Seconds until a wait counts as a failure."""
+TIMEOUT_S = 30
+"""Timeout of every wait."""
 
 
-class Held:
-    """A model whose answers wait until they are let go; a label is its text."""
+class BlockingModel:
+    """Model that waits for `release` before it returns; the label of a text is the text."""
 
     def __init__(self) -> None:
-        self.let_go, self.at_work = threading.Event(), threading.Event()
+        self.release, self.started = threading.Event(), threading.Event()
         self.calls: list[list[Any]] = []
 
-    def prepare(self, texts: Sequence[Input], _task: str | None, _language: object) -> Prepared:
-        return Prepared(texts, [1] * len(texts))
+    def encode(self, texts: Sequence[Input], _task: str | None, _language: object) -> EncodedTexts:
+        return EncodedTexts(texts, [1] * len(texts))
 
     def compute(self, _task: str | None, items: list[Any]) -> list[Prediction]:
         self.calls.append(items)
-        self.at_work.set()
-        assert self.let_go.wait(PATIENCE)
+        self.started.set()
+        assert self.release.wait(TIMEOUT_S)
         if "poison" in items:
             raise RuntimeError("/a/secret/place")
         return [Prediction(label=text, probabilities={text: 1.0}, tokens=1, truncated=False) for text in items]
@@ -49,9 +49,9 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningServer:
     url: str
-    engine: Engine
+    worker: Worker
     client: httpx2.Client
 
     def post(self, path: str, body: object, **options: Any) -> httpx2.Response:
@@ -61,61 +61,61 @@ class Served:
         return self.client.get(path, **options)
 
 
-Serve = Callable[..., AbstractContextManager[Served]]
+Serve = Callable[..., AbstractContextManager[RunningServer]]
 
 
 @contextmanager
-def serving(
+def run_server(
     folder: Path,
     *,
     limits: Limits | None = None,
-    door: Door | None = None,
+    policy: AccessPolicy | None = None,
     load: Callable[[], Any] | None = None,
     wait: bool = True,
-) -> Iterator[Served]:
-    """A running server, with the bundle's own model unless `load` makes another."""
+) -> Iterator[RunningServer]:
+    """Run a server with the model that `load` returns, by default the bundle's."""
     bundle, limits, metrics = Bundle.open(folder), limits or Limits(), Metrics()
-    engine = Engine(load or (lambda: Model(bundle)), limits, observe=metrics.observe_batch)
+    worker = Worker(load or (lambda: Model(bundle)), limits, observe=metrics.observe_batch)
     listener = listen(Address("127.0.0.1", 0))
-    app = create_app(bundle, engine, limits, door or Door(None, True), metrics, served_as=folder.name)
-    server = make_server(app, grace_s=PATIENCE)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    engine.start()
+    app = create_app(bundle, worker, limits, policy or AccessPolicy(), metrics, alias=folder.name)
+    uvicorn_server = make_server(app, grace_s=TIMEOUT_S)
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
+    worker.start()
     thread.start()
     url = url_of(listener)
-    client = httpx2.Client(base_url=url, timeout=PATIENCE, verify=False)  # which reads no certificates
-    served = Served(url, engine, client)
+    client = httpx2.Client(base_url=url, timeout=TIMEOUT_S, verify=False)  # loads no certificates
+    server = RunningServer(url, worker, client)
     try:
         if wait:
-            until(lambda: served.get("/healthz").status_code == 200)
-        yield served
+            wait_until(lambda: server.get("/healthz").status_code == 200)
+        yield server
     finally:
         client.close()
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert engine.stop(PATIENCE)
+        uvicorn_server.should_exit = True
+        thread.join(TIMEOUT_S)
+        assert worker.stop(TIMEOUT_S)
         assert not thread.is_alive()
 
 
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not reached():
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
-def served(tiny_bundle: Path) -> Iterator[Served]:
-    """The tiny bundle, served to all tests."""
-    with serving(tiny_bundle) as served:
-        yield served
+def server(tiny_bundle: Path) -> Iterator[RunningServer]:
+    """Server of the tiny bundle, shared by all tests."""
+    with run_server(tiny_bundle) as server:
+        yield server
 
 
 @pytest.fixture
-def held(tiny_bundle: Path) -> Iterator[tuple[Served, Held]]:
-    """A server of a `Held` model that has room for four texts, and reads two at a time."""
-    model = Held()
-    limits = Limits(texts=4, waiting=4, batch_tokens=2)
-    with serving(tiny_bundle, limits=limits, load=lambda: model) as served:
-        yield served, model
-        model.let_go.set()
+def blocking_server(tiny_bundle: Path) -> Iterator[tuple[RunningServer, BlockingModel]]:
+    """Server of a `BlockingModel` with room for four texts in the queue and two in a batch."""
+    model = BlockingModel()
+    limits = Limits(max_texts=4, max_queued_texts=4, batch_tokens=2)
+    with run_server(tiny_bundle, limits=limits, load=lambda: model) as server:
+        yield server, model
+        model.release.set()

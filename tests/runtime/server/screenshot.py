@@ -1,6 +1,6 @@
-"""The picture of the page in the README: `python -m tests.runtime.server.screenshot BUNDLE`.
+"""Take the screenshot of the demo page in the documentation: `python -m tests.runtime.server.screenshot BUNDLE`.
 
-It needs fonts for all of the page's examples: `apt-get install fonts-noto-core fonts-noto-cjk`.
+It requires fonts for all scripts of the examples: `apt-get install fonts-noto-core fonts-noto-cjk`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from pathlib import Path
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from tests.runtime.server.chromium import browsing
-from tests.runtime.server.conftest import serving, until
+from tests.runtime.server.chromium import open_browser
+from tests.runtime.server.conftest import run_server, wait_until
 
-PICTURE = Path(__file__).parents[3] / "docs/images/serve.png"
+SCREENSHOT = Path(__file__).parents[3] / "docs/images/serve.png"
 WIDTH, SCALE = 1000, 1.5
 
 
 def main() -> None:
-    with serving(Path(sys.argv[1])) as served, browsing("--hide-scrollbars") as browser:
-        browser.get(served.url)
-        until(lambda: browser.find_elements(By.TAG_NAME, "option") != [])
+    with run_server(Path(sys.argv[1])) as server, open_browser("--hide-scrollbars") as browser:
+        browser.get(server.url)
+        wait_until(lambda: browser.find_elements(By.TAG_NAME, "option") != [])
         browser.find_element(By.ID, "go").click()
-        until(lambda: " in " in browser.find_element(By.ID, "status").text)
+        wait_until(lambda: " in " in browser.find_element(By.ID, "status").text)
         resize(browser, height=100)
         resize(browser, height=browser.execute_script("return document.documentElement.scrollHeight"))
-        PICTURE.parent.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(PICTURE))
+        SCREENSHOT.parent.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(SCREENSHOT))
 
 
 def resize(browser: WebDriver, *, height: int) -> None:

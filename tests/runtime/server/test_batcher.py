@@ -10,20 +10,20 @@ import pytest
 
 from mtllm_edge.server.batcher import Batcher, QueueFullError
 
-PATIENCE = 30
+TIMEOUT_S = 30
 
 
 class Recorder:
-    """Doubles numbers, remembers every call, and can be held up."""
+    """Double numbers, record every call, and block on request."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[int]]] = []
-        self.open, self.at_work = threading.Event(), threading.Event()
+        self.open, self.started = threading.Event(), threading.Event()
         self.open.set()
 
     def __call__(self, key: str, items: list[int]) -> list[int]:
-        self.at_work.set()
-        assert self.open.wait(PATIENCE)
+        self.started.set()
+        assert self.open.wait(TIMEOUT_S)
         self.calls.append((key, items))
         if -1 in items:
             raise ValueError("minus one")
@@ -48,52 +48,52 @@ def running(
     finally:
         recorder.open.set()
         batcher.close()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_S)
         assert not thread.is_alive()
 
 
-def hold(recorder: Recorder, batcher: Batcher[str, int, int]) -> Future[list[int]]:
-    """Keep the thread busy with an item, so that what comes now waits."""
+def block(recorder: Recorder, batcher: Batcher[str, int, int]) -> Future[list[int]]:
+    """Block the thread with one item, so that further items wait."""
     recorder.open.clear()
-    recorder.at_work.clear()
+    recorder.started.clear()
     first = batcher.submit("x", [0], [1])
-    assert recorder.at_work.wait(PATIENCE)
+    assert recorder.started.wait(TIMEOUT_S)
     return first
 
 
-def test_what_waits_is_computed_together_and_every_caller_gets_its_own() -> None:
-    recorder, seen = Recorder(), []
-    with running(recorder, observe=lambda items, tokens: seen.append((items, tokens))) as batcher:
-        hold(recorder, batcher)
-        answers = [batcher.submit("a", [n, 10 * n], [1, 2]) for n in (1, 2, 3)]
+def test_waiting_items_share_a_batch() -> None:
+    recorder, observed = Recorder(), []
+    with running(recorder, observe=lambda items, tokens: observed.append((items, tokens))) as batcher:
+        block(recorder, batcher)
+        futures = [batcher.submit("a", [n, 10 * n], [1, 2]) for n in (1, 2, 3)]
         assert batcher.waiting == 6
         recorder.open.set()
-        assert [answer.result(PATIENCE) for answer in answers] == [[2, 20], [4, 40], [6, 60]]
+        assert [future.result(TIMEOUT_S) for future in futures] == [[2, 20], [4, 40], [6, 60]]
         assert batcher.waiting == 0
     assert recorder.calls == [("x", [0]), ("a", [1, 2, 3, 10, 20, 30])]
-    assert seen == [(1, 1), (6, 9)]
+    assert observed == [(1, 1), (6, 9)]
 
 
-def test_the_budget_is_kept_and_a_longer_item_goes_alone() -> None:
+def test_batches_respect_the_token_budget() -> None:
     recorder = Recorder()
     with running(recorder, batch_tokens=10) as batcher:
-        hold(recorder, batcher)
-        answer = batcher.submit("a", [1, 2, 3, 4], [6, 4, 25, 1])
+        block(recorder, batcher)
+        future = batcher.submit("a", [1, 2, 3, 4], [6, 4, 25, 1])
         recorder.open.set()
-        assert answer.result(PATIENCE) == [2, 4, 6, 8]
+        assert future.result(TIMEOUT_S) == [2, 4, 6, 8]
     assert recorder.calls[1:] == [("a", [1, 2]), ("a", [3]), ("a", [4])]
 
 
-def test_a_large_request_holds_nobody_up() -> None:
+def test_a_large_request_does_not_delay_small_ones() -> None:
     recorder = Recorder()
     with running(recorder, batch_tokens=4) as batcher:
-        hold(recorder, batcher)
+        block(recorder, batcher)
         large = batcher.submit("a", list(range(100, 110)), [1] * 10)
         small = batcher.submit("a", [1], [1])
         other = batcher.submit("b", [2], [1])
         recorder.open.set()
-        assert (small.result(PATIENCE), other.result(PATIENCE)) == ([2], [4])
-        assert large.result(PATIENCE) == [2 * n for n in range(100, 110)]
+        assert (small.result(TIMEOUT_S), other.result(TIMEOUT_S)) == ([2], [4])
+        assert large.result(TIMEOUT_S) == [2 * n for n in range(100, 110)]
     assert recorder.calls[1:] == [
         ("a", [100, 1, 101, 102]),
         ("b", [2]),
@@ -102,10 +102,10 @@ def test_a_large_request_holds_nobody_up() -> None:
     ]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+def test_a_full_queue_refuses_with_a_waiting_time() -> None:
     recorder = Recorder()
     with running(recorder, max_waiting=3) as batcher:
-        hold(recorder, batcher)
+        block(recorder, batcher)
         waiting = batcher.submit("a", [1, 2], [1, 1])
         with pytest.raises(QueueFullError, match="try again in 1 s") as refused:
             batcher.submit("a", [3, 4], [1, 1])
@@ -116,76 +116,76 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
         waiting.cancel()
         later = batcher.submit("a", [3, 4, 5], [1, 1, 1])
         recorder.open.set()
-        assert later.result(PATIENCE) == [6, 8, 10]
-    assert recorder.calls[1:] == [("a", [3, 4, 5])], "what was cancelled is never computed"
+        assert later.result(TIMEOUT_S) == [6, 8, 10]
+    assert recorder.calls[1:] == [("a", [3, 4, 5])], "canceled items are not computed"
 
 
-def test_what_is_cancelled_at_work_disturbs_nobody() -> None:
+def test_a_running_item_can_be_canceled() -> None:
     recorder = Recorder()
     with running(recorder) as batcher:
-        first = hold(recorder, batcher)
+        first = block(recorder, batcher)
         second = batcher.submit("x", [1], [1])
         assert first.cancel()
         recorder.open.set()
-        assert second.result(PATIENCE) == [2]
+        assert second.result(TIMEOUT_S) == [2]
 
 
-def test_a_failure_is_that_of_one_request() -> None:
+def test_a_failure_affects_one_request() -> None:
     recorder = Recorder()
     with running(recorder) as batcher:
-        hold(recorder, batcher)
+        block(recorder, batcher)
         good, bad, also_good = (batcher.submit("a", items, [1] * len(items)) for items in ([1, 2], [3, -1], [4]))
         recorder.open.set()
-        assert (good.result(PATIENCE), also_good.result(PATIENCE)) == ([2, 4], [8])
+        assert (good.result(TIMEOUT_S), also_good.result(TIMEOUT_S)) == ([2, 4], [8])
         with pytest.raises(ValueError, match="minus one"):
-            bad.result(PATIENCE)
-        assert batcher.submit("a", [5], [1]).result(PATIENCE) == [10]
+            bad.result(TIMEOUT_S)
+        assert batcher.submit("a", [5], [1]).result(TIMEOUT_S) == [10]
 
 
-def test_a_request_that_failed_leaves_the_queue() -> None:
+def test_a_failed_request_leaves_the_queue() -> None:
     recorder = Recorder()
     with running(recorder, batch_tokens=2) as batcher:
-        hold(recorder, batcher)
+        block(recorder, batcher)
         bad = batcher.submit("a", [-1, 1, 2, 3], [1] * 4)
         recorder.open.set()
         with pytest.raises(ValueError, match="minus one"):
-            bad.result(PATIENCE)
-        assert batcher.submit("a", [5], [1]).result(PATIENCE) == [10]
+            bad.result(TIMEOUT_S)
+        assert batcher.submit("a", [5], [1]).result(TIMEOUT_S) == [10]
     assert recorder.calls[1:] == [("a", [-1, 1]), ("a", [5])]
 
 
 def test_no_items() -> None:
     with running(Recorder()) as batcher:
-        assert batcher.submit("a", [], []).result(PATIENCE) == []
+        assert batcher.submit("a", [], []).result(TIMEOUT_S) == []
 
 
-def test_close_cancels_what_waits_and_refuses_more() -> None:
+def test_close_cancels_waiting_items_and_refuses_new_ones() -> None:
     recorder = Recorder()
     with running(recorder) as batcher:
-        first = hold(recorder, batcher)
+        first = block(recorder, batcher)
         waiting = batcher.submit("a", [1], [1])
         batcher.close()
         with pytest.raises(CancelledError):
-            waiting.result(PATIENCE)
+            waiting.result(TIMEOUT_S)
         with pytest.raises(QueueFullError):
             batcher.submit("a", [2], [1])
         recorder.open.set()
-        assert first.result(PATIENCE) == [0], "what the thread is at is finished"
+        assert first.result(TIMEOUT_S) == [0], "the current batch is finished"
     assert [key for key, _ in recorder.calls] == ["x"]
 
 
-def test_many_callers_at_once() -> None:
+def test_concurrent_callers() -> None:
     recorder = Recorder()
 
     def call(seed: int) -> None:
         rng = random.Random(seed)
         for _ in range(20):
             items = [rng.randrange(10_000) for _ in range(rng.randrange(1, 8))]
-            answer = batcher.submit(rng.choice("ab"), items, [rng.randrange(1, 6) for _ in items])
+            future = batcher.submit(rng.choice("ab"), items, [rng.randrange(1, 6) for _ in items])
             if rng.random() < 0.2:
-                answer.cancel()
+                future.cancel()
             else:
-                assert answer.result(PATIENCE) == [2 * item for item in items]
+                assert future.result(TIMEOUT_S) == [2 * item for item in items]
 
     with running(recorder) as batcher, ThreadPoolExecutor(16) as threads:
         list(threads.map(call, range(16)))

@@ -1,4 +1,4 @@
-"""The page at / in a real browser, where there is one."""
+"""The demo page in a browser, if one is installed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from mtllm_edge import Classifier
-from mtllm_edge.server.auth import Door
-from tests.runtime.server.chromium import MISSING, browsing
-from tests.runtime.server.conftest import Held, Served, serving, until
+from mtllm_edge.server.auth import AccessPolicy
+from tests.runtime.server.chromium import MISSING, open_browser
+from tests.runtime.server.conftest import BlockingModel, RunningServer, run_server, wait_until
 
 pytestmark = pytest.mark.skipif(MISSING, reason="chromium and chromedriver are not installed")
 
@@ -28,15 +28,15 @@ ARABIC = "هو في البيت"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[WebDriver]:
-    with browsing() as browser:
+    with open_browser() as browser:
         yield browser
 
 
 @pytest.fixture
-def page(browser: WebDriver, served: Served) -> WebDriver:
-    browser.get(served.url)
+def page(browser: WebDriver, server: RunningServer) -> WebDriver:
+    browser.get(server.url)
     browser.get_log("browser")
-    until(lambda: by_id(browser, "model").text == "tiny")
+    wait_until(lambda: by_id(browser, "model").text == "tiny")
     return browser
 
 
@@ -53,7 +53,7 @@ def results(page: WebDriver, count: int) -> list[WebElement]:
     def cards() -> list[WebElement]:
         return page.find_elements(By.CSS_SELECTOR, ".result")
 
-    until(lambda: len(cards()) == count and not by_id(page, "results").get_attribute("aria-busy"))
+    wait_until(lambda: len(cards()) == count and not by_id(page, "results").get_attribute("aria-busy"))
     return cards()
 
 
@@ -67,12 +67,12 @@ def test_labels_and_bars(page: WebDriver, tiny_bundle: Path) -> None:
     with Classifier.load(tiny_bundle, task="sentiment") as classifier:
         expected = classifier.classify(texts)
     for card, text, prediction in zip(cards, texts, expected, strict=True):
-        shown = card.find_element(By.CSS_SELECTOR, ".text")
-        assert shown.text == text
-        assert card.find_element(By.CSS_SELECTOR, ".answer").text == prediction.label
+        text_element = card.find_element(By.CSS_SELECTOR, ".text")
+        assert text_element.text == text
+        assert card.find_element(By.CSS_SELECTOR, ".label").text == prediction.label
         bars = card.find_elements(By.CSS_SELECTOR, ".bars li")
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
-        assert [bar.text.split() for bar in bars] == [[name, f"{100 * share:.1f}", "%"] for name, share in ranked]
+        assert [bar.text.split() for bar in bars] == [[name, f"{100 * value:.1f}", "%"] for name, value in ranked]
         widths = [bar.find_element(By.CSS_SELECTOR, ".fill").size["width"] for bar in bars]
         assert widths == sorted(widths, reverse=True)
         assert widths[0] > 0
@@ -80,11 +80,11 @@ def test_labels_and_bars(page: WebDriver, tiny_bundle: Path) -> None:
     assert directions == ["ltr", "ltr", "rtl", "ltr"]
     assert page.title == "mtllm-edge", "a text is never markup"
     assert by_id(page, "status").text.startswith("4 texts in ")
-    assert page.get_log("browser") == [], "nothing broke the policy or failed to load"
+    assert page.get_log("browser") == [], "there is no policy violation or failed request"
 
 
-def test_with_the_keyboard_alone(page: WebDriver) -> None:
-    assert by_id(page, "texts").get_attribute("value").count("\n") == 5, "there is an example to begin with"
+def test_keyboard_navigation(page: WebDriver) -> None:
+    assert by_id(page, "texts").get_attribute("value").count("\n") == 5, "the page starts with an example"
     page.switch_to.active_element.send_keys(Keys.TAB)
     assert page.switch_to.active_element.get_attribute("id") == "texts"
     page.switch_to.active_element.send_keys(Keys.CONTROL, Keys.ENTER)
@@ -98,20 +98,20 @@ def test_with_the_keyboard_alone(page: WebDriver) -> None:
     results(page, 6)
 
 
-def test_every_field_has_a_name(page: WebDriver) -> None:
+def test_fields_have_accessible_names(page: WebDriver) -> None:
     for name in ("texts", "task", "go"):
         assert by_id(page, name).accessible_name
     assert by_id(page, "error").get_attribute("role") == "alert"
     assert by_id(page, "status").get_attribute("role") == "status"
 
 
-def test_what_is_wrong_is_said(page: WebDriver) -> None:
+def test_errors_are_shown(page: WebDriver) -> None:
     write(page, " ")
     by_id(page, "go").click()
-    assert by_id(page, "error").text == "There are no texts yet; write one per line."
+    assert by_id(page, "error").text == "Enter at least one text."
     page.execute_script("document.getElementById('texts').value = 'fine\\n'.repeat(20) + 'x'.repeat(20001)")
     by_id(page, "go").click()
-    until(lambda: by_id(page, "error").text.startswith("Line 21: "))
+    wait_until(lambda: by_id(page, "error").text.startswith("Line 21: "))
     results(page, 16)
 
 
@@ -129,28 +129,28 @@ def test_dark_mode(page: WebDriver) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::mtllm_edge.languages.warnings.LanguageWarning")  # as `serve` does
-def test_a_language_is_asked_for(browser: WebDriver, tiny_variant: Callable[..., Path]) -> None:
-    with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
-        browser.get(served.url)
-        until(lambda: by_id(browser, "language").is_displayed())
+def test_the_language_field(browser: WebDriver, tiny_variant: Callable[..., Path]) -> None:
+    with run_server(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as server:
+        browser.get(server.url)
+        wait_until(lambda: by_id(browser, "language").is_displayed())
         language = Select(by_id(browser, "language"))
         assert [option.text for option in language.options] == ["auto", "deu_Latn", "eng_Latn"]
         for choice, codes in (("auto", {"deu_Latn", "eng_Latn"}), ("deu_Latn", {"deu_Latn"})):
             language.select_by_value(choice)
             by_id(browser, "go").click()
-            facts = [card.find_element(By.CSS_SELECTOR, ".facts").text for card in results(browser, 6)]
-            assert {fact.split(" · ")[1] for fact in facts} == codes
+            details = [card.find_element(By.CSS_SELECTOR, ".details").text for card in results(browser, 6)]
+            assert {detail.split(" · ")[1] for detail in details} == codes
         browser.get("about:blank")
 
 
-def test_a_token_is_asked_for(browser: WebDriver, tiny_bundle: Path) -> None:
+def test_the_token_field(browser: WebDriver, tiny_bundle: Path) -> None:
     token = "correct-horse-battery"
-    model = Held()
-    model.let_go.set()
-    with serving(tiny_bundle, door=Door(token, False), load=lambda: model) as served:
-        browser.get(served.url)
-        until(lambda: by_id(browser, "token").is_displayed())
-        assert by_id(browser, "error").text.startswith("a token is needed")
+    model = BlockingModel()
+    model.release.set()
+    with run_server(tiny_bundle, policy=AccessPolicy(token, False), load=lambda: model) as server:
+        browser.get(server.url)
+        wait_until(lambda: by_id(browser, "token").is_displayed())
+        assert by_id(browser, "error").text.startswith("a token is required")
         by_id(browser, "token").send_keys(token + Keys.ENTER)
         results(browser, 6)
         assert not by_id(browser, "error").is_displayed()

@@ -13,11 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mtllm_edge import Bundle, Classifier
 from mtllm_edge.languages import identification
-from mtllm_edge.server.auth import Door
+from mtllm_edge.server.auth import AccessPolicy
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.worker import Model
 from tests.fixtures.tiny_bundle import MAX_TOKENS, make_tiny_bundle
-from tests.runtime.server.conftest import PATIENCE, Held, Served, serving, until
+from tests.runtime.server.conftest import TIMEOUT_S, BlockingModel, RunningServer, run_server, wait_until
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里", "a bad hotel, a good match", "هو في البيت"]
 TOKEN = "correct-horse-battery"
@@ -31,24 +31,24 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
     return error
 
 
-def test_classify_says_what_the_classifier_says(served: Served, tiny_bundle: Path) -> None:
+def test_classify_returns_the_classifiers_predictions(server: RunningServer, tiny_bundle: Path) -> None:
     long = "the " * 3 * MAX_TOKENS
-    answer = served.post("/classify", {"texts": [*TEXTS, long], "task": "topic"}).json()
-    assert (answer["model"], answer["task"]) == ("tiny", "topic")
+    content = server.post("/classify", {"texts": [*TEXTS, long], "task": "topic"}).json()
+    assert (content["model"], content["task"]) == ("tiny", "topic")
     with Classifier.load(tiny_bundle, task="topic") as classifier:
         expected = classifier.classify([*TEXTS, long])
-    assert [found["truncated"] for found in answer["predictions"]] == [False] * len(TEXTS) + [True]
-    for found, prediction in zip(answer["predictions"], expected, strict=True):
-        assert found["label"] == prediction.label
-        assert found["confidence"] == pytest.approx(prediction.confidence, abs=1e-4)
-        assert found["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
-        assert found["tokens"] == prediction.tokens
+    assert [result["truncated"] for result in content["predictions"]] == [False] * len(TEXTS) + [True]
+    for result, prediction in zip(content["predictions"], expected, strict=True):
+        assert result["label"] == prediction.label
+        assert result["confidence"] == pytest.approx(prediction.confidence, abs=1e-4)
+        assert result["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
+        assert result["tokens"] == prediction.tokens
 
 
-def test_everybody_gets_their_own_answers(served: Served) -> None:
+def test_concurrent_clients_get_their_own_results(server: RunningServer) -> None:
     tasks = ("topic", "sentiment")
-    alone = {
-        (task, text): served.post("/classify", {"texts": [text], "task": task}).json()["predictions"][0]
+    expected = {
+        (task, text): server.post("/classify", {"texts": [text], "task": task}).json()["predictions"][0]
         for task in tasks
         for text in TEXTS
     }
@@ -57,10 +57,10 @@ def test_everybody_gets_their_own_answers(served: Served) -> None:
         task = tasks[number % 2]
         texts = [TEXTS[(number + place) % len(TEXTS)] for place in range(1 + number % 4)]
         for _ in range(3):
-            found = served.post("/classify", {"texts": texts, "task": task}).json()["predictions"]
-            assert [one["label"] for one in found] == [alone[task, text]["label"] for text in texts]
-            for one, text in zip(found, texts, strict=True):
-                assert one["probabilities"] == pytest.approx(alone[task, text]["probabilities"], abs=1e-3)
+            results = server.post("/classify", {"texts": texts, "task": task}).json()["predictions"]
+            assert [result["label"] for result in results] == [expected[task, text]["label"] for text in texts]
+            for result, text in zip(results, texts, strict=True):
+                assert result["probabilities"] == pytest.approx(expected[task, text]["probabilities"], abs=1e-3)
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(client, range(16)))
@@ -71,25 +71,25 @@ def test_pairs_and_choices(tmp_path: Path) -> None:
     bundle = make_tiny_bundle(tmp_path / "bundle", tasks=tasks, kinds={"nli": "pair", "copa": "multiple_choice"})
     pairs = [("the team is good", "a good team"), ("a bad hotel", "the hotel is good")]
     choices = [("the hotel is bad", ["it is good", "it is bad", "no"])]
-    with Classifier.load(bundle, task="nli") as classifier, serving(bundle) as served:
+    with Classifier.load(bundle, task="nli") as classifier, run_server(bundle) as server:
         for task, texts in (("nli", pairs), ("copa", choices)):
-            found = served.post("/classify", {"texts": texts, "task": task}).json()["predictions"]
+            results = server.post("/classify", {"texts": texts, "task": task}).json()["predictions"]
             expected = classifier.classify(texts, task=task)
-            assert [one["label"] for one in found] == [one.label for one in expected]
-        wrong = error_of(served.post("/classify", {"texts": [pairs[0], "one text"], "task": "nli"}))
+            assert [result["label"] for result in results] == [prediction.label for prediction in expected]
+        wrong = error_of(server.post("/classify", {"texts": [pairs[0], "one text"], "task": "nli"}))
         assert wrong["message"].startswith(
             "task 'nli' reads a pair (text, text_pair) at a time, but text 1 is one text"
         )
 
 
-def test_languages(served: Served) -> None:
+def test_languages(server: RunningServer) -> None:
     def languages(language: str | list[str | None] | None) -> list[str | None]:
         body = {
             "texts": ["Das Hotel ist nicht gut und sehr teuer.", "не хорошо"],
             "task": "topic",
             "language": language,
         }
-        return [found.get("language") for found in served.post("/classify", body).json()["predictions"]]
+        return [prediction.get("language") for prediction in server.post("/classify", body).json()["predictions"]]
 
     assert languages(None) == [None, None]
     assert languages("German") == languages("de") == ["deu_Latn", "deu_Latn"]
@@ -98,7 +98,9 @@ def test_languages(served: Served) -> None:
     assert languages(["sw", "auto"]) == ["swh_Latn", "rus_Cyrl"]
 
 
-def test_a_language_is_identified_once(served: Served, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_language_is_identified_once(
+    server: RunningServer, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["Das Hotel ist nicht gut und sehr teuer.", "12:30", "не хорошо"]
     with Classifier.load(tiny_bundle, task="topic") as classifier:
         expected = classifier.classify(texts, language="auto")
@@ -109,57 +111,62 @@ def test_a_language_is_identified_once(served: Served, tiny_bundle: Path, monkey
         return identify(texts)
 
     monkeypatch.setattr(identification, "identify", counting)
-    found = served.post("/classify", {"texts": texts, "task": "topic", "language": "auto"}).json()["predictions"]
+    results = server.post("/classify", {"texts": texts, "task": "topic", "language": "auto"}).json()["predictions"]
     assert calls == [texts]
-    assert [one["language"] for one in found] == ["deu_Latn", "und", "rus_Cyrl"]
-    assert [one["language"] for one in found] == [one.language for one in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert one["probabilities"] == pytest.approx(other.probabilities, abs=1e-4)
+    assert [result["language"] for result in results] == ["deu_Latn", "und", "rus_Cyrl"]
+    assert [result["language"] for result in results] == [prediction.language for prediction in expected]
+    for result, prediction in zip(results, expected, strict=True):
+        assert result["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::mtllm_edge.languages.warnings.LanguageWarning")  # as `serve` does
-def test_a_model_that_must_be_told_the_language(tiny_variant: Callable[..., Path]) -> None:
-    with serving(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as served:
+def test_an_encoder_that_requires_a_language(tiny_variant: Callable[..., Path]) -> None:
+    with run_server(tiny_variant(languages=("deu_Latn", "eng_Latn"))) as server:
 
-        def ask(language: str | list[str | None] | None, texts: int = 1) -> httpx2.Response:
-            return served.post("/classify", {"texts": ["the team"] * texts, "task": "topic", "language": language})
+        def classify(language: str | list[str | None] | None, texts: int = 1) -> httpx2.Response:
+            return server.post("/classify", {"texts": ["the team"] * texts, "task": "topic", "language": language})
 
-        german, english = ask(["de", "eng_Latn"], 2).json()["predictions"]
+        german, english = classify(["de", "eng_Latn"], 2).json()["predictions"]
         assert (german["language"], english["language"]) == ("deu_Latn", "eng_Latn")
-        assert german["probabilities"] != english["probabilities"], "the same text, read as two languages"
-        for found in (german, english):
-            (alone,) = ask(found["language"]).json()["predictions"]
-            assert found["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
-        assert error_of(ask(["de", None], 2))["message"].startswith("this encoder requires the language of text 1; ")
+        assert german["probabilities"] != english["probabilities"], "the same text in two languages"
+        for prediction in (german, english):
+            (alone,) = classify(prediction["language"]).json()["predictions"]
+            assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
+        assert error_of(classify(["de", None], 2))["message"].startswith(
+            "this encoder requires the language of text 1; "
+        )
         for language, code in (("German", "deu_Latn"), ("lb", "deu_Latn"), ("auto", "eng_Latn")):
-            assert ask(language).json()["predictions"][0]["language"] == code
+            assert classify(language).json()["predictions"][0]["language"] == code
         for wrong, message in (
             (None, "this encoder requires the language of the texts"),
             ("zh", "the encoder does not support Chinese (zh)"),
         ):
-            assert ask(wrong).status_code == 422
-            assert error_of(ask(wrong))["message"].startswith(message)
+            assert classify(wrong).status_code == 422
+            assert error_of(classify(wrong))["message"].startswith(message)
 
 
 def test_languages_share_a_batch(tiny_bundle: Path) -> None:
     class Slow(Model):
         def compute(self, task: str | None, items: list[Any]) -> Sequence[Any]:
             calls.append(len(items))
-            at_work.set()
-            assert let_go.wait(PATIENCE)
+            started.set()
+            assert release.wait(TIMEOUT_S)
             return super().compute(task, items)
 
     calls: list[int] = []
-    at_work, let_go = threading.Event(), threading.Event()
-    with serving(tiny_bundle, load=lambda: Slow(Bundle.open(tiny_bundle))) as served, ThreadPoolExecutor(8) as threads:
-        first = later(threads, served, ["first"])
-        assert at_work.wait(PATIENCE)
-        others = [later(threads, served, ["the team"], language) for language in ("de", "auto", "fr", None)]
-        until(lambda: served.engine.batcher.waiting == len(others))
-        let_go.set()
-        assert "language" not in first.result(PATIENCE).json()["predictions"][0]
-        found = [call.result(PATIENCE).json()["predictions"][0].get("language") for call in others]
-    assert found == ["deu_Latn", "eng_Latn", "fra_Latn", None]
+    started, release = threading.Event(), threading.Event()
+    with (
+        run_server(tiny_bundle, load=lambda: Slow(Bundle.open(tiny_bundle))) as server,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        first = submit(threads, server, ["first"])
+        assert started.wait(TIMEOUT_S)
+        others = [submit(threads, server, ["the team"], language) for language in ("de", "auto", "fr", None)]
+        wait_until(lambda: server.worker.batcher.waiting == len(others))
+        release.set()
+        assert "language" not in first.result(TIMEOUT_S).json()["predictions"][0]
+        languages = [call.result(TIMEOUT_S).json()["predictions"][0].get("language") for call in others]
+    assert languages == ["deu_Latn", "eng_Latn", "fra_Latn", None]
     assert calls == [1, 4]
 
 
@@ -172,7 +179,7 @@ def test_languages_share_a_batch(tiny_bundle: Path) -> None:
         ({"texts": "a", "task": "topic"}, "texts: input should be a valid list", "texts"),
         ({"task": "topic"}, "texts: field required", "texts"),
         ({"texts": ["a"], "tusk": "topic"}, "tusk: extra inputs are not permitted", "tusk"),
-        ({"texts": ["a"]}, "name a task; this model has topic, sentiment", "task"),
+        ({"texts": ["a"]}, "task is required; this model has topic, sentiment", "task"),
         ({"texts": ["a"], "task": "topics"}, "there is no task 'topics'; this model has topic, sentiment", "task"),
         ({"texts": ["a"], "task": "topic", "language": "Klingonish"}, "unknown language 'Klingonish'; ", None),
         ({"texts": ["a", "b"], "task": "topic", "language": ["de", "x-y"]}, "text 1: unknown language 'x-y'; ", None),
@@ -189,8 +196,8 @@ def test_languages_share_a_batch(tiny_bundle: Path) -> None:
         ({"texts": ["a", "b" * 20_001], "task": "topic"}, "text 1 has 20001 characters, at most 20000", "texts[1]"),
     ],
 )
-def test_what_is_wrong_with_a_request(served: Served, body: object, message: str, param: str | None) -> None:
-    response = served.post("/classify", body)
+def test_invalid_requests(server: RunningServer, body: object, message: str, param: str | None) -> None:
+    response = server.post("/classify", body)
     assert response.status_code == 422
     error = error_of(response)
     assert error["message"].startswith(message)
@@ -200,181 +207,185 @@ def test_what_is_wrong_with_a_request(served: Served, body: object, message: str
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
-        ('{"texts": [', "application/json", "the body is no JSON: "),
+        ('{"texts": [', "application/json", "the body is not valid JSON: "),
         ("", "application/json", "the body: field required"),
         ("[]", "application/json", "the body: input should be"),
         ('{"texts": ["\\ud800"], "task": "topic"}', "application/json", "text 0 holds half of a surrogate pair"),
         ('{"texts": ["a"], "\\ud800": 1}', "application/json", "the body: input should be a valid string"),
-        # what a form of another page can send without asking first
+        # a form of a foreign page can send this without a CORS preflight
         ('{"texts": ["a"], "task": "topic"}', "text/plain", "the body: input should be"),
     ],
 )
-def test_bodies_that_are_none(served: Served, content: str, kind: str, message: str) -> None:
-    response = served.client.post("/classify", content=content, headers={"Content-Type": kind})
+def test_invalid_bodies(server: RunningServer, content: str, kind: str, message: str) -> None:
+    response = server.client.post("/classify", content=content, headers={"Content-Type": kind})
     assert response.status_code == 422
     assert error_of(response)["message"].startswith(message)
 
 
-def test_other_paths_and_methods(served: Served) -> None:
-    assert (served.get("/nowhere").status_code, served.get("/classify").status_code) == (404, 405)
-    assert error_of(served.get("/nowhere"))["code"] == "not_found"
-    assert served.get("/docs").status_code == 404, "its scripts would come from elsewhere"
-    assert set(served.get("/openapi.json").json()["paths"]) >= {"/classify", "/v1/embeddings"}
+def test_other_paths_and_methods(server: RunningServer) -> None:
+    assert (server.get("/nowhere").status_code, server.get("/classify").status_code) == (404, 405)
+    assert error_of(server.get("/nowhere"))["code"] == "not_found"
+    assert server.get("/docs").status_code == 404, "it would load scripts from another server"
+    assert set(server.get("/openapi.json").json()["paths"]) >= {"/classify", "/v1/embeddings"}
 
 
-def test_no_other_page_may_read_answers(served: Served) -> None:
-    elsewhere = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+def test_there_are_no_cors_headers(server: RunningServer) -> None:
+    foreign = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     for response in (
-        served.client.options("/classify", headers=elsewhere),
-        served.get("/v1/models", headers=elsewhere),
+        server.client.options("/classify", headers=foreign),
+        server.get("/v1/models", headers=foreign),
     ):
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["content-length", "chunked"])
-def test_a_body_that_is_too_long(tiny_bundle: Path, sized: bool) -> None:
+def test_a_long_body_is_refused(tiny_bundle: Path, sized: bool) -> None:
     body = json.dumps({"texts": ["a" * 1000] * 3000, "task": "topic"}).encode()
     content = body if sized else iter([body[start : start + 65536] for start in range(0, len(body), 65536)])
-    with serving(tiny_bundle, limits=Limits(body_bytes=MIB), load=Held) as served:
-        response = served.client.post("/classify", content=content, headers={"Content-Type": "application/json"})
+    with run_server(tiny_bundle, limits=Limits(max_body_bytes=MIB), load=BlockingModel) as server:
+        response = server.client.post("/classify", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
         assert error_of(response)["message"].startswith(f"the body is longer than {MIB} bytes")
 
 
-def later(threads: ThreadPoolExecutor, served: Served, texts: list[str], language: str | None = None) -> Any:
-    return threads.submit(served.post, "/classify", {"texts": texts, "task": "topic", "language": language})
+def submit(threads: ThreadPoolExecutor, server: RunningServer, texts: list[str], language: str | None = None) -> Any:
+    return threads.submit(server.post, "/classify", {"texts": texts, "task": "topic", "language": language})
 
 
 def labels(response: httpx2.Response) -> list[str]:
     assert response.status_code == 200, response.text
-    return [found["label"] for found in response.json()["predictions"]]
+    return [prediction["label"] for prediction in response.json()["predictions"]]
 
 
-def test_a_full_queue_is_429_and_what_waits_is_batched(held: tuple[Served, Held]) -> None:
-    served, model = held
+def test_a_full_queue_is_429_and_waiting_texts_share_batches(
+    blocking_server: tuple[RunningServer, BlockingModel],
+) -> None:
+    server, model = blocking_server
     with ThreadPoolExecutor(8) as threads:
-        first = later(threads, served, ["first"])
-        assert model.at_work.wait(PATIENCE)
-        two = later(threads, served, ["b", "c"])
-        until(lambda: served.engine.batcher.waiting == 2)
-        another = later(threads, served, ["d"])
-        until(lambda: served.engine.batcher.waiting == 3)
-        refused = served.post("/classify", {"texts": ["e", "f"], "task": "topic"})
+        first = submit(threads, server, ["first"])
+        assert model.started.wait(TIMEOUT_S)
+        two = submit(threads, server, ["b", "c"])
+        wait_until(lambda: server.worker.batcher.waiting == 2)
+        another = submit(threads, server, ["d"])
+        wait_until(lambda: server.worker.batcher.waiting == 3)
+        refused = server.post("/classify", {"texts": ["e", "f"], "task": "topic"})
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert error_of(refused)["code"] == "too_many_requests"
-        assert "mtllm_edge_queue_texts 3.0" in served.get("/metrics").text
-        model.let_go.set()
-        assert [labels(call.result(PATIENCE)) for call in (first, two, another)] == [["first"], ["b", "c"], ["d"]]
+        assert "mtllm_edge_queue_texts 3.0" in server.get("/metrics").text
+        model.release.set()
+        assert [labels(call.result(TIMEOUT_S)) for call in (first, two, another)] == [["first"], ["b", "c"], ["d"]]
     assert model.calls == [["first"], ["b", "d"], ["c"]]
 
 
-def test_who_hangs_up_leaves_the_queue(held: tuple[Served, Held]) -> None:
-    served, model = held
+def test_a_disconnected_client_leaves_the_queue(blocking_server: tuple[RunningServer, BlockingModel]) -> None:
+    server, model = blocking_server
     with ThreadPoolExecutor(8) as threads:
-        first = later(threads, served, ["first"])
-        assert model.at_work.wait(PATIENCE)
+        first = submit(threads, server, ["first"])
+        assert model.started.wait(TIMEOUT_S)
         with httpx2.Client() as client, pytest.raises(httpx2.ReadTimeout):
-            client.post(f"{served.url}/classify", json={"texts": ["b", "c"], "task": "topic"}, timeout=0.5)
-        until(lambda: served.engine.batcher.waiting == 0)
-        model.let_go.set()
-        assert labels(first.result(PATIENCE)) == ["first"]
-    until(lambda: 'requests_total{endpoint="/classify",status="499"} 1.0' in served.get("/metrics").text)
+            client.post(f"{server.url}/classify", json={"texts": ["b", "c"], "task": "topic"}, timeout=0.5)
+        wait_until(lambda: server.worker.batcher.waiting == 0)
+        model.release.set()
+        assert labels(first.result(TIMEOUT_S)) == ["first"]
+    wait_until(lambda: 'requests_total{endpoint="/classify",status="499"} 1.0' in server.get("/metrics").text)
     assert model.calls == [["first"]]
 
 
-def test_an_engine_that_fails_fails_one_request_and_keeps_its_reasons(held: tuple[Served, Held]) -> None:
-    served, model = held
+def test_a_failing_engine_fails_one_request_without_details(
+    blocking_server: tuple[RunningServer, BlockingModel],
+) -> None:
+    server, model = blocking_server
     with ThreadPoolExecutor(8) as threads:
-        first = later(threads, served, ["first"])
-        assert model.at_work.wait(PATIENCE)
-        good, bad = later(threads, served, ["good"]), later(threads, served, ["poison"])
-        until(lambda: served.engine.batcher.waiting == 2)
-        model.let_go.set()
-        assert [labels(call.result(PATIENCE)) for call in (first, good)] == [["first"], ["good"]]
-        assert bad.result(PATIENCE).status_code == 500
-        assert error_of(bad.result(PATIENCE))["message"] == "the server failed; its log says how"
+        first = submit(threads, server, ["first"])
+        assert model.started.wait(TIMEOUT_S)
+        good, bad = submit(threads, server, ["good"]), submit(threads, server, ["poison"])
+        wait_until(lambda: server.worker.batcher.waiting == 2)
+        model.release.set()
+        assert [labels(call.result(TIMEOUT_S)) for call in (first, good)] == [["first"], ["good"]]
+        assert bad.result(TIMEOUT_S).status_code == 500
+        assert error_of(bad.result(TIMEOUT_S))["message"] == "the server failed; see its log"
 
 
-def test_while_the_model_is_loaded(tiny_bundle: Path) -> None:
-    model, loading = Held(), Held()
+def test_requests_before_the_model_is_loaded(tiny_bundle: Path) -> None:
+    model, loading = BlockingModel(), BlockingModel()
 
-    def load() -> Held:
-        assert loading.let_go.wait(PATIENCE)
+    def load() -> BlockingModel:
+        assert loading.release.wait(TIMEOUT_S)
         return model
 
-    with serving(tiny_bundle, load=load, wait=False) as served:
-        health = served.get("/healthz")
+    with run_server(tiny_bundle, load=load, wait=False) as server:
+        health = server.get("/healthz")
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
-        early = served.post("/classify", {"texts": ["a"], "task": "topic"})
+        early = server.post("/classify", {"texts": ["a"], "task": "topic"})
         assert (early.status_code, early.headers["retry-after"]) == (503, "1")
-        assert error_of(early)["message"] == "the model is being loaded; try again in a moment"
-        assert served.get("/v1/models").json()["data"][0]["id"] == "tiny"
-        loading.let_go.set()
-        model.let_go.set()
-        until(lambda: served.get("/healthz").json() == {"status": "ready"})
-        assert served.post("/classify", {"texts": ["a"], "task": "topic"}).status_code == 200
+        assert error_of(early)["message"] == "the model is loading; try again in a moment"
+        assert server.get("/v1/models").json()["data"][0]["id"] == "tiny"
+        loading.release.set()
+        model.release.set()
+        wait_until(lambda: server.get("/healthz").json() == {"status": "ready"})
+        assert server.post("/classify", {"texts": ["a"], "task": "topic"}).status_code == 200
 
 
 def test_the_token(tiny_bundle: Path) -> None:
-    model = Held()
-    model.let_go.set()
+    model = BlockingModel()
+    model.release.set()
     body = {"texts": ["a"], "task": "topic"}
-    with serving(tiny_bundle, door=Door(TOKEN, False), load=lambda: model) as served:
+    with run_server(tiny_bundle, policy=AccessPolicy(TOKEN, False), load=lambda: model) as server:
         for path in ("/v1/models", "/metrics", "/openapi.json"):
-            assert served.get(path).status_code == 401
+            assert server.get(path).status_code == 401
         for header in ("", "Bearer", "Bearer wrong", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer ÄÖ"):
-            response = served.post("/classify", body, headers={"Authorization": header.encode("latin-1")})
+            response = server.post("/classify", body, headers={"Authorization": header.encode("latin-1")})
             assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
-            assert error_of(response)["message"] == "a token is needed, as: Authorization: Bearer TOKEN"
+            assert error_of(response)["message"] == "a token is required, as in: Authorization: Bearer TOKEN"
         for scheme in ("Bearer", "bearer"):
-            assert served.post("/classify", body, headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
-        assert (served.get("/").status_code, served.get("/healthz").status_code) == (200, 200)
-        assert served.get("/healthz", headers={"Host": "models.example.org"}).status_code == 200
+            assert server.post("/classify", body, headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
+        assert (server.get("/").status_code, server.get("/healthz").status_code) == (200, 200)
+        assert server.get("/healthz", headers={"Host": "models.example.org"}).status_code == 200
 
 
-def test_loopback_answers_to_loopback_names_only(served: Served) -> None:
+def test_loopback_accepts_loopback_names_only(server: RunningServer) -> None:
     for host in ("127.0.0.1", "localhost:8000", "LOCALHOST", "[::1]:8000", "127.0.0.2"):
-        assert served.get("/v1/models", headers={"Host": host}).status_code == 200, host
+        assert server.get("/v1/models", headers={"Host": host}).status_code == 200, host
     for host in ("evil.example", "localhost.evil.example:80", "127.0.0.1.evil.example", "", "[::1", "10.0.0.1"):
-        response = served.get("/v1/models", headers={"Host": host})
+        response = server.get("/v1/models", headers={"Host": host})
         assert response.status_code == 400, host
-        assert error_of(response)["message"] == "this server answers to localhost, 127.0.0.1 and [::1] only"
+        assert error_of(response)["message"] == "this server accepts the hosts localhost, 127.0.0.1 and [::1] only"
 
 
 def test_metrics(tiny_bundle: Path) -> None:
-    model = Held()
-    model.let_go.set()
-    with serving(tiny_bundle, load=lambda: model) as served:
-        served.post("/classify", {"texts": ["a", "b"], "task": "topic"})
-        served.post("/classify", {"texts": ["c"], "task": "topic"})
-        served.post("/classify", {"texts": [], "task": "none"})
-        served.get("/a/path/that/somebody/guesses")
-        response = served.get("/metrics")
+    model = BlockingModel()
+    model.release.set()
+    with run_server(tiny_bundle, load=lambda: model) as server:
+        server.post("/classify", {"texts": ["a", "b"], "task": "topic"})
+        server.post("/classify", {"texts": ["c"], "task": "topic"})
+        server.post("/classify", {"texts": [], "task": "none"})
+        server.get("/a/path/that/somebody/guesses")
+        response = server.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
-    found = {
+    values = {
         (sample.name, *sorted(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
-    assert found["mtllm_edge_requests_total", "/classify", "200"] == 2
-    assert found["mtllm_edge_requests_total", "/classify", "422"] == 1
-    assert found["mtllm_edge_requests_total", "404", "other"] == 1
-    assert found["mtllm_edge_request_seconds_count", "/classify"] == 3
-    assert found["mtllm_edge_texts_total", "/classify"] == 3
-    assert found["mtllm_edge_tokens_total", "/classify"] == 3
-    assert found["mtllm_edge_queue_texts",] == 0
-    assert found["mtllm_edge_batch_texts_count",] == 2
-    assert found["mtllm_edge_batch_texts_sum",] == 3
-    assert found["mtllm_edge_batch_tokens_bucket", "32.0"] == 2
+    assert values["mtllm_edge_requests_total", "/classify", "200"] == 2
+    assert values["mtllm_edge_requests_total", "/classify", "422"] == 1
+    assert values["mtllm_edge_requests_total", "404", "other"] == 1
+    assert values["mtllm_edge_request_seconds_count", "/classify"] == 3
+    assert values["mtllm_edge_texts_total", "/classify"] == 3
+    assert values["mtllm_edge_tokens_total", "/classify"] == 3
+    assert values["mtllm_edge_queue_texts",] == 0
+    assert values["mtllm_edge_batch_texts_count",] == 2
+    assert values["mtllm_edge_batch_texts_sum",] == 3
+    assert values["mtllm_edge_batch_tokens_bucket", "32.0"] == 2
 
 
-def test_the_page_may_use_nothing_but_itself(served: Served) -> None:
-    response = served.get("/")
+def test_the_page_policy_allows_inline_elements_only(server: RunningServer) -> None:
+    response = server.get("/")
     policy = response.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
     assert response.headers["x-content-type-options"] == "nosniff"
     page = response.text
     assert response.headers["content-type"].startswith("text/html")
-    assert "://" not in page.replace("http://www.w3.org/2000/svg", ""), "nothing comes from elsewhere"
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", ""), "the page loads nothing from other servers"
     assert "innerHTML" not in page
