@@ -31,8 +31,9 @@ from mtllm_edge_bench.report.report import Statistic
 from mtllm_edge_bench.synthetic.demo_corpus import demo_rows, synthetic_corpus
 from mtllm_edge_bench.synthetic.nllb import random_encoder, random_model
 from mtllm_edge_bench.synthetic.shapes import LLMS, MAX_TOKENS, NLLB_600M
-from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoders.ctranslate2 import write_encoder
 from mtllm_edge_export.encoders.onnx import write_encoder_onnx
+from mtllm_edge_export.encoders.spec import EncoderQuantization
 from mtllm_edge_train.models.encoder import LoadedEncoder
 from mtllm_edge_train.models.stack import pad_right
 

@@ -1,4 +1,4 @@
-"""The `LICENSES` folder of a bundle: whoever runs the weights is told under which terms."""
+"""Write the `LICENSES` folder of a bundle, with the terms of use of its weights."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?)-(\d\.\d)(?:-([A-Z]{
 
 
 def write_licenses(bundle: Path, sources: Iterable[WeightSource], checkpoint: Path) -> tuple[WeightSource, ...]:
-    """Write one file per license, and copy the texts that the checkpoint brings along.
+    """Write one file per license, and copy the license files of the checkpoint.
 
     Args:
-        bundle: Folder that gets the folder `LICENSES`.
-        sources: What the weights come from; a `file` is a path inside the checkpoint.
+        bundle: The bundle's folder.
+        sources: Sources of the weights; a `file` is a path inside the checkpoint.
         checkpoint: The checkpoint's folder.
 
     Returns:
         The sources, each with the path of its license inside the bundle.
 
     Raises:
-        ModelError: A source's own license file is not in the checkpoint.
+        ModelError: A license file of a source is not in the checkpoint.
     """
     sources = tuple(sources)
     folder = bundle / FOLDER
     folder.mkdir()
-    placed = []
+    written = []
     for source in sources:
         if source.file is not None:
-            name = _copy_own(source.file, folder, checkpoint)
+            name = _copy_license_file(source.file, folder, checkpoint)
         else:
             name = f"{_slug(source.license)}.txt"
             same = [other for other in sources if other.license == source.license and other.file is None]
             (folder / name).write_text(_notice(source.license, same), encoding="utf-8")
-        placed.append(msgspec.structs.replace(source, file=f"{FOLDER}/{name}"))
-    return tuple(placed)
+        written.append(msgspec.structs.replace(source, file=f"{FOLDER}/{name}"))
+    return tuple(written)
 
 
-def _copy_own(file: str, folder: Path, checkpoint: Path) -> str:
+def _copy_license_file(file: str, folder: Path, checkpoint: Path) -> str:
     path = (checkpoint / file).resolve()
     if not path.is_file() or not path.is_relative_to(checkpoint.resolve()):
-        raise ModelError(f"{checkpoint} names the license file {file!r}, which it does not hold; add it or the SPDX id")
+        raise ModelError(f"{checkpoint} names the license file {file!r}, which is missing; add it or the SPDX id")
     name = _slug(file.removesuffix(path.suffix)) + (path.suffix or ".txt")
     (folder / name).write_bytes(path.read_bytes())
     return name
 
 
-def _slug(words: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", words).strip("-.")[:80] or "license"
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[:80] or "license"
 
 
 def _notice(license_name: str, sources: list[WeightSource]) -> str:
     covered = "".join(f"  {source.part}: {source.name}\n" for source in sources)
     texts = "\n".join(_text(name) for name in re.split(r" (?:AND|OR) ", license_name))
-    heading = f"License: {license_name}\nParts of this bundle that are, or were made from, works under it:\n"
+    heading = f"License: {license_name}\nParts of this bundle under this license, or derived from works under it:\n"
     return f"{heading}{covered}\n{texts}"
 
 
@@ -71,7 +71,7 @@ def _text(license_name: str) -> str:
         return (resources.files(__package__) / "licenses" / f"{license_name}.txt").read_text(encoding="utf-8")
     match = _CREATIVE_COMMONS.fullmatch(license_name)
     if match is None:
-        return f"{license_name}: the owner's own words; ask the owner of the weights for the full terms.\n"
+        return f"{license_name}: a custom license; ask the owner of the weights for the full terms.\n"
     terms, version, country = match.groups()
     url = f"https://creativecommons.org/licenses/{terms.lower()}/{version}/"
     url += f"{country.lower()}/" if country else ""

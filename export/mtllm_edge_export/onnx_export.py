@@ -1,7 +1,7 @@
-"""A torch module as an ONNX graph that the runtime accepts: inputs and a mask in, states out.
+"""Trace a torch module as an ONNX graph in the runtime's form: inputs and mask to states.
 
-What torch leaves in the file beside the graph (stack traces with the exporter's folders) is taken out, and matrices get
-the names that they have in transformers, by which the quality gate speaks of them.
+Matrices get their names in transformers, which the manifest lists. Debug information, such as stack traces with local
+paths, is removed.
 """
 
 from __future__ import annotations
@@ -22,62 +22,62 @@ from mtllm_edge.bundle.formats.onnx import MASK, STATES
 from mtllm_edge.errors import ModelError
 
 _OPSET = 18
-"""Old enough for every ONNX Runtime that the extra [onnx] allows; nothing newer would be used."""
+"""Supported by every ONNX Runtime that the extra [onnx] allows; later opsets add nothing that is used here."""
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 _WRAPPER = "body."
 
 
 class PaddedModule(nn.Module):
-    """A model over a batch that is padded on the right; subclasses say how it is called."""
+    """A model over batches that are padded on the right; subclasses define the forward pass."""
 
     def __init__(self, body: nn.Module) -> None:
-        """Take the model; its parameters keep their names, after `body`."""
+        """Wrap a model; its parameters keep their names, prefixed with `body.`."""
         super().__init__()
         self.body: Any = body
 
 
-def additive_mask(seen: Tensor) -> Tensor:
-    """Attention as one additive mask, 0 where something is seen, in whatever shape."""
-    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+def additive_mask(visible: Tensor) -> Tensor:
+    """Return an additive attention mask of the same shape: 0 where visible, the lowest float32 elsewhere."""
+    return torch.where(visible, 0.0, torch.finfo(torch.float32).min)
 
 
-def trace(wrapper: PaddedModule, inputs: str, example: Tensor, matrices: Sequence[str]) -> onnx.ModelProto:
-    """The graph of a wrapped model.
+def trace(module: PaddedModule, input_name: str, example: Tensor, matrices: Sequence[str]) -> onnx.ModelProto:
+    """Return the ONNX graph of a module.
 
     Args:
-        wrapper: Maps inputs (N, L, ...) and mask (N, L) to states (N, L, D).
-        inputs: Name of the first input in the graph.
-        example: Some of it; batch and length are free.
-        matrices: The names that its linear layers have in transformers; their products get these names.
+        module: Maps inputs (N, L, ...) and mask (N, L) to states (N, L, D).
+        input_name: Name of the first input in the graph.
+        example: Example of that input; batch size and length are dynamic.
+        matrices: Names of the linear layers in transformers; the matrix products get these names.
 
     Raises:
-        ModelError: This torch traces the model in another way.
+        ModelError: This torch release traces the model differently.
     """
-    free = {0: torch.export.Dim("texts"), 1: torch.export.Dim("length")}
-    with _silence():
+    dynamic = {0: torch.export.Dim("texts"), 1: torch.export.Dim("length")}
+    with quiet_logging():
         program: Any = torch.onnx.export(
-            wrapper.eval(),
+            module.eval(),
             (example, torch.ones(example.shape[:2], dtype=torch.int64)),
             dynamo=True,
             opset_version=_OPSET,
-            input_names=[inputs, MASK],
+            input_names=[input_name, MASK],
             output_names=[STATES],
-            dynamic_shapes=(free, free),
+            dynamic_shapes=(dynamic, dynamic),
             verbose=False,
         )
     model: onnx.ModelProto = program.model_proto
     _name_matrices(model.graph)
-    named = {node.name for node in model.graph.node}
-    if absent := [name for name in matrices if name not in named]:
+    nodes = {node.name for node in model.graph.node}
+    if missing := [name for name in matrices if name not in nodes]:
         raise ModelError(
-            f"{len(absent)} of the model's {len(matrices)} matrices are not in torch's graph, the first is "
-            f"{absent[0]}; upgrade torch and onnxscript"
+            f"torch's graph lacks {len(missing)} of the model's {len(matrices)} matrices, the first is {missing[0]}; "
+            "upgrade torch and onnxscript"
         )
     return model
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph without what only a debugger reads."""
+    """Write a graph without debug information."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
@@ -87,12 +87,12 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _name_matrices(graph: onnx.GraphProto) -> None:
-    """Give matrices and their products transformers' names; torch numbers them."""
+    """Rename matrices and their products, which torch numbers, to their names in transformers."""
     names = {tensor.name: tensor.name.removeprefix(_WRAPPER) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in names:
-            written = {entry.key: entry.value for entry in node.metadata_props}.get(_NAME_SCOPES, "['', '']")
-            scopes: list[str] = ast.literal_eval(written)  # ['', 'body', ..., MODULE, 'linear_3']
+            scopes_text = {entry.key: entry.value for entry in node.metadata_props}.get(_NAME_SCOPES, "['', '']")
+            scopes: list[str] = ast.literal_eval(scopes_text)  # ['', 'body', ..., MODULE, 'linear_3']
             module = scopes[-2]
             node.name = module.removeprefix(_WRAPPER)
             names[node.input[1]] = f"{node.name}.weight"
@@ -103,8 +103,8 @@ def _name_matrices(graph: onnx.GraphProto) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep back the exporter's warnings: of its own internals, and of packages that are not needed here."""
+def quiet_logging() -> Iterator[None]:
+    """Suppress warnings and log lines of the exporter and the quantizer, which concern their internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

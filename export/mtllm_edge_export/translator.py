@@ -1,17 +1,15 @@
-"""A trained translator as a CTranslate2 encoder-decoder.
+"""Export a trained translator to CTranslate2.
 
-A BERT encoder is a BART encoder: the same post-norm layers, learned positions, no scaling of the embeddings. The row
-that BERT adds for the token type is the same for every token, so it goes into the positions.
+A BERT encoder is converted as a BART encoder: the same post-norm layers, learned positions, no scaling of the
+embeddings. BERT's token type embedding is the same for every token, so it is added to the positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import tokenizers
 import torch
 import transformers
 
@@ -25,34 +23,55 @@ from ctranslate2.converters import transformers as converters  # noqa: E402 (see
 from ctranslate2.specs import common_spec, transformer_spec  # noqa: E402
 
 from mtllm_edge.translator import MANIFEST_NAME, TranslatorManifest  # noqa: E402
+from mtllm_edge_export.encoders.ctranslate2 import vocabulary_names  # noqa: E402
 
 if TYPE_CHECKING:
-    from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization
+    from mtllm_edge_export.encoders.spec import EncoderQuantization
 
 _TOLERANCE = 2e-3
-"""Largest difference between the states of the two encoders, as a share of the states' length; their layer norms differ
-by an epsilon of 1e-5, which the shipped translator's small embeddings feel (4e-4)."""
+"""Largest relative difference between the states of the two encoders. Their layer norms differ by an epsilon of 1e-5,
+which causes 4e-4 with the small embeddings of the reference translator."""
 
 
 def export_translator(
     source: Path, out: Path, *, quantization: EncoderQuantization, max_tokens: int = 256, force: bool = False
 ) -> TranslatorManifest:
-    """Write a translator for `mtllm_edge.translator.Translator`.
+    """Export a translator for `mtllm_edge.translator.Translator`.
 
     Args:
-        source: Folder that `train_translator` wrote.
+        source: Folder written by `train_translator`.
         out: Folder to write.
         quantization: Type of the stored weights.
-        max_tokens: Longest text in tokens, the frame included.
+        max_tokens: Longest text in tokens, special tokens included.
         force: Replace an existing translator.
 
     Raises:
-        ModelError: The translator is damaged, or its encoder cannot be written as a BART encoder.
+        ModelError: The translator is damaged, or its encoder cannot be converted to a BART encoder.
     """
     model, config = load_translator(source)
-    bert: Any = model.encoder
-    encoder = bart_encoder(bert, model.encoder.embeddings.word_embeddings.table())
-    decoder: Any = model.decoder
+    specification = _specification(model)
+    specification.optimize(quantization=None if quantization == "float32" else quantization)
+    manifest = TranslatorManifest(
+        name=config.name,
+        quantization=quantization,
+        max_tokens=min(max_tokens, model.encoder.config.max_position_embeddings),
+        max_target_tokens=MAX_TARGET_TOKENS - 1,
+        prefix_tokens=model.loaded.prefix_tokens,
+        suffix_tokens=model.loaded.suffix_tokens,
+        sources=config.sources,
+    )
+    with atomic_folder(out, force=force, marker=MANIFEST_NAME) as folder:
+        specification.save(str(folder))
+        (folder / "tokenizer.json").write_text(model.loaded.tokenizer_json, encoding="utf-8")
+        (folder / "target_tokenizer.json").write_text(model.target_tokenizer_json, encoding="utf-8")
+        (folder / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    return manifest
+
+
+def _specification(model: Any) -> transformer_spec.TransformerSpec:
+    """Return the validated CTranslate2 specification of a translator."""
+    bert, decoder = model.encoder, model.decoder
+    encoder = bart_encoder(bert, bert.embeddings.word_embeddings.table())
     specification = transformer_spec.TransformerSpec.from_config(
         (bert.config.num_hidden_layers, decoder.config.decoder_layers),
         bert.config.num_attention_heads,
@@ -64,34 +83,19 @@ def export_translator(
     loader.set_encoder(specification.encoder, encoder)
     loader.set_decoder(specification.decoder, decoder.model.decoder)
     loader.set_linear(specification.decoder.projection, decoder.lm_head)
-    unknown, end = "<unk>", "</s>"
+    special_tokens = unknown, end = "<unk>", "</s>"
     specification.config.unk_token = unknown
     specification.config.bos_token = specification.config.eos_token = end
     specification.config.decoder_start_token = end
-    target_json = model.target_tokenizer_json
-    specification.register_source_vocabulary(_names(model.loaded.tokenizer_json, len(encoder.embed_tokens.weight)))
-    specification.register_target_vocabulary(_names(target_json, decoder.config.vocab_size))
+    source_rows, target_rows = len(encoder.embed_tokens.weight), decoder.config.vocab_size
+    specification.register_source_vocabulary(vocabulary_names(model.loaded.tokenizer_json, source_rows, special_tokens))
+    specification.register_target_vocabulary(vocabulary_names(model.target_tokenizer_json, target_rows, special_tokens))
     specification.validate()
-    specification.optimize(quantization=None if quantization == "float32" else quantization)
-    manifest = TranslatorManifest(
-        name=config.name,
-        quantization=quantization,
-        max_tokens=min(max_tokens, bert.config.max_position_embeddings),
-        max_target_tokens=MAX_TARGET_TOKENS - 1,
-        prefix_tokens=model.loaded.prefix_tokens,
-        suffix_tokens=model.loaded.suffix_tokens,
-        sources=config.sources,
-    )
-    with atomic_folder(out, force=force, marker=MANIFEST_NAME) as folder:
-        specification.save(str(folder))
-        (folder / "tokenizer.json").write_text(model.loaded.tokenizer_json, encoding="utf-8")
-        (folder / "target_tokenizer.json").write_text(target_json, encoding="utf-8")
-        (folder / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    return manifest
+    return specification
 
 
 def bart_encoder(bert: Any, table_VD: torch.Tensor) -> Any:
-    """The BART encoder that computes what a BERT does.
+    """Convert a BERT to the equivalent BART encoder.
 
     Args:
         bert: A transformers `BertModel`.
@@ -101,26 +105,26 @@ def bart_encoder(bert: Any, table_VD: torch.Tensor) -> Any:
         A transformers `BartEncoder`.
 
     Raises:
-        ModelError: The two disagree on a probe text, as where the BERT has another kind of positions.
+        ModelError: The two differ on a test input, for example because the BERT has other position embeddings.
     """
-    own = bert.config
+    bert_config = bert.config
     config = transformers.BartConfig(
         vocab_size=len(table_VD),
-        d_model=own.hidden_size,
-        encoder_layers=own.num_hidden_layers,
-        encoder_attention_heads=own.num_attention_heads,
-        encoder_ffn_dim=own.intermediate_size,
+        d_model=bert_config.hidden_size,
+        encoder_layers=bert_config.num_hidden_layers,
+        encoder_attention_heads=bert_config.num_attention_heads,
+        encoder_ffn_dim=bert_config.intermediate_size,
         decoder_layers=0,
-        activation_function=own.hidden_act,
-        max_position_embeddings=own.max_position_embeddings,
+        activation_function=bert_config.hidden_act,
+        max_position_embeddings=bert_config.max_position_embeddings,
         scale_embedding=False,
-        pad_token_id=own.pad_token_id,
+        pad_token_id=bert_config.pad_token_id,
     )
     encoder: Any = transformers.BartModel(config).encoder.eval()
     state = encoder.state_dict()
     state["embed_tokens.weight"] = table_VD
     positions_PD = bert.embeddings.position_embeddings.weight + bert.embeddings.token_type_embeddings.weight[0]
-    offset = len(state["embed_positions.weight"]) - len(positions_PD)  # BART keeps two rows for itself
+    offset = len(state["embed_positions.weight"]) - len(positions_PD)  # BART reserves two rows
     state["embed_positions.weight"][offset:] = positions_PD.detach()
     for name, tensor in bert.embeddings.LayerNorm.state_dict().items():
         state[f"layernorm_embedding.{name}"] = tensor
@@ -131,21 +135,11 @@ def bart_encoder(bert: Any, table_VD: torch.Tensor) -> Any:
     encoder.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
     ids_NL = torch.arange(min(len(table_VD), 32))[None]
     with torch.inference_mode():
-        expected, found = (module.eval()(input_ids=ids_NL).last_hidden_state for module in (bert, encoder))
-    difference = ((expected - found).norm() / expected.norm()).item()
+        expected, actual = (module.eval()(input_ids=ids_NL).last_hidden_state for module in (bert, encoder))
+    difference = ((expected - actual).norm() / expected.norm()).item()
     if not difference < _TOLERANCE:
         raise ModelError(
-            f"the encoder's states change by {difference:.1e} of their length as a BART encoder; "
-            "use a BERT with plain parts"
+            f"as a BART encoder, the encoder's states differ by {difference:.1e} of their length; "
+            "use a BERT with the default settings"
         )
     return encoder
-
-
-def _names(tokenizer_json: str, rows: int) -> Sequence[str]:
-    """Names of the rows: the runtime passes ids, so all but CTranslate2's own special tokens are plain numbers."""
-    names = [str(row) for row in range(rows)]
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    for token in ("<unk>", "</s>"):
-        if (row := tokenizer.token_to_id(token)) is not None:
-            names[row] = token
-    return names

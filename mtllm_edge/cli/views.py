@@ -166,7 +166,7 @@ def manifest_view(manifest: Manifest) -> RenderableType:
         facts["tasks"] = "none: it embeds, it does not classify"
     views: list[RenderableType] = [facts_table(facts)]
     if manifest.parity:
-        views += ["", _parity_table(manifest)]
+        views += ["", parity_table(manifest)]
     if manifest.sources:
         views += ["", _sources_table(manifest.sources)]
     return Group(*views)
@@ -207,7 +207,8 @@ def _part_size(files: Mapping[str, FileEntry], prefix: str) -> str:
     return file_size(sum(file.size for path, file in files.items() if path.startswith(prefix)))
 
 
-def _parity_table(manifest: Manifest) -> Table:
+def parity_table(manifest: Manifest) -> Table:
+    """Return the comparison of each part with torch."""
     table = Table(title="against the torch stack", title_justify="left")
     for heading in ("part", "cosine, worst", "cosine, mean", "FVU", "sentences"):
         table.add_column(heading, justify="left" if heading == "part" else "right")

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from mtllm_edge import Bundle, Classifier, Embedder
-from mtllm_edge.bundle.manifest import Parity
+from mtllm_edge.bundle.manifest import GgufQuantization, Parity
 from mtllm_edge.errors import ModelError, MtllmError, UsageError
 from mtllm_edge_export import bundle
 from mtllm_edge_export.bundle import export_bundle
-from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization
-from mtllm_edge_export.llms.gguf import LlmQuantization
+from mtllm_edge_export.encoders.spec import EncoderQuantization
 from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import pad_right
 from tests.fixtures.run_gguf import cosines
@@ -95,7 +94,7 @@ def test_language_tokens_and_bidirectional_attention(nllb_checkpoint: Path, tmp_
     ("encoder", "llm"), [("int8", "q8_0"), ("int8", "q4_0"), ("float32", "q4_k_m"), ("int8", "f16")]
 )
 def test_quantised_bundles(
-    encoder: EncoderQuantization, llm: LlmQuantization, checkpoint: Path, float_bundle: Path, tmp_path: Path
+    encoder: EncoderQuantization, llm: GgufQuantization, checkpoint: Path, float_bundle: Path, tmp_path: Path
 ) -> None:
     manifest = export_bundle(checkpoint, tmp_path / "bundle", encoder_quantization=encoder, llm_quantization=llm)
     Bundle.open(tmp_path / "bundle").verify()
@@ -118,7 +117,7 @@ def test_an_existing_folder_is_replaced_by_force_only(checkpoint: Path, float_bu
     assert Bundle.open(out).manifest.files == Bundle.open(float_bundle).manifest.files
 
 
-@pytest.mark.parametrize("step", ["write_encoder", "write_llm", "write_licenses", "compare", "check_parity"])
+@pytest.mark.parametrize("step", ["write_encoder", "write_llm", "write_licenses", "compare_bundle", "check_parity"])
 @pytest.mark.parametrize("error", [ModelError("no"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_a_failed_export_leaves_nothing(
     step: str, error: BaseException, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +137,7 @@ def test_a_bundle_that_does_not_follow_torch_is_refused(
 ) -> None:
     """An adapter that is forgotten on the way is the mistake that the comparison is there for."""
     monkeypatch.setattr(bundle, "read_lora", lambda _: {})
-    with pytest.raises(ModelError, match=r"does not follow the torch stack: mean cosine 0\.\d+, expected 0\.9 .*task"):
+    with pytest.raises(ModelError, match=r"differs from the torch stack: mean cosine 0\.\d+, expected 0\.9 .*task"):
         export_bundle(checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 

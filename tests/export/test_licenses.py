@@ -28,7 +28,7 @@ def text_of(bundle: Path, license_name: str) -> str:
         ("CC-BY-NC-4.0", "may not be used for commercial purposes"),
         ("CC-BY-2.0-FR", "https://creativecommons.org/licenses/by/2.0/fr/"),
         ("Apache-2.0 AND CC-BY-SA-4.0", "by-sa/4.0"),
-        ("Only on Sundays!", "the owner's own words"),
+        ("Only on Sundays!", "a custom license"),
     ],
 )
 def test_text(license_name: str, words: str, tmp_path: Path) -> None:
@@ -63,5 +63,5 @@ def test_a_text_outside_the_checkpoint_is_refused(file: str, tmp_path: Path) -> 
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "bundle").mkdir()
     source = WeightSource(part="llm", name="x", license="Community", file=file)
-    with pytest.raises(ModelError, match="which it does not hold"):
+    with pytest.raises(ModelError, match="which is missing"):
         write_licenses(tmp_path / "bundle", [source], tmp_path / "checkpoint")

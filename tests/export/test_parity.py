@@ -7,7 +7,7 @@ import pytest
 
 from mtllm_edge.bundle.manifest import Parity
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.parity import check_parity, load_sentences, measure
+from mtllm_edge_export.parity import check_parity, compare_vectors, load_sentences
 
 
 def row(component: str, low: float, mean: float) -> Parity:
@@ -24,18 +24,18 @@ def test_sentences_cover_languages_and_scripts() -> None:
 
 def test_measures() -> None:
     expected = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
-    same = measure("stack", expected, expected)
+    same = compare_vectors("stack", expected, expected)
     assert (same.cosine_min, same.fvu, same.samples) == (pytest.approx(1.0), 0.0, 3)
-    turned = measure("stack", expected, np.array([[0.0, 1.0], [0.0, 2.0], [3.0, 3.0]]))
+    turned = compare_vectors("stack", expected, np.array([[0.0, 1.0], [0.0, 2.0], [3.0, 3.0]]))
     assert turned.cosine_min == pytest.approx(0.0)
     assert turned.cosine_mean == pytest.approx(2 / 3)
     assert turned.fvu == pytest.approx(2 / np.square(expected - expected.mean(0)).sum())
-    mean_only = measure("stack", expected, np.broadcast_to(expected.mean(0), expected.shape))
+    mean_only = compare_vectors("stack", expected, np.broadcast_to(expected.mean(0), expected.shape))
     assert mean_only.fvu == pytest.approx(1.0)
 
 
 def test_a_row_of_zeros_is_no_match() -> None:
-    assert measure("stack", np.eye(2), np.zeros((2, 2))).cosine_mean == 0.0
+    assert compare_vectors("stack", np.eye(2), np.zeros((2, 2))).cosine_mean == 0.0
 
 
 def test_float_bundles_are_judged_by_their_worst_sentence() -> None:
@@ -46,7 +46,7 @@ def test_float_bundles_are_judged_by_their_worst_sentence() -> None:
 
 def test_quantised_bundles_are_judged_by_the_mean() -> None:
     check_parity([row("stack", 0.5, 0.91)], quantized=True)
-    with pytest.raises(ModelError, match=r"mean cosine 0\.8900, expected 0\.9 .*finer quantisation"):
+    with pytest.raises(ModelError, match=r"mean cosine 0\.8900, expected 0\.9 .*finer quantization"):
         check_parity([row("stack", 0.5, 0.89)], quantized=True)
 
 

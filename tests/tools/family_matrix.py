@@ -38,7 +38,7 @@ from mtllm_edge_export.llms.body import Attention, LlmBody
 from mtllm_edge_export.llms.gguf import write_llm
 from mtllm_edge_export.llms.onnx import write_llm_onnx
 from mtllm_edge_export.llms.source import open_llm
-from mtllm_edge_export.parity import measure
+from mtllm_edge_export.parity import compare_vectors
 from mtllm_edge_train.checkpoints.config import LlmConfig, StackConfig
 from mtllm_edge_train.models.encoder import load_encoder
 from mtllm_edge_train.models.loading import load_llm
@@ -115,7 +115,7 @@ def encoder_rows(family: Family, folder: Path, threads: int) -> Iterator[Row]:
                 float32_matrices=kept,
             )
             engine = (CTranslate2Encoder if backend == "ctranslate2" else OnnxEncoder)(path, described, threads=threads)
-            found = measure(family, exact.numpy(), np.concatenate(engine.encode(ids)))
+            found = compare_vectors(family, exact.numpy(), np.concatenate(engine.encode(ids)))
             yield _measured(row, found, path, partial(engine.encode, ids), _remark(kept))
             engine.close()
 
@@ -158,7 +158,7 @@ def llm_rows(family: str, source: str, folder: Path, attention: Attention, threa
                 path, described, settings=engine_settings(path, described), threads=threads, max_tokens=sum(LENGTHS)
             )
         )
-        found = measure(family, exact_ND, engine.pool(inputs))
+        found = compare_vectors(family, exact_ND, engine.pool(inputs))
         yield _measured(row, found, path, partial(engine.pool, inputs), _remark(written.float32_matrices))
         engine.close()
 

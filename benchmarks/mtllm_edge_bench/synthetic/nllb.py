@@ -14,7 +14,8 @@ from mtllm_edge.backends.cpu import configure_openmp
 from mtllm_edge.bundle.layout import ENCODER_NAME, TOKENIZER_NAME
 from mtllm_edge.translator import MANIFEST_NAME, TranslatorManifest
 from mtllm_edge_bench.synthetic import tokenizer
-from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoders.ctranslate2 import write_encoder
+from mtllm_edge_export.encoders.spec import EncoderQuantization
 from mtllm_edge_train.models.encoder import LoadedEncoder
 
 configure_openmp()

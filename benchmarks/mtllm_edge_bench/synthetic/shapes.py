@@ -66,7 +66,7 @@ class SyntheticLlm:
     @property
     def shape(self) -> LlmShape:
         """Its body."""
-        return LlmShape.read(self.config, None)
+        return LlmShape.from_config(self.config, None)
 
 
 _LLAMA_3_2 = {

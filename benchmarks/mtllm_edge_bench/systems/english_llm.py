@@ -29,7 +29,7 @@ from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from mtllm_edge_export.llms.gguf import LlmQuantization
+    from mtllm_edge.bundle.manifest import GgufQuantization
 
 ENGLISH_LLM_NAME = "reader.json"
 
@@ -88,7 +88,7 @@ class EnglishLlm:
         return [head.labels[index] for index in head.probabilities(pooled_NE).argmax(axis=1)]
 
 
-def write_english_llm(checkpoint: Path, folder: Path, *, quantization: LlmQuantization) -> EnglishLlmManifest:
+def write_english_llm(checkpoint: Path, folder: Path, *, quantization: GgufQuantization) -> EnglishLlmManifest:
     """Compile a fine-tuned LLM.
 
     Args:
@@ -122,7 +122,7 @@ def write_english_llm(checkpoint: Path, folder: Path, *, quantization: LlmQuanti
         config.llm.attention,
         read_lora(checkpoint),
         config.lora.scale if config.lora is not None else 0.0,
-        longest=MAX_TOKENS,
+        max_tokens=MAX_TOKENS,
         vocabulary=True,
     )
     summary = write_llm(folder / LLM_NAME, body, quantization)

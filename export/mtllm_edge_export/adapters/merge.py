@@ -1,4 +1,4 @@
-"""Low-rank adapters: checked against the LLM, then added to its weights in float32, before any quantisation."""
+"""Check LoRA adapters against an LLM, and merge them into its weights in float32, before quantization."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ Array = NDArray[np.float32]
 
 
 def check_lora(lora: Mapping[str, Array], matrices: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse an adapter that does not fit.
+    """Check that an adapter fits an LLM.
 
     Args:
         lora: ``<module>.lora_A`` (rank, in) and ``<module>.lora_B`` (out, rank).
-        matrices: ``<module>.weight`` -> (out, in) of every matrix that can be adapted.
+        matrices: ``<module>.weight`` -> (out, in) of every matrix that can have an adapter.
 
     Raises:
-        ModelError: An unknown module, a lone half of a pair, or a wrong shape.
+        ModelError: Unknown module, one matrix of a pair missing, or wrong shape.
     """
     for name, tensor in lora.items():
         module, _, half = name.rpartition(".lora_")
         dimensions = matrices.get(f"{module}.weight")
         if dimensions is None or half not in ("A", "B"):
-            raise ModelError(
-                f"the adapter's tensor {name} belongs to no layer of this LLM; use the one it was trained on"
-            )
+            raise ModelError(f"the adapter's tensor {name} matches no layer of this LLM; use the LLM it was trained on")
         other = lora.get(f"{module}.lora_{'B' if half == 'A' else 'A'}")
         if other is None:
-            raise ModelError(f"the adapter holds {name} without its other half; train or download it again")
+            raise ModelError(f"the adapter has {name} but not the other matrix of the pair; train or download it again")
         rank = other.shape[1] if half == "A" else other.shape[0]
         expected = (rank, dimensions[1]) if half == "A" else (dimensions[0], rank)
         if tensor.shape != expected:
-            raise ModelError(f"the adapter's {name} has shape {tensor.shape}, this LLM needs {expected}")
+            raise ModelError(f"the adapter's {name} has shape {tensor.shape}, this LLM requires {expected}")
 
 
 def merge_lora(weight_OI: Array, lora: Mapping[str, Array], module: str, scale: float) -> Array:
-    """The weight of a module with its adapter, if it has one, added: ``W + scale * (B @ A)``."""
+    """Return a module's weight plus its adapter, if any: ``W + scale * (B @ A)``."""
     down_RI, up_OR = lora.get(f"{module}.lora_A"), lora.get(f"{module}.lora_B")
     if down_RI is None or up_OR is None:
         return weight_OI

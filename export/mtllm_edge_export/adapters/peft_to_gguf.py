@@ -1,7 +1,7 @@
-"""A LoRA in PEFT's layout as a GGUF adapter, which the LLM of a bundle wears for one task. Needs no torch.
+"""Convert a PEFT LoRA to a GGUF adapter for one task of a bundle. Requires no torch.
 
-The adapter is not merged: one base serves many tasks. llama.cpp adds ``alpha / rank * (B @ A) @ x`` to the product of a
-matrix, so B's rows lie in the order of that matrix's rows, which for q and k of a Llama is llama.cpp's own.
+The adapter is not merged: one LLM serves many tasks. llama.cpp adds ``alpha / rank * (B @ A) @ x`` to the product of a
+matrix, so the rows of B have the order of that matrix's rows, which llama.cpp permutes for q and k of a Llama.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Array = NDArray[np.float32]
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _ARCHITECTURES = ("llama", "llama-embed")
-"""Those whose rows of q and k llama.cpp has in its own order, and whose other matrices are as in transformers."""
+"""Architectures with permuted rows of q and k, and all other matrices as in transformers."""
 _TENSOR = re.compile(r"(?:.*\.)?(layers\.\d+\.\w+\.\w+)\.lora_(A|B)(?:\.\w+)?\.weight")
 
 
 class PeftConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What matters of `adapter_config.json`; PEFT adds keys with every version."""
+    """The relevant keys of `adapter_config.json`; PEFT adds keys with every version."""
 
     peft_type: str
     r: int
@@ -52,22 +52,21 @@ class PeftConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def alpha(self) -> float:
-        """What llama.cpp divides by the rank to get the factor on ``B @ A``."""
+        """GGUF's alpha: llama.cpp scales ``B @ A`` by alpha / rank."""
         return self.lora_alpha * (math.sqrt(self.r) if self.use_rslora else 1.0)
 
 
 def convert_peft(folder: Path, llm: Path, out: Path) -> None:
-    """Write the GGUF adapter of a PEFT folder.
+    """Convert a PEFT folder to a GGUF adapter.
 
     Args:
-        folder: With `adapter_config.json` and `adapter_model.safetensors`.
-        llm: The GGUF file of the LLM that is to wear it.
+        folder: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+        llm: The LLM's GGUF file.
         out: The file to write.
 
     Raises:
-        UsageError: The folder is not there, or is none of PEFT.
-        ModelError: The adapter is of another kind, does not fit the LLM, or the LLM is of a family whose adapters
-            cannot be converted.
+        UsageError: The folder is missing, or is not a PEFT folder.
+        ModelError: The adapter is not a plain LoRA or does not fit the LLM, or the LLM's family is not supported.
     """
     config = _read_config(folder / CONFIG_NAME)
     lora = _read_tensors(folder / WEIGHTS_NAME)
@@ -77,17 +76,17 @@ def convert_peft(folder: Path, llm: Path, out: Path) -> None:
         raise ModelError(f"{llm}: {error}; export the bundle again") from None
     architecture = base.fields.get("general.architecture")
     if architecture not in _ARCHITECTURES:
-        raise ModelError(f"{llm} is of the architecture {architecture!r}; adapters are converted for Llamas only")
+        raise ModelError(f"{llm} has architecture {architecture!r}; adapters can be converted for Llama only")
     matrices = _matrices(base)
     check_lora(lora, {f"{module}.weight": shape for module, (_, shape) in matrices.items()})
     ranks = {tensor.shape[0] for name, tensor in lora.items() if name.endswith("_A")}
     if ranks != {config.r}:
-        raise ModelError(f"{folder} has the rank {config.r} in {CONFIG_NAME} and {sorted(ranks)} in its tensors")
+        raise ModelError(f"{folder} has rank {config.r} in {CONFIG_NAME}, but {sorted(ranks)} in its tensors")
     with contextlib.redirect_stdout(io.StringIO()):  # the writer's progress
         _write(out, str(architecture), config.alpha, lora, base)
-    faults = adapter_problems(out, base, str(architecture))
-    if faults:
-        raise ModelError(f"{folder}: {'; '.join(faults)}; use the adapter of this LLM")
+    problems = adapter_problems(out, base, str(architecture))
+    if problems:
+        raise ModelError(f"{folder}: {'; '.join(problems)}; use the adapter of this LLM")
 
 
 def _write(out: Path, architecture: str, alpha: float, lora: dict[str, Array], base: GgufHeader) -> None:
@@ -112,15 +111,15 @@ def _write(out: Path, architecture: str, alpha: float, lora: dict[str, Array], b
 
 
 def _matrices(base: GgufHeader) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Transformers' name of every matrix of the layers -> GGUF's name and shape (out, in)."""
+    """Return transformers' name of every matrix of the layers -> GGUF's name and shape (out, in)."""
     names = {stored: name.removesuffix(".weight") for name, stored in GGUF_NAMES.items()}
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    matrices: dict[str, tuple[str, tuple[int, ...]]] = {}
     for stored, shape in base.shapes.items():
         block, _, rest = stored.partition(".")
         layer, _, rest = rest.partition(".")
         if block == "blk" and rest in names and len(shape) == 2:
-            found[f"layers.{layer}.{names[rest]}"] = (stored, shape[::-1])
-    return found
+            matrices[f"layers.{layer}.{names[rest]}"] = (stored, shape[::-1])
+    return matrices
 
 
 def _count(base: GgufHeader, key: str) -> int:
@@ -132,12 +131,12 @@ def _count(base: GgufHeader, key: str) -> int:
 
 def _read_config(path: Path) -> PeftConfig:
     if not path.is_file():
-        raise UsageError(f"{path.parent} holds no {CONFIG_NAME}; name a folder that PEFT saved, or a GGUF adapter")
+        raise UsageError(f"{path.parent} contains no {CONFIG_NAME}; name a PEFT folder or a GGUF adapter")
     try:
         config = msgspec.json.decode(path.read_bytes(), type=PeftConfig)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: {error}; save the adapter again") from None
-    odd = {
+    unsupported = {
         "peft_type": config.peft_type != "LORA",
         "use_dora": config.use_dora,
         "fan_in_fan_out": config.fan_in_fan_out,
@@ -146,36 +145,36 @@ def _read_config(path: Path) -> PeftConfig:
         "alpha_pattern": bool(config.alpha_pattern),
         "modules_to_save": bool(config.modules_to_save),
     }
-    if any(odd.values()):
-        named = ", ".join(f"{key} {getattr(config, key)!r}" for key, wrong in odd.items() if wrong)
-        raise ModelError(f"{path} has {named}, for which GGUF adapters have no place; train a plain LoRA")
+    if any(unsupported.values()):
+        settings = ", ".join(f"{key} {getattr(config, key)!r}" for key, is_set in unsupported.items() if is_set)
+        raise ModelError(f"{path} has {settings}, which GGUF adapters do not support; train a plain LoRA")
     if config.r < 1 or not math.isfinite(config.lora_alpha) or config.lora_alpha <= 0:
         raise ModelError(f"{path} has r {config.r} and lora_alpha {config.lora_alpha}, expected above 0")
     return config
 
 
 def _read_tensors(path: Path) -> dict[str, Array]:
-    """``layers.<i>.<module>.lora_A`` (rank, in) and ``.lora_B`` (out, rank) in float32."""
+    """Return ``layers.<i>.<module>.lora_A`` (rank, in) and ``.lora_B`` (out, rank) in float32."""
     try:
         stored: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except FileNotFoundError:
-        raise UsageError(f"{path.parent} holds no {path.name}; name a folder that PEFT saved") from None
+        raise UsageError(f"{path.parent} contains no {path.name}; name a PEFT folder") from None
     except safetensors.SafetensorError as error:
         raise ModelError(f"{path} is not readable ({error}); save the adapter again") from None
     lora = {}
     for name, tensor in stored:
         match = _TENSOR.fullmatch(name)
         if match is None:
-            raise ModelError(f"{path}: the tensor {name} is none of a LoRA on the layers' matrices; train a plain LoRA")
+            raise ModelError(f"{path}: tensor {name} is not part of a LoRA on the layers' matrices; train a plain LoRA")
         plain = f"{match[1]}.lora_{match[2]}"
         if plain in lora:
-            raise ModelError(f"{path} holds {plain} twice; save one adapter alone")
+            raise ModelError(f"{path} contains {plain} twice; save one adapter only")
         lora[plain] = _float32(tensor, f"{path}: {name}")
     return lora
 
 
-def _float32(tensor: dict[str, Any], place: str) -> Array:
-    """A stored tensor; numpy has no bfloat16, so its bytes are widened here."""
+def _float32(tensor: dict[str, Any], origin: str) -> Array:
+    """Return a stored tensor in float32; numpy has no bfloat16, so the bytes are widened here."""
     data = tensor["data"]
     values: Array
     match tensor["dtype"]:
@@ -186,8 +185,8 @@ def _float32(tensor: dict[str, Any], place: str) -> Array:
         case "BF16":
             values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
         case dtype:
-            raise ModelError(f"{place} has type {dtype}; expected F32, F16 or BF16")
+            raise ModelError(f"{origin} has type {dtype}; expected F32, F16 or BF16")
     if not np.isfinite(values).all():
-        raise ModelError(f"{place} holds numbers that are not finite; train the adapter again")
+        raise ModelError(f"{origin} has non-finite values; train the adapter again")
     shaped: Array = values.reshape(tensor["shape"])
     return shaped

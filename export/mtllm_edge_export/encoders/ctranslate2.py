@@ -1,16 +1,17 @@
 """The translation encoder as a CTranslate2 model, encoder only.
 
-CTranslate2 registers one loader per transformers configuration class, so one road serves every family: let the loader
-describe the whole model and keep the encoder's part of the description.
+CTranslate2 registers one loader per transformers configuration class. The loader of the class converts the whole model,
+and only the encoder's part of the specification is kept.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -23,9 +24,8 @@ from ctranslate2.converters import transformers as converters  # noqa: E402 (see
 from ctranslate2.specs import transformer_spec  # noqa: E402
 
 if TYPE_CHECKING:
+    from mtllm_edge_export.encoders.spec import EncoderQuantization
     from mtllm_edge_train.models.encoder import LoadedEncoder
-
-EncoderQuantization = Literal["float32", "int8"]
 
 
 def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQuantization) -> None:
@@ -33,37 +33,42 @@ def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQua
 
     Args:
         encoder: The loaded transformers model; it is left unchanged.
-        folder: Where to write; created here.
+        folder: The folder to create.
         quantization: Type of the stored weights.
 
     Raises:
-        ModelError: CTranslate2 has no loader for this family, or its loader refuses the model.
+        ModelError: CTranslate2 has no loader for this family, or the loader fails.
     """
-    specification = _specification(encoder)
+    specification = _encoder_specification(encoder)
+    config = specification.config
+    _set_special_tokens(config, encoder)
+    special_tokens = (config.unk_token, config.bos_token, config.eos_token)
     rows = specification.get_vocabulary_size()
-    _set_special_tokens(specification.config, encoder)
-    specification.register_vocabulary(_names(encoder, specification.config, rows))
-    epsilon = getattr(encoder.full_model.config, "layer_norm_eps", None)  # BERT's is not CTranslate2's default
+    specification.register_vocabulary(vocabulary_names(encoder.tokenizer_json, rows, special_tokens))
+    epsilon = getattr(encoder.full_model.config, "layer_norm_eps", None)  # BERT's differs from CTranslate2's default
     if epsilon is not None:
-        specification.config.layer_norm_epsilon = epsilon
+        config.layer_norm_epsilon = epsilon
     specification.validate()
     specification.optimize(quantization=None if quantization == "float32" else quantization)
     folder.mkdir()
     specification.save(str(folder))
 
 
-def _names(encoder: LoadedEncoder, config: Any, rows: int) -> list[str]:
-    """Names of the rows: the runtime passes ids, so all but CTranslate2's own special tokens are plain numbers."""
+def vocabulary_names(tokenizer_json: str, rows: int, special_tokens: Sequence[str]) -> list[str]:
+    """Return a name for each row of the embeddings.
+
+    The runtime passes ids, so names are plain numbers, except the special tokens that CTranslate2 looks up.
+    """
     names = [str(row) for row in range(rows)]
-    tokenizer = tokenizers.Tokenizer.from_str(encoder.tokenizer_json)
-    for token in (config.unk_token, config.bos_token, config.eos_token):
+    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    for token in special_tokens:
         row = tokenizer.token_to_id(token)
         if row is not None and row < rows:  # Marian's loader drops the last row, its padding
             names[row] = token
     return names
 
 
-def _specification(encoder: LoadedEncoder) -> Any:
+def _encoder_specification(encoder: LoadedEncoder) -> Any:
     config_class = type(encoder.full_model.config).__name__
     loader = converters._MODEL_LOADERS.get(config_class)
     if loader is None:
@@ -71,37 +76,37 @@ def _specification(encoder: LoadedEncoder) -> Any:
             f"CTranslate2 cannot convert {config_class} (family {encoder.family!r}); "
             "train the stack on a BERT, XLM-R, M2M100, NLLB, BART, mBART or Marian encoder"
         )
-    model = copy.deepcopy(encoder.full_model)  # loaders write into the configuration of the model that they read
-    _mend(model)
+    model = copy.deepcopy(encoder.full_model)  # loaders change the configuration
+    _restore_attributes(model)
     try:
-        described = loader.get_model_spec(_as_expected(model, loader))
+        specification = loader.get_model_spec(_loader_input(model, loader))
     except (AssertionError, AttributeError, KeyError) as error:
         raise ModelError(
-            f"CTranslate2's loader for {config_class} refuses the encoder "
+            f"CTranslate2's loader for {config_class} cannot convert the encoder "
             f"({type(error).__name__}: {error}); try another release of ctranslate2 or another encoder"
         ) from None
-    return transformer_spec.TransformerEncoderModelSpec(described.encoder, pooling_layer=False)
+    return transformer_spec.TransformerEncoderModelSpec(specification.encoder, pooling_layer=False)
 
 
-def _as_expected(model: Any, loader: Any) -> Any:
-    """What a loader looks into: of XLM-R it wants the classifier that holds the encoder."""
+def _loader_input(model: Any, loader: Any) -> Any:
+    """Return the model in the form that the loader reads: for XLM-R, the classifier that contains the encoder."""
     if loader.architecture_name == "XLMRobertaForSequenceClassification":
         return SimpleNamespace(config=model.config, roberta=model)
     return model
 
 
-def _mend(model: Any) -> None:
-    """Give back to a copy what CTranslate2's loaders (4.8) expect and transformers 5 or the stack left out."""
+def _restore_attributes(model: Any) -> None:
+    """Add the attributes that CTranslate2's loaders (4.8) read and transformers 5 or the stack removed."""
     import torch
 
     if not hasattr(model.config, "position_embedding_type"):
-        # transformers 5 removed the choice together with every scheme but this one.
+        # transformers 5 removed the option; this is the only remaining scheme.
         model.config.position_embedding_type = "absolute"
     if model.config.is_encoder_decoder and not hasattr(model.config, "normalize_before"):
-        # transformers 5 no longer says it of BART and mBART; where layers begin with a norm, a last one ends them.
+        # transformers 5 removed it for BART and mBART; pre-norm encoders have a final norm.
         model.config.normalize_before = hasattr(model.get_encoder(), "layer_norm")
     if getattr(model, "pooler", ...) is None:
-        # The BERT loader reads the pooler unconditionally; its part of the description is dropped afterwards.
+        # The BERT loader reads the pooler unconditionally; its part of the specification is dropped.
         model.pooler = torch.nn.Module()
         model.pooler.dense = torch.nn.Linear(1, 1)
 
@@ -115,7 +120,7 @@ def _set_special_tokens(config: Any, encoder: LoadedEncoder) -> None:
 
 
 def _unknown_token(tokenizer_json: str) -> str | None:
-    """The token for what the vocabulary lacks; Unigram models name its index, the others its text."""
+    """Return the unknown token; Unigram models store its index, others its text."""
     model = json.loads(tokenizer_json)["model"]
     if model.get("unk_id") is not None:
         return str(model["vocab"][model["unk_id"]][0])

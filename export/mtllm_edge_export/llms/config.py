@@ -16,12 +16,12 @@ from mtllm_edge_train.checkpoints.llm_families import Family, family_of
 Array = NDArray[np.float32]
 
 _WIDE_GEMMA = {"gemma2": 46, "gemma3": 62}
-"""Layers by which llama.cpp knows the 27 B models, whose queries it scales otherwise."""
+"""Number of layers by which llama.cpp recognizes the 27 B models and scales their queries differently."""
 
 
 @dataclass(frozen=True)
 class LlmShape:
-    """What a GGUF file says of an LLM body, and which weights it holds."""
+    """Hyperparameters of an LLM body, and the names and shapes of its weights."""
 
     family: Family
     n_embd: int
@@ -32,46 +32,51 @@ class LlmShape:
     head_dim: int
     epsilon: float
     context: int
-    """Longest input in tokens that the LLM was trained on."""
+    """Context length of the training, in tokens."""
     rope_theta: float
     rope_factors: Array | None
-    """Divisors of the rotary frequencies, (head_dim / 2), for models with scaled positions."""
+    """Divisors of the rotary frequencies, (head_dim / 2); None without frequency scaling."""
     rope_divisor: float = 1.0
-    """Of all positions, in layers without a window."""
+    """Divisor of all positions in layers without a window (linear scaling)."""
     window: int | None = None
-    """Tokens that a token of a causal body sees in the layers with a window, itself included."""
+    """Size of the sliding attention window of a causal body in tokens, the current one included."""
     windowed: tuple[bool, ...] = ()
     """Whether each layer has a window."""
     window_rope_theta: float = 10000.0
-    """Rotary base of layers with a window, in families where these are llama.cpp's."""
+    """Rotary base of layers with a window, for families whose windows llama.cpp implements."""
     softcap: float | None = None
-    """Attention logits stay within it."""
+    """Bound of the attention logits (soft capping)."""
     query_factor: float = 1.0
-    """On queries, where the model's scale of attention is not llama.cpp's."""
+    """Factor on the queries that corrects for a different attention scale in llama.cpp."""
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], layers: int | None) -> LlmShape:
+    def from_config(cls, config: Mapping[str, Any], layers: int | None) -> LlmShape:
         """Read a configuration.
 
         Args:
             config: Keys of transformers' `LlamaConfig`, `Qwen2Config` ...
-            layers: How many of the first layers are kept; None keeps all.
+            layers: Number of layers to keep, from the first; None keeps all.
 
         Raises:
-            ModelError: Fewer layers than asked for, or parts that llama.cpp's graph has no place for.
+            ModelError: The LLM has fewer layers, or parts that llama.cpp's graph does not support.
         """
         try:
-            return _read(config, layers)
+            return _shape(config, layers)
         except KeyError as error:
             raise ModelError(f"the LLM's configuration lacks {error}; download the model again") from None
 
     @property
     def unsupported_window(self) -> int | None:
-        """A window that llama.cpp does not know of: longer inputs would be read otherwise than in torch."""
+        """A sliding window that llama.cpp does not implement: longer inputs would differ from torch."""
         return self.window if any(self.windowed) and not self.family.windows else None
 
+    @property
+    def float32_bytes(self) -> int:
+        """Size of all weights in float32, in bytes."""
+        return 4 * sum(math.prod(dimensions) for _, _, dimensions in self.tensors())
+
     def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-        """GGUF's name, transformers' name and shape (out, in) of every weight of the body, in file order."""
+        """Yield GGUF's name, transformers' name and shape (out, in) of every weight, in file order."""
         q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "self_attn.q_proj.weight": (q, self.n_embd),
@@ -93,19 +98,23 @@ class LlmShape:
         yield "output_norm.weight", "norm.weight", (self.n_embd,)
 
 
-def _read(config: Mapping[str, Any], layers: int | None) -> LlmShape:
+def _shape(config: Mapping[str, Any], layers: int | None) -> LlmShape:
     family = family_of(config)
     available = int(config["num_hidden_layers"])
     n_layer = available if layers is None else layers
     if not 1 <= n_layer <= available:
-        raise ModelError(f"the LLM has {available} layers, {n_layer} were asked for; choose 1 to {available}")
-    if odd := _odd_parts(config, family, n_layer):
+        raise ModelError(f"the LLM has {available} layers, {n_layer} requested; choose 1 to {available}")
+    if unsupported := _unsupported_settings(config, family, n_layer):
         kind = config.get("model_type", "llama")
-        raise ModelError(f"the LLM's configuration has {odd}, which cannot be exported; train on a plain {kind}")
+        raise ModelError(
+            f"the LLM's configuration has {unsupported}, which cannot be exported; train on a plain {kind}"
+        )
     n_embd, n_head = int(config["hidden_size"]), int(config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or n_embd // n_head)
     if family.architecture == "qwen2" and head_dim * n_head != n_embd:
-        raise ModelError(f"the LLM's {n_head} heads of {head_dim} are not its width {n_embd}, as llama.cpp's qwen2 has")
+        raise ModelError(
+            f"the LLM has {n_head} heads of {head_dim}, which is not its width {n_embd}, as llama.cpp requires"
+        )
     positions = _positions(config)
     theta, factors, divisor = _rope(positions.get("full_attention", positions), config, family, head_dim)
     windowed = _windowed(config, family, n_layer)
@@ -130,32 +139,32 @@ def _read(config: Mapping[str, Any], layers: int | None) -> LlmShape:
     )
 
 
-def _odd_parts(config: Mapping[str, Any], family: Family, n_layer: int) -> dict[str, Any]:
-    """Settings for which llama.cpp's graph of the family has no place."""
-    odd = {key: config[key] for key in ("attention_bias", "mlp_bias") if config.get(key)}
+def _unsupported_settings(config: Mapping[str, Any], family: Family, n_layer: int) -> dict[str, Any]:
+    """Return the settings that llama.cpp's graph of the family does not support."""
+    unsupported = {key: config[key] for key in ("attention_bias", "mlp_bias") if config.get(key)}
     key = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
     allowed = ("silu", "swish") if family.activation == "silu" else (family.activation,)
     if config.get(key, family.activation) not in allowed:
-        odd[key] = config[key]
+        unsupported[key] = config[key]
     if family.architecture == "gemma3" and config.get("attn_logit_softcapping"):
-        odd["attn_logit_softcapping"] = config["attn_logit_softcapping"]
+        unsupported["attn_logit_softcapping"] = config["attn_logit_softcapping"]
     if family.architecture == "gemma2" and not config.get("attn_logit_softcapping", 50.0):
-        odd["attn_logit_softcapping"] = config["attn_logit_softcapping"]
+        unsupported["attn_logit_softcapping"] = config["attn_logit_softcapping"]
     if family.windows and not config["sliding_window"]:
-        odd["sliding_window"] = config["sliding_window"]
+        unsupported["sliding_window"] = config["sliding_window"]
     if config.get("use_bidirectional_attention"):
-        odd["use_bidirectional_attention"] = True
+        unsupported["use_bidirectional_attention"] = True
     if family.architecture == "smollm3":
         rotated = config.get("no_rope_layers") or []
         if any(bool(flag) != ((layer + 1) % 4 != 0) for layer, flag in enumerate(rotated[:n_layer])):
-            odd["no_rope_layers"] = rotated
+            unsupported["no_rope_layers"] = rotated
         if config.get("no_rope_layer_interval", 4) != 4:
-            odd["no_rope_layer_interval"] = config["no_rope_layer_interval"]
-    return odd
+            unsupported["no_rope_layer_interval"] = config["no_rope_layer_interval"]
+    return unsupported
 
 
 def _windowed(config: Mapping[str, Any], family: Family, n_layer: int) -> tuple[bool, ...]:
-    """Which layers of the causal body have a window, as transformers decides it."""
+    """Return for each layer of a causal body whether it has a sliding window, as transformers decides it."""
     default = family.windows or config.get("model_type") == "mistral"
     if not config.get("sliding_window") or not config.get("use_sliding_window", default):
         return (False,) * n_layer
@@ -171,17 +180,18 @@ def _windowed(config: Mapping[str, Any], family: Family, n_layer: int) -> tuple[
 
 
 def _positions(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of rotary positions; transformers 5 has them in `rope_parameters`, older files in several keys."""
+    """Return the rotary settings: `rope_parameters` since transformers 5, other keys in older files."""
     positions: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return positions
 
 
 def _window_rope_theta(positions: Mapping[str, Any], config: Mapping[str, Any], theta: float) -> float:
-    """Rotary base of the layers with a window, which llama.cpp never scales."""
+    """Return the rotary base of layers with a window; llama.cpp does not scale their positions."""
     local = positions.get("sliding_attention", {})
     if local.get("rope_type", "default") != "default":
         raise ModelError(
-            f"the LLM scales positions in layers with a window by {local['rope_type']!r}, llama.cpp cannot"
+            f"the LLM scales positions in layers with a sliding window by {local['rope_type']!r}; "
+            "llama.cpp does not support that"
         )
     if config.get("model_type") == "gemma2":
         return theta
@@ -189,7 +199,7 @@ def _window_rope_theta(positions: Mapping[str, Any], config: Mapping[str, Any], 
 
 
 def _query_factor(config: Mapping[str, Any], family: Family, n_layer: int, shared_width: int, head_dim: int) -> float:
-    """The model's scale of attention over that of llama.cpp."""
+    """Return the model's attention scale divided by that of llama.cpp."""
     scalar = config.get("query_pre_attn_scalar")
     if scalar is None:
         return 1.0
@@ -200,7 +210,7 @@ def _query_factor(config: Mapping[str, Any], family: Family, n_layer: int, share
 def _rope(
     parameters: Mapping[str, Any], config: Mapping[str, Any], family: Family, head_dim: int
 ) -> tuple[float, Array | None, float]:
-    """Rotary base, frequency divisors and the divisor of all positions."""
+    """Return the rotary base, the frequency divisors and the divisor of all positions."""
     theta = float(parameters.get("rope_theta") or config.get("rope_theta") or family.rope_theta)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
@@ -209,20 +219,18 @@ def _rope(
         return theta, None, float(parameters["factor"])
     if kind == "llama3" and family.architecture == "llama":
         return theta, llama3_rope_factors(parameters, theta, head_dim), 1.0
-    raise ModelError(
-        f"the LLM scales its positions by {kind!r}; this release exports 'default', 'linear' and Llama's 'llama3'"
-    )
+    raise ModelError(f"the LLM uses RoPE scaling {kind!r}; supported are 'default', 'linear' and, for Llama, 'llama3'")
 
 
 def llama3_rope_factors(parameters: Mapping[str, Any], theta: float, head_dim: int) -> Array:
-    """Divisors of the rotary frequencies of Llama 3.1 and later, (head_dim / 2).
+    """Return the divisors of the rotary frequencies of Llama 3.1 and later, (head_dim / 2).
 
-    Waves longer than the original context are stretched by `factor`, short ones are kept, and those between are blended
-    in the frequency (transformers, `_compute_llama3_parameters`).
+    Wavelengths above the original context are multiplied by `factor`, short ones are unchanged, and those in between
+    are interpolated in the frequency (transformers, `_compute_llama3_parameters`).
     """
     factor = float(parameters["factor"])
     low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
     frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     waves_in_context = float(parameters["original_max_position_embeddings"]) * frequency / (2 * math.pi)
-    kept = np.clip((waves_in_context - low) / (high - low), 0.0, 1.0)
-    return (1.0 / (kept + (1.0 - kept) / factor)).astype(np.float32)
+    unscaled = np.clip((waves_in_context - low) / (high - low), 0.0, 1.0)
+    return (1.0 / (unscaled + (1.0 - unscaled) / factor)).astype(np.float32)

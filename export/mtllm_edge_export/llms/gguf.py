@@ -1,8 +1,8 @@
 """The LLM body as a headless GGUF file: no vocabulary, no output head, adapters merged.
 
-The stack feeds the LLM vectors and reads vectors, so the file carries a stub where llama.cpp insists on a vocabulary.
-The writer is our own over the `gguf` package and needs no torch; each weight is read, merged, reordered and written
-before the next one is touched, so the memory needed is that of the largest tensor.
+The LLM of a stack takes and returns vectors, so the file has a stub in place of the vocabulary that llama.cpp requires.
+The writer uses the `gguf` package and no torch. Weights are read, merged, reordered and written one by one, so the
+memory required is that of the largest tensor.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ import numpy as np
 
 from mtllm_edge.bundle.manifest import Architecture, GgufQuantization
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.adapters.merge import check_lora, merge_lora
 from mtllm_edge_export.llms.body import Array, Attention, LlmBody, LlmSummary
 from mtllm_edge_export.llms.config import LlmShape
 from mtllm_edge_export.quantization.llama_cpp import quantize_gguf
 from mtllm_edge_train.checkpoints.llm_weights import permute_rope_rows
 
-LlmQuantization = GgufQuantization
-
 STUB_ROWS = 32
-"""Token embeddings of a file without vocabulary."""
+"""Number of token embeddings in a file without vocabulary."""
 _EMBEDDINGS = "token_embd.weight"
 _Float = Literal["f32", "f16", "bf16"]
 _FLOATS: dict[_Float, tuple[gguf.LlamaFileType, gguf.GGMLQuantizationType]] = {
@@ -35,79 +32,80 @@ _FLOATS: dict[_Float, tuple[gguf.LlamaFileType, gguf.GGMLQuantizationType]] = {
     "f16": (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
     "bf16": (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
 }
-"""Types that the writer makes itself: of the file, and of its matrices."""
-_LAST_OF_QUERIES = {"gemma2": "q_proj.weight", "gemma3": "q_norm.weight"}
-"""The weight after which queries may be scaled."""
+"""Types written without llama.cpp: of the file, and of its matrices."""
+_QUERY_SCALE_WEIGHT = {"gemma2": "q_proj.weight", "gemma3": "q_norm.weight"}
+"""Weight that takes the factor on the queries: the last one before the rotary embedding."""
 
 
 def write_llm(
-    path: Path, body: LlmBody, quantization: LlmQuantization, importance: Mapping[str, Array] | None = None
+    path: Path, body: LlmBody, quantization: GgufQuantization, importance: Mapping[str, Array] | None = None
 ) -> LlmSummary:
-    """Write a GGUF file without head, and without vocabulary unless the body is to have one.
+    """Write a GGUF file without output head, and without vocabulary unless `body.vocabulary` is set.
 
     Args:
         path: The file to write.
         body: Weights, depth, attention and adapter.
-        quantization: ``f32``, ``f16`` and ``bf16`` are written directly; the others by llama.cpp, from a float32 file
-            that lies beside `path` for that long.
-        importance: What `mtllm_edge_export.quantization.imatrix` found, for the types that it names.
+        quantization: ``f32``, ``f16`` and ``bf16`` are written directly; llama.cpp makes the others from a temporary
+            float32 file beside `path`.
+        importance: Importance matrix of `mtllm_edge_export.quantization.imatrix`; only some types use it.
 
     Raises:
         ModelError: A tensor is missing, the adapter does not fit, or the model has parts that cannot be exported.
-        EngineError: llama.cpp refuses to quantise.
+        EngineError: llama.cpp cannot quantize the file.
     """
-    shape = LlmShape.read(body.weights.config, body.layers)
-    _check_window(body, shape)
-    check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
-    if (
-        quantization == "f32" or quantization == "f16" or quantization == "bf16"
-    ):  # mypy narrows by equality, not by `in`
-        _write(path, body, shape, quantization)
+    shape = body.shape
+    _check_window(body)
+    body.check_adapter()
+    if quantization == "f32" or quantization == "f16" or quantization == "bf16":  # mypy does not narrow by `in`
+        _write(path, body, quantization)
     else:
-        full = path.with_suffix(".float32.gguf")
+        float32_path = path.with_suffix(".float32.gguf")
         try:
-            _write(full, body, shape, "f32")
-            quantize_gguf(full, path, quantization, _by_stored_name(shape, importance or {}))
+            _write(float32_path, body, "f32")
+            gguf_names = {name: stored for stored, name, _ in shape.tensors()}
+            by_gguf_name = {
+                gguf_names[name]: weights for name, weights in (importance or {}).items() if name in gguf_names
+            }
+            quantize_gguf(float32_path, path, quantization, by_gguf_name)
         finally:
-            full.unlink(missing_ok=True)
-    return LlmSummary(_architecture(shape, body.attention), shape.n_embd, shape.n_layer, _matrix_types(path))
+            float32_path.unlink(missing_ok=True)
+    return LlmSummary(_architecture(body), shape.n_embd, shape.n_layer, _matrix_types(path))
 
 
-def _by_stored_name(shape: LlmShape, importance: Mapping[str, Array]) -> dict[str, Array]:
-    return {stored: importance[name] for stored, name, _ in shape.tensors() if name in importance}
+def _architecture(body: LlmBody) -> Architecture:
+    family = body.shape.family
+    return family.architecture if body.attention == "causal" else family.bidirectional or family.architecture
 
 
-def _architecture(shape: LlmShape, attention: Attention) -> Architecture:
-    family = shape.family
-    return family.architecture if attention == "causal" else family.bidirectional or family.architecture
-
-
-def _check_window(body: LlmBody, shape: LlmShape) -> None:
-    """Refuse inputs that a causal body would read through a window in torch, and as a whole in llama.cpp."""
-    window = shape.unsupported_window
-    if body.attention == "causal" and window is not None and (body.longest is None or body.longest > window):
-        longest = "of any length" if body.longest is None else f"of up to {body.longest} tokens"
+def _check_window(body: LlmBody) -> None:
+    """Raise ModelError if inputs may exceed a sliding window of the causal body that llama.cpp does not implement."""
+    window = body.shape.unsupported_window
+    if body.attention == "causal" and window is not None and (body.max_tokens is None or body.max_tokens > window):
+        lengths = "inputs of any length" if body.max_tokens is None else f"inputs of up to {body.max_tokens} tokens"
         raise ModelError(
-            f"the LLM's layers see {window} tokens back, llama.cpp's all of a text, and it may get texts {longest}; "
+            f"the LLM has a sliding window of {window} tokens, which llama.cpp does not implement, and {lengths}; "
             f"lower max_tokens so that {window} suffice"
         )
 
 
-def _write(path: Path, body: LlmBody, shape: LlmShape, kind: _Float) -> None:
-    """Write header, tensor table and then the tensors, in the table's order."""
+def _write(path: Path, body: LlmBody, kind: _Float) -> None:
+    """Write header, tensor table and tensors, the latter in the order of the table."""
+    shape = body.shape
     rows = int(body.weights.config["vocab_size"]) if body.vocabulary else STUB_ROWS
     fixed = {} if body.vocabulary else {_EMBEDDINGS: np.zeros((rows, shape.n_embd), np.float32)}
     if shape.rope_factors is not None:
         fixed["rope_freqs.weight"] = shape.rope_factors
     table = [(_EMBEDDINGS, "embed_tokens.weight", (rows, shape.n_embd))] if body.vocabulary else []
     streamed = [*table, *shape.tensors()]
-    writer = gguf.GGUFWriter(path, _architecture(shape, body.attention))
+    writer = gguf.GGUFWriter(path, _architecture(body))
     try:
         add_metadata(writer, shape, body.attention, rows, _FLOATS[kind][0])
         for name, tensor in fixed.items():
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
         for name, _, dimensions in streamed:
-            stored = _FLOATS["f32" if len(dimensions) == 1 else kind][1]  # llama.cpp wants norms and biases in float32
+            stored = _FLOATS["f32" if len(dimensions) == 1 else kind][
+                1
+            ]  # llama.cpp expects norms and biases in float32
             n_bytes = math.prod(dimensions) * (4 if stored == gguf.GGMLQuantizationType.F32 else 2)
             writer.add_tensor_info(name, dimensions, np.dtype(np.float32), n_bytes, raw_dtype=stored)
         writer.write_header_to_file()
@@ -116,22 +114,19 @@ def _write(path: Path, body: LlmBody, shape: LlmShape, kind: _Float) -> None:
         for tensor in fixed.values():
             writer.write_tensor_data(tensor)
         for _, name, dimensions in streamed:
-            weight = np.ascontiguousarray(_weight(body, shape, name, dimensions), np.float32)
+            weight = np.ascontiguousarray(_llama_cpp_weight(body, name, dimensions), np.float32)
             writer.write_tensor_data(gguf.quantize(weight, _FLOATS["f32" if len(dimensions) == 1 else kind][1]))
     finally:
         writer.close()
 
 
-def _weight(body: LlmBody, shape: LlmShape, name: str, dimensions: tuple[int, ...]) -> Array:
-    """One weight as llama.cpp wants it: adapter merged, rows of q and k in its order, in its scale."""
-    weight = body.weights.tensor(name)
-    if weight.shape != dimensions:
-        raise ModelError(f"the LLM's {name} has shape {weight.shape}, its configuration says {dimensions}")
-    weight = merge_lora(weight, body.lora, name.removesuffix(".weight"), body.lora_scale)
+def _llama_cpp_weight(body: LlmBody, name: str, dimensions: tuple[int, ...]) -> Array:
+    """Return one weight in llama.cpp's convention: adapter merged, q and k rows permuted, norms and queries scaled."""
+    weight, shape = body.merged_tensor(name, dimensions), body.shape
     family = shape.family
     if name.endswith("norm.weight"):
         weight = weight + np.float32(family.norm_offset)
-    if shape.query_factor != 1.0 and name.endswith(_LAST_OF_QUERIES[family.architecture]):
+    if shape.query_factor != 1.0 and name.endswith(_QUERY_SCALE_WEIGHT[family.architecture]):
         weight = weight * np.float32(shape.query_factor)
     if family.interleaved and name.endswith("q_proj.weight"):
         return permute_rope_rows(weight, shape.n_head)
@@ -143,7 +138,7 @@ def _weight(body: LlmBody, shape: LlmShape, name: str, dimensions: tuple[int, ..
 def add_metadata(
     writer: gguf.GGUFWriter, shape: LlmShape, attention: Attention, rows: int, file_type: gguf.LlamaFileType
 ) -> None:
-    """Put the metadata of a body into a GGUF file; `rows` counts its token embeddings."""
+    """Add the metadata of a body to a GGUF file with `rows` token embeddings."""
     writer.add_file_type(file_type)
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.context)
@@ -160,7 +155,7 @@ def add_metadata(
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(shape.rope_divisor)
     if shape.family.windows and shape.window is not None:
-        # A bidirectional body in torch has no window; llama.cpp's rotary base of such layers needs the field.
+        # A bidirectional body has no window in torch, but llama.cpp needs one for the rotary base of these layers.
         writer.add_sliding_window(shape.window if attention == "causal" else shape.context)
         writer.add_sliding_window_pattern(shape.windowed)
         writer.add_rope_freq_base_swa(shape.window_rope_theta)

@@ -1,11 +1,10 @@
-"""The LLM body as an ONNX file: embeddings and a mask in, token states out, adapters merged.
+"""The LLM body as an ONNX file: embeddings and mask to token states, adapters merged.
 
-torch traces transformers' own decoder, so the graph is what training ran. Padding stands on the right.
+torch traces the decoder of transformers, so the graph is that of training. Padding is on the right.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,38 +21,31 @@ from mtllm_edge.backends.llms.pooling import span_means
 from mtllm_edge.bundle.formats.onnx import LLM_INPUTS
 from mtllm_edge.bundle.manifest import LlmSpec, OnnxQuantization
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.adapters.merge import check_lora, merge_lora
 from mtllm_edge_export.llms.body import LlmBody, LlmSummary, log_tensor_types
-from mtllm_edge_export.llms.config import LlmShape
 from mtllm_edge_export.onnx_export import PaddedModule, additive_mask, save, trace
 from mtllm_edge_export.quantization.onnx import QualityGate, quantize_within_tolerance
 
 Array = NDArray[np.float32]
 
 MAX_BYTES = 1_600_000_000
-"""Most bytes of float32 weights. An ONNX file ends at 2 GiB (external data would be a second file to trust), and while
-int8 is measured both forms are in one."""
+"""Limit of float32 weights in bytes. An ONNX file is at most 2 GiB (external data would be a second file to verify),
+and the int8 search holds float32 and int8 weights in one graph."""
 GATE_COSINE_MEAN = 0.999
-"""What the pooled vectors in int8 must reach on average against those in float32."""
+"""Required mean cosine of pooled vectors in int8 with those in float32."""
 GATE_COSINE_MIN = 0.995
-"""What the worst of them must reach."""
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a vocabulary that is not there
+"""Required lowest cosine."""
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_size(body: LlmBody) -> None:
-    """Refuse an LLM of another family than Llama, or one that is too large for one ONNX file.
-
-    Raises:
-        ModelError: It is.
-    """
-    shape = LlmShape.read(body.weights.config, body.layers)
+    """Raise ModelError for an LLM of another family than Llama, or one too large for an ONNX file."""
     if body.weights.config.get("model_type", "llama") != "llama":
-        raise ModelError(f"ONNX takes LLMs of the family llama, this is {body.weights.config['model_type']}; use GGUF")
-    size = 4 * sum(math.prod(dimensions) for _, _, dimensions in shape.tensors())
+        raise ModelError(f"ONNX export supports Llama only, this LLM is {body.weights.config['model_type']}; use GGUF")
+    size = body.shape.float32_bytes
     if size > MAX_BYTES:
         raise ModelError(
-            f"the LLM body has {size / 1e9:.1f} GB in float32, ONNX takes {MAX_BYTES / 1e9:.1f} GB at most; "
-            "GGUF is the form for large LLMs: export with --llm-backend gguf"
+            f"the LLM body has {size / 1e9:.1f} GB in float32, ONNX supports up to {MAX_BYTES / 1e9:.1f} GB; "
+            "export with --llm-backend gguf"
         )
 
 
@@ -65,84 +57,80 @@ def write_llm_onnx(
     Args:
         path: The file to write.
         body: Weights, depth, attention and adapter.
-        quantization: ``int8`` leaves the matrices in float32 that the quality gate wants so.
-        calibration: LLM inputs of real texts, each (length, n_embd), on which int8 is compared with float32.
+        quantization: ``int8`` keeps matrices in float32 where the vectors would change too much.
+        calibration: LLM inputs of real texts, each (length, n_embd), to compare int8 with float32 on.
 
     Raises:
-        ModelError: It is too large, a tensor is missing, the adapter does not fit, the model has parts that cannot be
-            exported, int8 cannot follow float32, or this torch traces the model in another way.
+        ModelError: The LLM is too large, a tensor is missing, the adapter does not fit, the model has parts that cannot
+            be exported, int8 differs too much from float32, or this torch release traces the model differently.
     """
     check_size(body)
-    shape = LlmShape.read(body.weights.config, body.layers)
+    shape = body.shape
     matrices = [name.removesuffix(".weight") for _, name, dimensions in shape.tensors() if len(dimensions) == 2]
-    wrapper = _Decoder(_decoder(body, shape), causal=body.attention == "causal")
-    model, kept = trace(wrapper, LLM_INPUTS, torch.zeros(2, 5, shape.n_embd), matrices), tuple[str, ...]()
-    types = {"f32": len(matrices)}
+    module = _Decoder(_load_decoder(body), causal=body.attention == "causal")
+    model = trace(module, LLM_INPUTS, torch.zeros(2, 5, shape.n_embd), matrices)
+    types, float32_matrices = {"f32": len(matrices)}, tuple[str, ...]()
     if quantization == "int8":
-        pooled = partial(span_means, spans=None)
-        trial = QualityGate("LLM", LLM_INPUTS, calibration, pooled, GATE_COSINE_MEAN, GATE_COSINE_MIN)
-        model, kept = quantize_within_tolerance(model, matrices, trial)
-        types = {"int8": len(matrices) - len(kept)} | ({"f32": len(kept)} if kept else {})
+        gate = QualityGate(
+            "LLM", LLM_INPUTS, calibration, partial(span_means, spans=None), GATE_COSINE_MEAN, GATE_COSINE_MIN
+        )
+        model, float32_matrices = quantize_within_tolerance(model, matrices, gate)
+        types = {"int8": len(matrices) - len(float32_matrices)}
+        types |= {"f32": len(float32_matrices)} if float32_matrices else {}
     save(model, path)
-    return LlmSummary("llama", shape.n_embd, shape.n_layer, types, kept)
+    return LlmSummary("llama", shape.n_embd, shape.n_layer, types, float32_matrices)
 
 
 def add_llm_onnx(
     folder: Path, body: LlmBody, gguf: LlmSpec, calibration: Sequence[Array], log: Callable[[str], None]
 ) -> LlmSpec:
-    """Write a bundle's second form of its LLM, in int8.
+    """Add the LLM in ONNX int8 to a bundle that has it in GGUF.
 
     Args:
         folder: The bundle.
-        body: What `gguf` was written from.
-        gguf: The first form.
+        body: The LLM in the GGUF file.
+        gguf: Manifest entry of the GGUF file.
         calibration: As for `write_llm_onnx`.
-        log: Told what is done.
+        log: Receives a line per step.
 
     Raises:
         ModelError: As `write_llm_onnx`.
     """
-    log("writing the LLM for ONNX Runtime, too (int8)")
-    onnx_form = msgspec.structs.replace(gguf, backend="onnx", quantization="int8")
-    written = write_llm_onnx(folder / onnx_form.file, body, "int8", calibration)
-    log_tensor_types(written, log)
-    return msgspec.structs.replace(
-        onnx_form, architecture=written.architecture, float32_matrices=written.float32_matrices
-    )
+    log("writing the LLM for ONNX Runtime (int8)")
+    spec = msgspec.structs.replace(gguf, backend="onnx", quantization="int8")
+    summary = write_llm_onnx(folder / spec.file, body, "int8", calibration)
+    log_tensor_types(summary, log)
+    return summary.spec("int8", body.attention, "onnx")
 
 
-def _decoder(body: LlmBody, shape: LlmShape) -> nn.Module:
-    """The decoder of transformers in float32, adapter merged, without a vocabulary."""
-    check_lora(body.lora, {name: dimensions for _, name, dimensions in shape.tensors() if len(dimensions) == 2})
-    settings = {"num_hidden_layers": shape.n_layer, "vocab_size": 1} | dict.fromkeys(_TOKENS)
+def _load_decoder(body: LlmBody) -> nn.Module:
+    """Load the decoder of transformers in float32, adapter merged, without vocabulary."""
+    body.check_adapter()
+    settings = {"num_hidden_layers": body.shape.n_layer, "vocab_size": 1} | dict.fromkeys(_TOKEN_IDS)
     config = transformers.LlamaConfig(**{**body.weights.config, **settings})
-    config._attn_implementation = "eager"  # plain products and a softmax, which every ONNX Runtime has
+    config._attn_implementation = "eager"  # plain products and a softmax, which every ONNX Runtime supports
     model: Any = transformers.LlamaModel(config).float()
-    state = {"embed_tokens.weight": torch.zeros(1, shape.n_embd)}
-    for _, name, dimensions in shape.tensors():
-        weight = body.weights.tensor(name)
-        if weight.shape != dimensions:
-            raise ModelError(f"the LLM's {name} has shape {weight.shape}, its configuration says {dimensions}")
-        merged = merge_lora(weight, body.lora, name.removesuffix(".weight"), body.lora_scale)
-        state[name] = torch.from_numpy(np.array(merged, np.float32))
+    state = {"embed_tokens.weight": torch.zeros(1, body.shape.n_embd)}
+    for _, name, dimensions in body.shape.tensors():
+        state[name] = torch.from_numpy(np.array(body.merged_tensor(name, dimensions), np.float32))
     model.load_state_dict(state)
     decoder: nn.Module = model.eval().requires_grad_(False)
     return decoder
 
 
 class _Decoder(PaddedModule):
-    """The decoder, with the attention spelled out as one additive mask."""
+    """The decoder, with one additive attention mask."""
 
     def __init__(self, body: nn.Module, *, causal: bool) -> None:
         super().__init__(body)
         self._causal = causal
 
     def forward(self, inputs_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-        """Final-normed states (N, L, D); those of padding mean nothing."""
-        seen = (mask_NL != 0)[:, None, None, :]
+        """Return the normalized states of the last layer (N, L, D); those of padding are undefined."""
+        visible = (mask_NL != 0)[:, None, None, :]
         if self._causal:
-            place_L = torch.arange(inputs_NLD.shape[1])
-            seen = seen & (place_L[None, :] <= place_L[:, None])
-        added = additive_mask(seen).expand(-1, 1, inputs_NLD.shape[1], -1)
-        states: Tensor = self.body(inputs_embeds=inputs_NLD, attention_mask=added, use_cache=False).last_hidden_state
+            position_L = torch.arange(inputs_NLD.shape[1])
+            visible = visible & (position_L[None, :] <= position_L[:, None])
+        mask = additive_mask(visible).expand(-1, 1, inputs_NLD.shape[1], -1)
+        states: Tensor = self.body(inputs_embeds=inputs_NLD, attention_mask=mask, use_cache=False).last_hidden_state
         return states

@@ -1,6 +1,6 @@
-"""A checkpoint whose LLM is cut to its first layers, and how much of its tasks' answers that changes.
+"""Keep the first layers of a checkpoint's LLM, and measure how many predictions that changes.
 
-Heads were trained on the vectors of all layers, so a cut is measured and told, and not silently made.
+The heads were trained on the vectors of all layers, so the effect of a truncation is measured and logged.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 @contextmanager
 def truncated_checkpoint(checkpoint: Path, layers: int) -> Iterator[Path]:
-    """A temporary checkpoint that shares everything but the LLM's depth and the adapter of the layers left out.
+    """Yield a temporary checkpoint with fewer LLM layers and the adapter of those layers; other files are linked.
 
     Raises:
-        UsageError: The LLM has no more layers than that.
+        UsageError: The LLM does not have more layers than that.
     """
     config = StackConfig.load(checkpoint)
-    depth = LlmShape.read(open_llm(config.llm.source, checkpoint).config, config.llm.layers).n_layer
+    depth = LlmShape.from_config(open_llm(config.llm.source, checkpoint).config, config.llm.layers).n_layer
     if layers >= depth:
-        raise UsageError(f"the LLM of {checkpoint} has {depth} layers; --llm-layers keeps fewer, or is left out")
-    with tempfile.TemporaryDirectory() as scratch:
+        raise UsageError(f"the LLM of {checkpoint} has {depth} layers; choose fewer, or leave out --llm-layers")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for path in checkpoint.resolve().iterdir():
             if path.name not in (CONFIG_NAME, LORA_NAME):
-                (Path(scratch) / path.name).symlink_to(path, target_is_directory=path.is_dir())
-        short = msgspec.structs.replace(config, llm=msgspec.structs.replace(config.llm, layers=layers))
-        (Path(scratch) / CONFIG_NAME).write_bytes(short.to_json())
-        kept = {name: tensor for name, tensor in read_lora(checkpoint).items() if _layer(name) < layers}
-        if kept:
-            save_file(kept, Path(scratch) / LORA_NAME)
-        yield Path(scratch)
+                (folder / path.name).symlink_to(path, target_is_directory=path.is_dir())
+        truncated = msgspec.structs.replace(config, llm=msgspec.structs.replace(config.llm, layers=layers))
+        (folder / CONFIG_NAME).write_bytes(truncated.to_json())
+        if lora := {name: tensor for name, tensor in read_lora(checkpoint).items() if _layer_index(name) < layers}:
+            save_file(lora, folder / LORA_NAME)
+        yield folder
 
 
-def prediction_agreement(whole: ReferenceOutputs, short: ReferenceOutputs) -> dict[str, float]:
-    """Share of the packaged sentences that a task answers as it did before, by task."""
+def prediction_agreement(full: ReferenceOutputs, truncated: ReferenceOutputs) -> dict[str, float]:
+    """Return for each task the share of the packaged sentences with the same prediction."""
     return {
-        task: float((logits_NC.argmax(axis=-1) == short.logits_NC[task].argmax(axis=-1)).mean())
-        for task, logits_NC in whole.logits_NC.items()
+        task: float((logits_NC.argmax(axis=-1) == truncated.logits_NC[task].argmax(axis=-1)).mean())
+        for task, logits_NC in full.logits_NC.items()
     }
 
 
-def _layer(name: str) -> int:
-    found = _LAYER.match(name)
-    return int(found[1]) if found else -1
+def _layer_index(name: str) -> int:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1

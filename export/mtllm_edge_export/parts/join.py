@@ -1,4 +1,4 @@
-"""Shipped parts and an LLM from elsewhere become a bundle. Needs numpy and gguf; torch only for the LLM's ONNX form."""
+"""Complete parts with their LLM. Requires numpy and gguf; torch only for the LLM in ONNX."""
 
 from __future__ import annotations
 
@@ -29,40 +29,39 @@ def join(
     parts: Path,
     out: Path,
     *,
-    both_forms: bool = False,
+    add_onnx: bool = False,
     force: bool = False,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Build a bundle from parts made by `export --without-llm` and the LLM that they name.
 
     Args:
-        parts: The parts folder; every file's SHA-256 is checked first.
-        out: Folder to write; it appears when everything is done, or not at all.
-        both_forms: Write the LLM for ONNX Runtime, too, which needs torch.
+        parts: Folder of parts; the SHA-256 of every file is verified first.
+        out: Folder to write; it appears once complete, or not at all.
+        add_onnx: Write the LLM in ONNX in addition to GGUF, which requires torch.
         force: Replace an existing bundle.
-        log: Told each step as it begins.
+        log: Receives a line at the beginning of each step.
 
     Returns:
         The bundle's manifest.
 
     Raises:
-        UsageError: No folder there, or `out` exists.
+        UsageError: `parts` is not a folder, or `out` exists.
         ModelError: The parts are damaged, or the LLM is not installed or not the one that they were trained on.
     """
-    log = log or (lambda _: None)
     log("verifying the parts")
     manifest, recipe = _open_parts(parts)
     log(f"reading {recipe.source}")
     weights = open_llm(recipe.source, parts)
-    found = source_digest(recipe.source, parts)
-    if found != recipe.source_sha256:
+    digest = source_digest(recipe.source, parts)
+    if digest != recipe.source_sha256:
         raise ModelError(
-            f"{recipe.source} has SHA-256 {found}, but {parts} was trained on {recipe.source_sha256}; "
-            "install the release of it that the parts were made with"
+            f"{recipe.source} has SHA-256 {digest}, but {parts} was trained on {recipe.source_sha256}; "
+            "install the release that the parts were made with"
         )
     lora = read_lora(parts) if LORA_NAME in manifest.files else {}
-    longest = -(-manifest.encoder.max_tokens // manifest.bridge.stride)
-    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale, longest)
+    max_tokens = -(-manifest.encoder.max_tokens // manifest.bridge.stride)
+    body = LlmBody(weights, recipe.layers, recipe.attention, lora, recipe.lora_scale, max_tokens)
     with atomic_folder(out, force=force, marker=MANIFEST_NAME) as folder:
         for name in manifest.files.keys() - {RECIPE_NAME, LORA_NAME}:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,38 +71,36 @@ def join(
             join_embedding_table(folder)
         log(f"writing the LLM ({recipe.attention}, {recipe.quantization})")
         write_llm(folder / manifest.llm.file, body, recipe.quantization)
-        manifest = msgspec.structs.replace(manifest, files=list_files(folder))
-        (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
-        Bundle.open(folder)  # widths and counts of the new llm.gguf are those of the manifest
-        if both_forms:
-            manifest = _add_onnx(folder, body, log)
+        manifest = _write_manifest(folder, manifest)
+        Bundle.open(folder)  # checks widths and counts of the new llm.gguf against the manifest
+        return _add_onnx(folder, manifest, body, log) if add_onnx else manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write and return the manifest with the folder's files."""
+    manifest = msgspec.structs.replace(manifest, files=list_files(folder))
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
     return manifest
 
 
-def _add_onnx(folder: Path, body: LlmBody, log: Callable[[str], None]) -> Manifest:
-    """Give a whole bundle the second form of its LLM, measured on what its own encoder makes of real sentences."""
+def _add_onnx(folder: Path, manifest: Manifest, body: LlmBody, log: Callable[[str], None]) -> Manifest:
+    """Add the LLM in ONNX to a bundle, and compare it with GGUF on the packaged sentences."""
     from mtllm_edge_export.llms.onnx import add_llm_onnx
-    from mtllm_edge_export.parity import encoder_language, load_sentences, measure
+    from mtllm_edge_export.parity import compare_vectors, encoder_language, load_sentences
 
-    sentences = load_sentences()
     with Embedder.load(folder) as embedder:
-        codes = embedder.bundle.manifest.languages
         encoded = [
-            embedder.encode([sentence.text], language=encoder_language(sentence.language, codes))[0]
-            for sentence in sentences
+            embedder.encode([sentence.text], language=encoder_language(sentence.language, manifest.languages))[0]
+            for sentence in load_sentences()
         ]
         inputs = [embedder._llm_inputs([text])[0] for text in encoded]
         gguf_ND = np.concatenate([embedder.pool([text]) for text in encoded])
-    manifest = embedder.bundle.manifest
-    manifest = msgspec.structs.replace(manifest, llm_onnx=add_llm_onnx(folder, body, manifest.llm, inputs, log))
-    manifest = msgspec.structs.replace(manifest, files=list_files(folder))
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
+    llm_onnx = add_llm_onnx(folder, body, manifest.llm, inputs, log)
+    manifest = _write_manifest(folder, msgspec.structs.replace(manifest, llm_onnx=llm_onnx))
     with Embedder.load(folder, llm_backend="onnx") as embedder:
         onnx_ND = np.concatenate([embedder.pool([text]) for text in encoded])
-    parity = (*manifest.parity, measure("stack, onnx against gguf", gguf_ND, onnx_ND))
-    manifest = msgspec.structs.replace(manifest, parity=parity)
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
-    return manifest
+    parity = (*manifest.parity, compare_vectors("stack, onnx against gguf", gguf_ND, onnx_ND))
+    return _write_manifest(folder, msgspec.structs.replace(manifest, parity=parity))
 
 
 def _open_parts(parts: Path) -> tuple[Manifest, LlmRecipe]:
@@ -111,10 +108,10 @@ def _open_parts(parts: Path) -> tuple[Manifest, LlmRecipe]:
         raise UsageError(f"{parts} is not a folder; name a folder made by export --without-llm")
     path = parts / MANIFEST_NAME
     if not path.is_file():
-        raise ModelError(f"{parts} holds no {MANIFEST_NAME}; name a folder made by export --without-llm")
+        raise ModelError(f"{parts} contains no {MANIFEST_NAME}; name a folder made by export --without-llm")
     manifest = parse_manifest(path.read_bytes(), origin=str(path))
     if manifest.llm.file in manifest.files:
-        raise UsageError(f"{parts} is a whole bundle already; there is nothing to join")
+        raise UsageError(f"{parts} is a complete bundle; there is nothing to join")
     if RECIPE_NAME not in manifest.files:
         raise ModelError(f"{path} does not list {RECIPE_NAME}; name a folder made by export --without-llm")
     Bundle(parts, manifest).verify()

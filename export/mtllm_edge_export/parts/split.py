@@ -1,7 +1,8 @@
-"""A bundle shipped without its LLM: the recipe of `llm.gguf` in its place. Needs no torch.
+"""Split the LLM off a bundle. Requires no torch.
 
-`llm.json` and `lora.safetensors` stand for `llm.gguf`, and a word embedding table may lie apart (see `embeddings`);
-everything else is the bundle's, and `bundle.json` keeps what was measured on the whole. `join` puts it together again.
+`llm.json`, a recipe, and `lora.safetensors` replace `llm.gguf`, and the word embeddings may be split off, too (see
+`embedding_table`); all other files are those of the bundle. `bundle.json` keeps the measurements of the whole bundle,
+which `join` restores.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ Array = NDArray[np.float32]
 
 
 class LlmRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole of `llm.json`: how to make `llm.gguf` again."""
+    """The contents of `llm.json`: how to make `llm.gguf`."""
 
     source: str
-    """``python:package/file.gguf``, hub id, or path."""
+    """``python:package/file.gguf``, hub id or path."""
     source_sha256: str | None
-    """Of the source where it is one file: an adapter fits only the weights that it was trained on."""
+    """SHA-256 of the source if it is one file: an adapter fits only the weights it was trained on."""
     layers: int | None
-    """How many of the first layers; None is all."""
+    """Number of layers, from the first; None is all."""
     attention: Literal["causal", "bidirectional"]
     quantization: GgufQuantization
     lora_scale: float
@@ -41,22 +42,22 @@ class LlmRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @classmethod
     def load(cls, folder: Path) -> LlmRecipe:
-        """Read `llm.json` of a parts folder.
+        """Load `llm.json` from a folder of parts.
 
         Raises:
-            ModelError: Missing or malformed.
+            ModelError: The file is missing or malformed.
         """
         path = folder / RECIPE_NAME
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
-            raise ModelError(f"{folder} holds no {RECIPE_NAME}; name a folder made by export --without-llm") from None
+            raise ModelError(f"{folder} contains no {RECIPE_NAME}; name a folder of export --without-llm") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path}: {error}; export the parts again") from None
 
 
 def round_to_float16(lora: Mapping[str, Array]) -> dict[str, Array]:
-    """The adapter after a trip through float16, in which parts ship it."""
+    """Round an adapter to float16, its type in parts; the result is float32."""
     return {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in lora.items()}
 
 
@@ -68,14 +69,14 @@ def split_llm(
     checkpoint: Path,
     quantization: GgufQuantization,
 ) -> Manifest:
-    """Turn a complete bundle folder into parts.
+    """Convert a complete bundle folder to parts.
 
     Args:
         folder: The bundle; it is changed in place.
         manifest: Its manifest.
         config: The checkpoint's configuration.
-        lora: The adapter that is merged in the bundle's LLM, already rounded.
-        checkpoint: The checkpoint's folder, where relative sources start.
+        lora: The adapter in the bundle's LLM, rounded to float16.
+        checkpoint: The checkpoint's folder, the base of relative sources.
         quantization: Type of the LLM's weights.
 
     Returns:
@@ -83,7 +84,7 @@ def split_llm(
     """
     source = config.llm.source
     if (checkpoint / source).exists():
-        source = resolve_source(source, checkpoint)  # the parts leave the checkpoint behind
+        source = resolve_source(source, checkpoint)  # the parts do not contain the checkpoint
     recipe = LlmRecipe(
         source=source,
         source_sha256=source_digest(source, checkpoint),

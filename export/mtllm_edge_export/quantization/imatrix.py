@@ -1,6 +1,6 @@
-"""Which inputs of the LLM's matrices matter: their mean squares over texts, llama.cpp's "importance matrix".
+"""Importance matrix of llama.cpp: mean squares of the inputs of the LLM's matrices over calibration texts.
 
-A quantiser that knows them puts the error of a 4-bit block where the activations are small.
+With it, 4-bit quantization puts the error of a block where the activations are small.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-QUANTIZATIONS = ("q4_0", "q4_k_m", "iq4_nl")
-"""Types for which llama.cpp makes use of it."""
+IMATRIX_QUANTIZATIONS = ("q4_0", "q4_k_m", "iq4_nl")
+"""Types whose quantization in llama.cpp uses an importance matrix."""
 _MATRIX = re.compile(r"layers\.\d+\.(self_attn|mlp)\.\w+_proj")
 _ADAPTED = "base_model.model."
 
 
 def load_texts(path: Path) -> list[Sentence]:
-    """Calibration texts: one a line, English, or after a language code and a tab.
+    """Load calibration texts: one per line, in English, or preceded by a language code and a tab.
 
     Raises:
-        UsageError: Not readable, or empty.
+        UsageError: The file is not readable, or empty.
     """
     try:
         sentences = parse_sentences(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not readable ({error}); name a UTF-8 text file with one text a line") from None
+        raise UsageError(f"{path} is not readable ({error}); name a UTF-8 text file with one text per line") from None
     if not sentences:
-        raise UsageError(f"{path} holds no text; name a UTF-8 text file with one text a line")
+        raise UsageError(f"{path} contains no text; name a UTF-8 text file with one text per line")
     return sentences
 
 
-def importance(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str]) -> dict[str, Array]:
-    """Run the torch stack on texts and take the mean square of what goes into each matrix of the LLM.
+def importance_matrix(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str]) -> dict[str, Array]:
+    """Compute the importance matrix with the torch stack.
 
     Args:
-        stack: In eval mode, on the CPU.
-        sentences: The texts.
-        languages: Codes that the encoder knows, as for `mtllm_edge_export.parity.torch_reference`.
+        stack: The stack, in eval mode, on the CPU.
+        sentences: Calibration texts.
+        languages: The encoder's language codes, as for `mtllm_edge_export.parity.torch_reference`.
 
     Returns:
-        transformers' name of the weight -> (in,).
+        transformers' name of a weight -> mean square of each of its inputs, (in,).
     """
     import torch
 
     sums: dict[str, Any] = {}
     counts: dict[str, int] = {}
 
-    def watch(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+    def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def add(_: Any, inputs: tuple[Any, ...]) -> None:
             tokens_TI = inputs[0].flatten(0, 1)
             sums[name] = sums.get(name, 0.0) + tokens_TI.double().square().sum(dim=0)
@@ -67,7 +67,7 @@ def importance(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[
         return add
 
     handles = [
-        module.register_forward_pre_hook(watch(f"{plain}.weight"))
+        module.register_forward_pre_hook(hook(f"{plain}.weight"))
         for name, module in stack.llm.model.named_modules()
         if _MATRIX.fullmatch(plain := name.removeprefix(_ADAPTED))
     ]

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantiser: the one call into it besides the runtime's engine module."""
+"""Quantize a GGUF file with llama.cpp."""
 
 from __future__ import annotations
 
@@ -23,27 +23,26 @@ _FILE_TYPES = {
     "iq4_nl": "LLAMA_FTYPE_MOSTLY_IQ4_NL",
 }
 
-
 QuantizedType = Literal["q8_0", "q4_0", "q4_k_m", "iq4_nl"]
 
 
 def quantize_gguf(
     source: Path, target: Path, quantization: QuantizedType, importance: Mapping[str, Array] = MappingProxyType({})
 ) -> None:
-    """Quantise the matrices of a GGUF file.
+    """Quantize the matrices of a GGUF file.
 
     Args:
         source: A float32 GGUF file.
         target: The file to write.
-        quantization: Type that llama.cpp aims at; matrices whose width does not allow it get a neighbouring one.
+        quantization: Target type; llama.cpp uses a similar one for matrices whose width does not allow it.
         importance: GGUF's name of a matrix -> weight of each of its inputs, (in,); see
-        `mtllm_edge_export.quantization.imatrix`.
+            `mtllm_edge_export.quantization.imatrix`.
 
     Raises:
-        EngineError: llama.cpp cannot be imported, or refuses.
+        EngineError: llama.cpp cannot be imported, or fails.
     """
     try:
-        # The runtime's module comes first: it calms OpenMP, and keeps llama.cpp's log for messages.
+        # The runtime's module comes first: it configures OpenMP, and collects llama.cpp's log for error messages.
         from mtllm_edge.backends.llms import llama_cpp as engine  # noqa: I001
 
         import llama_cpp
@@ -51,9 +50,9 @@ def quantize_gguf(
         raise EngineError(f"llama.cpp cannot be imported ({error}); run `mtllm-edge doctor`") from None
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, _FILE_TYPES[quantization])
-    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()  # the last one, empty, ends the list
-    kept = [np.ascontiguousarray(weights_I, np.float32) for weights_I in importance.values()]
-    for entry, name, weights_I in zip(entries, importance, kept, strict=False):
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()  # an empty entry ends the list
+    arrays = [np.ascontiguousarray(weights_I, np.float32) for weights_I in importance.values()]
+    for entry, name, weights_I in zip(entries, importance, arrays, strict=False):
         entry.name, entry.size = name.encode(), len(weights_I)
         entry.data = weights_I.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if importance:
@@ -61,4 +60,4 @@ def quantize_gguf(
     code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     if code != 0:
         reason = f"code {code}{engine._quoted()}"
-        raise EngineError(f"llama.cpp could not quantise {source} to {quantization}, {reason}; try another type")
+        raise EngineError(f"llama.cpp cannot quantize {source} to {quantization}, {reason}; choose another type")

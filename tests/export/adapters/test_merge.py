@@ -32,11 +32,11 @@ def test_a_module_without_adapter_keeps_its_weight() -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"layers.9.mlp.up_proj.lora_A": np.zeros((2, 4))}, "belongs to no layer"),
-        ({"layers.0.mlp.up_proj.lora_C": np.zeros((2, 4))}, "belongs to no layer"),
-        ({"layers.0.mlp.up_proj.lora_A": np.zeros((2, 4))}, "without its other half"),
-        ({**PAIR, "layers.0.mlp.up_proj.lora_A": np.zeros((2, 5))}, r"shape \(2, 5\), this LLM needs \(2, 4\)"),
-        ({**PAIR, "layers.0.mlp.up_proj.lora_B": np.zeros((6, 3))}, r"this LLM needs \("),
+        ({"layers.9.mlp.up_proj.lora_A": np.zeros((2, 4))}, "matches no layer"),
+        ({"layers.0.mlp.up_proj.lora_C": np.zeros((2, 4))}, "matches no layer"),
+        ({"layers.0.mlp.up_proj.lora_A": np.zeros((2, 4))}, "but not the other matrix"),
+        ({**PAIR, "layers.0.mlp.up_proj.lora_A": np.zeros((2, 5))}, r"shape \(2, 5\), this LLM requires \(2, 4\)"),
+        ({**PAIR, "layers.0.mlp.up_proj.lora_B": np.zeros((6, 3))}, r"this LLM requires \("),
     ],
 )
 def test_refuses_what_does_not_fit(tensors: dict[str, np.ndarray], message: str) -> None:

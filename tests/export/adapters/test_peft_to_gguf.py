@@ -165,17 +165,17 @@ def write(name: str, content: bytes) -> Callable[[Path], object]:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAST_UP = "layers.2.mlp.up_proj.lora_B"
 BAD: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
-    "no folder of PEFT": (remove(CONFIG), UsageError, "holds no adapter_config"),
-    "no weights": (remove(WEIGHTS), UsageError, "holds no adapter_model"),
+    "no folder of PEFT": (remove(CONFIG), UsageError, "contains no adapter_config"),
+    "no weights": (remove(WEIGHTS), UsageError, "contains no adapter_model"),
     "no json": (write(CONFIG, b"{"), ModelError, "adapter_config.json: "),
     "damaged": (write(WEIGHTS, b"x"), ModelError, "is not readable"),
     "another method": (edit("peft_type", "IA3"), ModelError, "has peft_type 'IA3'"),
     "DoRA": (edit("use_dora", True), ModelError, "has use_dora True"),
     "patterns": (edit("rank_pattern", {"q_proj": 2}), ModelError, r"has rank_pattern \{'q_proj': 2\}"),
-    "another rank": (edit("r", 5), ModelError, r"rank 5 in adapter_config.json and \[4\]"),
-    "other tensors": (rename("lora_A", "lora_magnitude_vector"), ModelError, "none of a LoRA"),
-    "no such layer": (rename("layers.2", "layers.9"), ModelError, "belongs to no layer"),
-    "a lone half": (rename(LAST_UP, None), ModelError, "lora_A without its other half"),
+    "another rank": (edit("r", 5), ModelError, r"rank 5 in adapter_config.json, but \[4\]"),
+    "other tensors": (rename("lora_A", "lora_magnitude_vector"), ModelError, "not part of a LoRA"),
+    "no such layer": (rename("layers.2", "layers.9"), ModelError, "matches no layer"),
+    "a lone half": (rename(LAST_UP, None), ModelError, "lora_A but not the other matrix"),
     "two adapters": (rename(LAST_UP, "layers.2.mlp.up_proj.lora_A.x"), ModelError, "up_proj.lora_A twice"),
 }
 

@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoders.ctranslate2 import write_encoder
+from mtllm_edge_export.encoders.spec import EncoderQuantization
 from mtllm_edge_train.models.encoder import LoadedEncoder, load_encoder
 from tests.fixtures.tiny_bundle import INT8_COSINE
 from tests.fixtures.tiny_checkpoint import Family, save_encoder

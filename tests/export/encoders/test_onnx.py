@@ -25,8 +25,9 @@ from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge_export import cli
 from mtllm_edge_export.encoders import onnx
-from mtllm_edge_export.encoders.ctranslate2 import EncoderQuantization, write_encoder
+from mtllm_edge_export.encoders.ctranslate2 import write_encoder
 from mtllm_edge_export.encoders.onnx import write_encoder_onnx
+from mtllm_edge_export.encoders.spec import EncoderQuantization
 from mtllm_edge_train.models.encoder import LoadedEncoder, load_encoder
 from mtllm_edge_train.models.stack import encode_english
 from tests.fixtures.run_gguf import cosines
@@ -185,7 +186,7 @@ def test_a_large_encoder_is_sent_to_ctranslate2(
     encoders: Callable[[Family], LoadedEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "MAX_BYTES", 1000)
-    with pytest.raises(ModelError, match="CTranslate2 is the form for large encoders"):
+    with pytest.raises(ModelError, match="export with --encoder-backend ctranslate2"):
         write_encoder_onnx(tmp_path / "encoder.onnx", encoders("bert"), "float32", [])
     assert list(tmp_path.iterdir()) == []
 
@@ -214,5 +215,5 @@ def test_parts_have_no_encoder_in_onnx(checkpoint: Path, tmp_path: Path) -> None
     options = ["--encoder-backend", "onnx", "--without-llm"]
     result = CliRunner().invoke(cli.export, [str(checkpoint), "--out", str(tmp_path / "b"), *options])
     assert isinstance(result.exception, UsageError)
-    assert "parts have their encoder for CTranslate2" in str(result.exception)
+    assert "the encoder of parts is in CTranslate2" in str(result.exception)
     assert list(tmp_path.iterdir()) == []

@@ -139,20 +139,20 @@ def test_a_window_that_llama_cpp_lacks_must_not_be_needed(family: str, tmp_path:
     window = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}
     save_family(tmp_path / "llm", family, **window)
     weights = open_llm_weights(tmp_path / "llm")
-    with pytest.raises(ModelError, match=f"see {WINDOW} tokens back.*up to 25 tokens; lower max_tokens"):
-        write_llm(tmp_path / "llm.gguf", LlmBody(weights, None, "causal", longest=WINDOW + 1), "f32")
-    with pytest.raises(ModelError, match="texts of any length"):
+    with pytest.raises(ModelError, match=f"sliding window of {WINDOW} tokens.*up to 25 tokens; lower max_tokens"):
+        write_llm(tmp_path / "llm.gguf", LlmBody(weights, None, "causal", max_tokens=WINDOW + 1), "f32")
+    with pytest.raises(ModelError, match="inputs of any length"):
         write_llm(tmp_path / "llm.gguf", LlmBody(weights, None, "causal"), "f32")
-    for attention, longest in (("causal", WINDOW), ("bidirectional", None)):
-        write_llm(tmp_path / "llm.gguf", LlmBody(weights, None, attention, longest=longest), "f32")
+    for attention, max_tokens in (("causal", WINDOW), ("bidirectional", None)):
+        write_llm(tmp_path / "llm.gguf", LlmBody(weights, None, attention, max_tokens=max_tokens), "f32")
 
 
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
         ("llama", {"model_type": "gpt2"}, "is a 'gpt2' model; this release exports llama, mistral, qwen2"),
-        ("qwen2", {"head_dim": 24}, "4 heads of 24 are not its width 64"),
-        ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, "scales its positions by 'llama3'"),
+        ("qwen2", {"head_dim": 24}, "4 heads of 24, which is not its width 64"),
+        ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, "uses RoPE scaling 'llama3'"),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "no_rope_layers.*train on a plain smollm3"),
         ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping"),
         ("gemma2", {"hidden_activation": "silu"}, "hidden_activation"),
@@ -161,7 +161,7 @@ def test_a_window_that_llama_cpp_lacks_must_not_be_needed(family: str, tmp_path:
         (
             "gemma3_text",
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},
-            "in layers with a window by 'linear'",
+            "in layers with a sliding window by 'linear'",
         ),
     ],
 )

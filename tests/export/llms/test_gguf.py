@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from mtllm_edge.bundle.manifest import GgufQuantization
 from mtllm_edge.errors import ModelError
 from mtllm_edge_export.llms.body import Attention, LlmBody, LlmSummary
-from mtllm_edge_export.llms.gguf import LlmQuantization, write_llm
+from mtllm_edge_export.llms.gguf import write_llm
 from mtllm_edge_train.checkpoints.config import LlmConfig, LoraConfig, StackConfig
 from mtllm_edge_train.checkpoints.llm_weights import open_llm_weights
 from mtllm_edge_train.models.loading import load_llm
@@ -54,7 +55,7 @@ def torch_pooled(folder: Path, attention: Attention, *, adapted: bool, width: in
 
 
 def write(
-    folder: Path, attention: Attention, quantization: LlmQuantization, *, adapted: bool, width: int = WIDTH
+    folder: Path, attention: Attention, quantization: GgufQuantization, *, adapted: bool, width: int = WIDTH
 ) -> LlmSummary:
     lora = random_lora(width, LAYERS) if adapted else {}
     body = LlmBody(open_llm_weights(folder / "llm"), LAYERS, attention, lora, 2.0)
@@ -95,7 +96,7 @@ def test_the_adapter_and_the_attention_matter(tmp_path: Path) -> None:
     ],
 )
 def test_every_quantisation(
-    quantization: LlmQuantization, lowest: float, types: set[str], width: int, tmp_path: Path
+    quantization: GgufQuantization, lowest: float, types: set[str], width: int, tmp_path: Path
 ) -> None:
     save_llm(tmp_path / "llm", width=width)
     expected_ND = torch_pooled(tmp_path, "causal", adapted=True, width=width)
@@ -132,10 +133,10 @@ def test_reading_it_back_gives_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales its positions by 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "uses RoPE scaling 'yarn'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"num_hidden_layers": 1}, "has 1 layers, 2 were asked for"),
+        ({"num_hidden_layers": 1}, "has 1 layers, 2 requested"),
         ({"intermediate_size": 96}, r"has shape \(128, 64\), its configuration says \(96, 64\)"),
     ],
 )
@@ -159,7 +160,7 @@ def test_older_configurations_keep_the_rotary_base_elsewhere(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("quantization", ["f16", "bf16", "q8_0"])
-def test_memory_is_that_of_the_largest_matrix(quantization: LlmQuantization, tmp_path: Path) -> None:
+def test_memory_is_that_of_the_largest_matrix(quantization: GgufQuantization, tmp_path: Path) -> None:
     save_llm(tmp_path / "llm", width=512, layers=8)
     body = LlmBody(open_llm_weights(tmp_path / "llm"), None, "causal")
     largest, whole = 4 * 512 * 1024, sum(path.stat().st_size for path in (tmp_path / "llm").glob("*.safetensors"))

@@ -40,7 +40,7 @@ def test_an_export_that_streams_has_the_same_comparison(
 ) -> None:
     source: Path = request.getfixturevalue(name)
     whole = export_bundle(source, tmp_path / "whole", encoder_quantization="float32", llm_quantization="f32")
-    monkeypatch.setattr(layer_streaming, "FROM_BYTES", 0)
+    monkeypatch.setattr(layer_streaming, "MIN_BYTES", 0)
     found = export_bundle(source, tmp_path / "streamed", encoder_quantization="float32", llm_quantization="f32")
     assert found.files == whole.files
     for row, other in zip(found.parity, whole.parity, strict=True):

@@ -20,6 +20,7 @@ from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.inputs import Input
 from mtllm_edge_export import cli
 from mtllm_edge_export.bundle import export_bundle
+from mtllm_edge_export.llms import onnx
 from mtllm_edge_export.llms.body import Attention, LlmBody, LlmSummary
 from mtllm_edge_export.llms.onnx import write_llm_onnx
 from mtllm_edge_export.quantization import onnx as quantization
@@ -84,7 +85,7 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
     body = LlmBody(Outlier(open_llm_weights(tmp_path / "llm")), LAYERS, "causal")
     expected_ND = torch_pooled(tmp_path, "causal", adapted=False)
     summary = write_llm_onnx(tmp_path / "llm.onnx", body, "int8", sequences())
-    kept, gate = summary.float32_matrices, quantization.GATE_COSINE_MIN
+    kept, gate = summary.float32_matrices, onnx.GATE_COSINE_MIN
     assert OUTLIER in kept
     assert 1 <= len(kept) <= 3  # so narrow an LLM may need one or two more
     assert summary.matrix_types == {"int8": 14 - len(kept), "f32": len(kept)}
@@ -94,8 +95,8 @@ def test_a_matrix_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: 
         found = cosines(expected_ND, pool(tmp_path / "llm.onnx", summary, "int8", singly=singly))
         assert found.min() >= gate
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["llm.onnx"]
-    monkeypatch.setattr(quantization, "GATE_COSINE_MEAN", -1.0)
-    monkeypatch.setattr(quantization, "GATE_COSINE_MIN", -1.0)
+    monkeypatch.setattr(onnx, "GATE_COSINE_MEAN", -1.0)
+    monkeypatch.setattr(onnx, "GATE_COSINE_MIN", -1.0)
     ruined = write_llm_onnx(tmp_path / "ruined.onnx", body, "int8", sequences())
     assert ruined.float32_matrices == ()
     found = cosines(expected_ND, pool(tmp_path / "ruined.onnx", ruined, "int8", singly=False))
@@ -116,7 +117,7 @@ def test_a_large_llm_is_sent_to_gguf(tmp_path: Path) -> None:
     save_llm(tmp_path / "llm", width=WIDTH)
     weights = open_llm_weights(tmp_path / "llm")
     weights.config = {**weights.config, "intermediate_size": 2**22}
-    with pytest.raises(ModelError, match=r"has 6\.4 GB in float32.*; GGUF is the form for large LLMs"):
+    with pytest.raises(ModelError, match=r"has 6\.4 GB in float32.*; export with --llm-backend gguf"):
         write_llm_onnx(tmp_path / "llm.onnx", LlmBody(weights, 2, "causal"), "f32", [])
 
 
@@ -197,7 +198,10 @@ def test_both_forms_in_one_bundle(joined: bool, checkpoint: Path, tmp_path: Path
         (["--llm-backend", "onnx", "--llm-quantization", "q8_0"], "an LLM in onnx cannot be q8_0; choose one of f32"),
         (["--llm-quantization", "int8"], "an LLM in gguf cannot be int8"),
         (["--llm-quantization", "int8", "--without-llm"], "an LLM in gguf cannot be int8"),
-        (["--llm-backend", "onnx", "--without-llm"], "parts come without an LLM in any form"),
+        (
+            ["--llm-backend", "onnx", "--without-llm"],
+            "exclude each other: join has this option",
+        ),
     ],
 )
 def test_forms_that_there_are_not(options: list[str], message: str, checkpoint: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_hub_that_refuses_is_one_line(tmp_path: Path, hub: list[tuple[str, Any
     with pytest.raises(ModelError) as caught:
         open_llm("someone/nothing", tmp_path)
     assert str(caught.value) == (
-        "someone/nothing cannot be fetched from the hub (no such repository); name a local folder"
+        "someone/nothing cannot be downloaded from the hub (no such repository); name a local folder"
     )
 
 

@@ -1,4 +1,4 @@
-"""`--llm-layers`: the first layers of a trained LLM, faithful to torch's, and the answers that changed are told."""
+"""`--llm-layers`: the first layers of a trained LLM, faithful to torch's, and the answers that changed are line."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_what_a_cut_changes_is_told(checkpoint: Path, float_bundle: Path, tmp_pa
     assert {row.component: row.cosine_min >= 0.9999 for row in manifest.parity}["stack"]  # of torch with one layer
     for task in ("topic", "sentiment"):
         same = np.mean([old == new for old, new in zip(labels(float_bundle, task), labels(cut, task), strict=True)])
-        (told,) = (line for line in lines if f"task {task} answers" in line)
-        assert told.startswith("with 1 layers, ")
-        assert float(re.findall(r"(\d+)%", told)[0]) == pytest.approx(100 * same, abs=0.51)
+        (line,) = (line for line in lines if f"task {task} has the same prediction" in line)
+        assert line.startswith("with 1 layers, ")
+        assert float(re.findall(r"(\d+)%", line)[0]) == pytest.approx(100 * same, abs=0.51)
         assert same < 1
 
 
 def test_no_fewer_layers_than_there_are(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has 2 layers; --llm-layers keeps fewer"):
+    with pytest.raises(UsageError, match=r"has 2 layers; choose fewer"):
         export_bundle(checkpoint, tmp_path / "cut", llm_layers=2)
     assert not (tmp_path / "cut").exists()
 
@@ -49,4 +49,4 @@ def test_parts_are_not_cut(tmp_path: Path) -> None:
     arguments = [str(checkpoint), "--out", str(tmp_path / "parts"), "--without-llm", "--llm-layers", "1"]
     result = CliRunner().invoke(cli.export, arguments)
     assert isinstance(result.exception, UsageError)
-    assert "leave out --without-llm or --llm-layers" in str(result.exception)
+    assert "--without-llm and --llm-layers exclude each other" in str(result.exception)

@@ -106,7 +106,7 @@ def test_embeddings_that_were_4_bit_are_shipped_as_4_bit(checkpoint: Path, tmp_p
     reader.tensors[0].data[10, 2] ^= 0x77  # two weights
     del reader
     relist(tmp_path / "parts", "encoder/embeddings.gguf")
-    with pytest.raises(ModelError, match=r"encoder/model\.bin came out with SHA-256"):
+    with pytest.raises(ModelError, match=r"encoder/model\.bin has SHA-256"):
         join(tmp_path / "parts", tmp_path / "joined", force=True)
     assert Bundle.open(tmp_path / "joined").manifest == joined
 
@@ -171,9 +171,9 @@ def test_other_folders_are_refused(float_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         join(tmp_path / "nothing", tmp_path / "bundle")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"holds no bundle\.json"):
+    with pytest.raises(ModelError, match=r"contains no bundle\.json"):
         join(tmp_path / "empty", tmp_path / "bundle")
-    with pytest.raises(UsageError, match="a whole bundle already"):
+    with pytest.raises(UsageError, match="is a complete bundle"):
         join(float_bundle, tmp_path / "bundle")
 
 

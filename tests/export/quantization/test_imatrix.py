@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from mtllm_edge.bundle.manifest import GgufQuantization
 from mtllm_edge.errors import UsageError
 from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_export.llms.body import LlmBody
-from mtllm_edge_export.llms.gguf import LlmQuantization, write_llm
-from mtllm_edge_export.quantization.imatrix import importance, load_texts
+from mtllm_edge_export.llms.gguf import write_llm
+from mtllm_edge_export.quantization.imatrix import importance_matrix, load_texts
 from mtllm_edge_train.checkpoints.llm_weights import open_llm_weights
 from mtllm_edge_train.models.loading import load_stack
 from tests.fixtures.run_gguf import cosines, pool_gguf
@@ -29,7 +30,7 @@ def test_every_matrix_has_the_mean_squares_of_its_inputs(checkpoint: Path, tmp_p
         ("deu_Latn", "Guten Morgen, Welt!"),
     ]
     stack = load_stack(checkpoint)
-    found = importance(stack, sentences, ())
+    found = importance_matrix(stack, sentences, ())
     assert len(found) == 7 * 2
     inputs = []
     layer = dict(stack.llm.model.named_modules())["base_model.model.layers.0.input_layernorm"]
@@ -44,7 +45,7 @@ def test_every_matrix_has_the_mean_squares_of_its_inputs(checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize("quantization", ["q4_0", "iq4_nl", "q4_k_m"])
-def test_what_texts_use_most_loses_least(quantization: LlmQuantization, tmp_path: Path) -> None:
+def test_what_texts_use_most_loses_least(quantization: GgufQuantization, tmp_path: Path) -> None:
     """Inputs that vary in a few dimensions only: with these as the important ones, the vectors turn less."""
     save_llm(tmp_path / "llm", width=256, layers=1)
     rng = np.random.default_rng(0)
@@ -78,8 +79,8 @@ def test_texts_that_are_of_no_use(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"texts\.txt is not readable"):
         export_bundle(checkpoint, tmp_path / "out", llm_quantization="q4_0", calibration=texts)
     texts.write_text("# nothing\n\n")
-    with pytest.raises(UsageError, match=r"texts\.txt holds no text"):
+    with pytest.raises(UsageError, match=r"texts\.txt contains no text"):
         export_bundle(checkpoint, tmp_path / "out", llm_quantization="q4_0", calibration=texts)
-    with pytest.raises(UsageError, match=r"q8_0 makes no use of calibration texts.*q4_0, q4_k_m, iq4_nl"):
+    with pytest.raises(UsageError, match=r"q8_0 does not use calibration texts.*q4_0, q4_k_m, iq4_nl"):
         export_bundle(checkpoint, tmp_path / "out", calibration=texts)
     assert not (tmp_path / "out").exists()
