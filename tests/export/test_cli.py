@@ -35,7 +35,7 @@ def test_export_then_join(checkpoint: Path, tmp_path: Path) -> None:
     assert (manifest.encoder.quantization, manifest.llm.quantization) == ("int8", "q4_0")
 
 
-def test_unknown_quantisation_is_a_usage_error(checkpoint: Path, tmp_path: Path) -> None:
+def test_unknown_quantization_is_a_usage_error(checkpoint: Path, tmp_path: Path) -> None:
     arguments = [str(checkpoint), "--out", str(tmp_path / "b"), "--llm-quantization", "q3"]
     result = CliRunner().invoke(cli.export, arguments)
     assert result.exit_code == 2
@@ -43,10 +43,10 @@ def test_unknown_quantisation_is_a_usage_error(checkpoint: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("command", "extra"), [(cli.export, "export"), (cli.join, "reference")])
-def test_a_missing_extra_is_met_at_the_door(
+def test_a_missing_extra_is_a_usage_error(
     command: object, extra: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtllm_edge.extras.missing", lambda *_: ["gguf"])
+    monkeypatch.setattr("mtllm_edge.extras.missing_modules", lambda *_: ["gguf"])
     result = CliRunner().invoke(command, [str(checkpoint), "--out", str(tmp_path / "b")])  # type: ignore[arg-type]
     assert isinstance(result.exception, UsageError)
     assert f"pip install 'mtllm-edge[{extra}]'" in str(result.exception)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge.files.digest import sha256_of
+from mtllm_edge.files.digest import sha256_file
 from mtllm_edge_train.checkpoints.config import resolve_source
 from mtllm_edge_train.checkpoints.llm_weights import LlmWeights, open_llm_weights
 
@@ -57,4 +57,4 @@ def _download(name: str, extra_patterns: tuple[str, ...] = ()) -> str:
 def source_digest(source: str, folder: Path) -> str | None:
     """Return the SHA-256 of a source that is one file; None for folders and hub ids."""
     path = Path(resolve_source(source, folder))
-    return sha256_of(path) if path.is_file() else None
+    return sha256_file(path) if path.is_file() else None
