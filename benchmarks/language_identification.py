@@ -278,10 +278,10 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Language identification",
         "",
-        f"Created by `benchmarks/language_identification.py`: {report['created_with']}; {report['texts']:,} "
-        f"development sentences of SIB-200 in {report['languages']} languages. A prediction is correct if it is the "
-        "FLORES-200 code of the text, script included. *Without script* uses the identifier's script, all other columns the detected "
-        "one. Seconds are processor time.",
+        f"Created by `benchmarks/language_identification.py`: {report['created_with']}; "
+        f"{report['texts']:,} development sentences of SIB-200 in {report['languages']} languages. A prediction is "
+        "correct if it is the FLORES-200 code of the text, script included. *Without script* uses the identifier's "
+        "script, all other columns the detected one. Seconds are processor time.",
         "",
         "| identifier | accuracy | without script | supported languages | accuracy on these | mean over scripts "
         "| texts/s | load s | MB installed | license |",
