@@ -1,4 +1,4 @@
-"""Texts to labels with probabilities, by the tasks of a bundle or by one that is fitted to labelled texts."""
+"""Classify texts with the tasks of a bundle, or with one fitted to labeled texts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from mtllm_edge.backends.probing.offload import GpuLayers
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import Embedder, warn_truncated
-from mtllm_edge.errors import DataError, UsageError
+from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
-from mtllm_edge.inputs import Input, Kind, check_kind, kind_of
+from mtllm_edge.inputs import Input, Kind, check_kind
 from mtllm_edge.tasks.calibration import resolve_abstention
-from mtllm_edge.tasks.cross_validation import Groups, validate_groups
-from mtllm_edge.tasks.fitting import FitReport, fit_head, unique_indices, validate_labels
+from mtllm_edge.tasks.cross_validation import Groups
+from mtllm_edge.tasks.fitting import FitReport, count_regressions, fit_head, prepare_examples
 from mtllm_edge.tasks.head import Head, load_heads
 from mtllm_edge.tasks.prediction import Prediction, predict
 from mtllm_edge.tasks.store import add_task, task_source
 from mtllm_edge.tokenization.windows import LongTexts, check_long_texts
 
+_NOT_FITTED = "no task was fitted yet; call fit(texts, labels) first"
+
 
 class Classifier:
     """A bundle with its task heads; one object may serve several threads.
 
-    `fit` teaches it another task, in scikit-learn's conventions::
+    `fit` adds a task, in scikit-learn's conventions::
 
         classifier = Classifier(Embedder.load("bundle")).fit(texts, labels)
         classifier.predict(["Bitte sofort zurückrufen!"])
@@ -36,12 +38,12 @@ class Classifier:
     """
 
     def __init__(self, embedder: Embedder, heads: Mapping[str, Head] | None = None, task: str | None = None) -> None:
-        """Join loaded parts; to use the tasks of a bundle, `Classifier.load`.
+        """Create a classifier from loaded parts; `Classifier.load` loads a bundle.
 
         Args:
             embedder: The loaded bundle.
-            heads: The heads of its tasks; None reads them.
-            task: The task that `classify` performs unless told otherwise; None leaves that to `fit`.
+            heads: Heads of its tasks; None loads them.
+            task: Default task of `classify`; None is the task of `fit`.
         """
         self._embedder = embedder
         loaded = load_heads(embedder.bundle) if heads is None else heads
@@ -63,20 +65,20 @@ class Classifier:
 
         Args:
             bundle: The bundle, its folder, or the name of an installed one.
-            task: The task that `classify` performs unless told otherwise; None takes the bundle's only one.
-            threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
-            llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
-            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see
-            `mtllm_edge.backends.probing.offload`).
+            task: Default task of `classify`; None takes the bundle's only one.
+            threads: CPU threads of the engines; None takes the cores available to this process, at most 8.
+            llm_backend: ``gguf`` or ``onnx``; None takes the bundle's only one, or the faster one on this machine.
+            gpu_layers: Layers of the LLM to run on a GPU, or ``all``; the encoder follows (see
+                `mtllm_edge.backends.probing.offload`).
 
         Warns:
-            GpuWarning: A GPU was asked for, and something runs on the CPU all the same.
+            GpuWarning: GPU layers were requested, but some part runs on the CPU.
 
         Raises:
-            UsageError: `bundle` is no folder, or lacks the form; it has no such task, or several and none is named;
+            UsageError: `bundle` is no folder, or lacks the backend; it has no such task, or several and `task` is None;
                 `threads` or `gpu_layers` is out of bounds.
             ModelError: The bundle is incomplete or damaged.
-            EngineError: An engine is missing or refuses.
+            EngineError: An engine is missing or fails.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         heads = load_heads(bundle)
@@ -86,33 +88,33 @@ class Classifier:
 
     @property
     def task(self) -> str | None:
-        """The task that `classify` performs unless told otherwise; None is that of `fit`, until it is saved."""
+        """Default task of `classify`; None for a fitted task that is not saved."""
         return self._task
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of `task`, in the order of its head; none for multiple choice."""
+        """Labels of `task`, in the order of its head; empty for multiple choice."""
         return self._head(None).labels
 
     @property
     def classes_(self) -> NDArray[np.str_]:
-        """The same as an array: scikit-learn's name for it."""
+        """`labels` as an array, under scikit-learn's name."""
         return np.array(self.labels, dtype=np.str_)
 
     @property
     def kind(self) -> Kind:
-        """What `task` reads: ``sequence`` a text, ``pair`` two of them, ``multiple_choice`` a text with choices."""
+        """Input kind of `task`: ``sequence`` for texts, ``pair``, or ``multiple_choice`` for texts with choices."""
         return self._head(None).kind
 
     @property
     def report_(self) -> FitReport:
-        """What cross-validation says of the task of `fit`.
+        """Cross-validated metrics of the fitted task.
 
         Raises:
-            UsageError: Nothing was fitted.
+            UsageError: No task was fitted.
         """
         if self._report is None:
-            raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
+            raise UsageError(_NOT_FITTED)
         return self._report
 
     def classify(
@@ -129,41 +131,41 @@ class Classifier:
         """Classify texts.
 
         Args:
-            texts: The texts, in any languages that the encoder knows: strings, or what else the task reads, tuples
-                ``(text, text_pair)`` or ``(text, [choice, choice, ...])``.
-            task: Another task of the bundle than the one chosen in `load`.
+            texts: Texts in languages of the encoder; tuples ``(text, text_pair)`` or ``(text, [choice, choice, ...])``
+                for tasks of these kinds.
+            task: A task of the bundle; None takes the default task.
             language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
-                Encoders with language tokens must be told; for others it is noted in `Prediction.language`, and picks
-                the temperature where the task has them by language.
-            long_texts: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training;
-                ``pool`` reads them in windows and averages the windows' vectors by their tokens (tasks on single texts
-                only).
-            threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's own, 0 is never.
-            abstain: The label that is given then; None takes the task's own, or ``unsure``.
-            progress: Called after every batch with the number of texts in it.
+                Required by encoders with language tokens; for others it selects the temperature of tasks with
+                temperatures per language. `Prediction.language` records it.
+            long_texts: Treatment of texts longer than the encoder's maximum: ``cut`` drops their ends, as in training;
+                ``pool`` reads them in windows, and averages the windows' vectors weighted by tokens (tasks of single
+                texts only).
+            threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's, 0 never abstains.
+            abstain: Label of an abstention; None takes the task's, or ``unsure``.
+            progress: Called after every batch with its number of texts.
 
         Returns:
-            A prediction for every text, in their order; a cut text says so in `Prediction.truncated`.
+            A prediction for every text, in order; `Prediction.truncated` marks cut texts.
 
         Warns:
-            LanguageWarning: Some texts are read as another language than their own.
+            LanguageWarning: Some texts are read as a substitute for their language.
 
         Raises:
             DataError: A text is empty or not a string, or not of the task's kind.
-            UsageError: The task is unknown, or the language missing or unknown; windows are not for this kind; or the
-                task cannot abstain like that.
+            UsageError: The task is unknown; the language is missing or unknown; this kind has no windows; or the
+                threshold or abstention label is invalid.
             EngineError: An engine failed.
         """
         head = self._head(task)
         reader = f"task {task or self._task!r}"
         check_long_texts(long_texts, head.kind, reader)
-        limit, unsure = resolve_abstention(head, threshold, abstain)
+        threshold, abstain = resolve_abstention(head, threshold, abstain)
         windows = self._embedder.windows(texts, language=language, long_texts=long_texts)
         check_kind(texts, head.kind, reader)
         pooled_VE = self._embedder.pool(
             windows.encodings, task=task or self._task, progress=windows.text_progress(progress)
         )
-        return predict(head, windows, pooled_VE, limit, unsure)
+        return predict(head, windows, pooled_VE, threshold, abstain)
 
     def fit(
         self,
@@ -172,46 +174,40 @@ class Classifier:
         *,
         language: str | None = None,
         groups: Groups | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Classifier:
-        """Learn a task from labelled texts: a calibrated logistic regression on the bundle's vectors.
+        """Fit a task to labeled texts: a calibrated logistic regression on the bundle's vectors.
 
-        The bundle itself is left as it is; `save_task` writes the task into it. Texts that come twice with the same
-        label count once.
+        The bundle does not change until `save_task`. Duplicates of a text with the same label count once.
 
         Args:
             texts: The texts, or pairs ``(text, text_pair)``.
-            labels: The label of each, a word; two different texts or more of every label.
-            language: Code or name of the language of all texts, or ``auto``, for encoders that must be told.
-            groups: What each belongs to, a word or a number: the texts of one document or author are judged, in
-                cross-validation, by a head that has seen none of them. None is a group for each.
+            labels: Label of each; two different texts or more per label.
+            language: Code or name of the language of all texts, or ``auto``; required by encoders with language tokens.
+            groups: Group of each text, a word or a number, such as its document or author. In cross-validation, the
+                texts of a group are predicted by a head fitted without the group. None puts every text into its own.
+            progress: Called with the stage, ``texts`` or ``regressions``, its steps done and its total of steps.
 
         Returns:
-            The classifier itself, whose `task` is the fitted one now.
+            The classifier itself, with the fitted task as its `task`.
 
         Warns:
             TruncationWarning: Some texts were cut.
 
         Raises:
-            DataError: A text, label or group cannot be used, their numbers differ, or nothing can be learned of them.
+            DataError: A text, label or group cannot be used, their numbers differ, or a label has too few texts.
             UsageError: scikit-learn is not installed, the task is one of multiple choice, or the language is wrong.
             EngineError: An engine failed.
         """
         require("fit", "sklearn")
-        texts, labels, groups = list(texts), list(labels), None if groups is None else list(groups)
-        if len(texts) != len(labels):
-            raise DataError(f"there are {len(texts)} texts and {len(labels)} labels; give one of each")
-        validate_labels(labels)
-        if groups is not None:
-            validate_groups(labels, groups)
-        kept = unique_indices(texts, labels)
-        texts, labels = [texts[index] for index in kept], [labels[index] for index in kept]
-        groups = None if groups is None else [groups[index] for index in kept]
-        validate_labels(labels)
-        kind = kind_of(texts[0]) or "sequence"
-        encoded = self._embedder.encode(texts, language=language)
-        check_kind(texts, kind, "a task that reads the first text")
+        examples = prepare_examples(list(texts), list(labels), None if groups is None else list(groups))
+        encoded = self._embedder.encode(examples.inputs, language=language)
+        check_kind(examples.inputs, examples.kind, "a task that reads the first text")
         warn_truncated(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
-        head, report = fit_head(self._embedder.pool(encoded), labels, kind, groups=groups)
+        pooled_NE = self._embedder.pool(encoded, progress=_counter(progress, "texts", len(encoded)))
+        regressions = count_regressions(examples.labels, examples.groups)
+        advance = _counter(progress, "regressions", regressions)
+        head, report = fit_head(pooled_NE, examples.labels, examples.kind, advance, examples.groups)
         self._heads = {**self._heads, None: head}
         self._task, self._report = None, report
         return self
@@ -219,7 +215,7 @@ class Classifier:
     def predict(
         self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None
     ) -> NDArray[np.str_]:
-        """The most probable label of each text, (texts,), never that it abstains; otherwise as `classify`."""
+        """Most probable label of each text, (texts,), without abstentions; arguments as for `classify`."""
         predictions = self.classify(texts, language=language, threshold=0)
         return np.array([prediction.label for prediction in predictions], dtype=np.str_)
 
@@ -229,45 +225,48 @@ class Classifier:
         """Probability of every label, (texts, labels) in the order of `classes_`; arguments as for `classify`.
 
         Raises:
-            UsageError: As for `classify`, or the task is one of multiple choice, whose texts have no classes in common.
+            UsageError: As for `classify`, or the task is one of multiple choice.
         """
         if self.kind == "multiple_choice":
-            raise UsageError("the choices of a text are no classes; use classify, whose predictions have probabilities")
+            raise UsageError("multiple choice has no fixed classes; use classify, whose predictions have probabilities")
         predictions = self.classify(texts, language=language)
         rows = [[*prediction.probabilities.values()] for prediction in predictions]
         return np.array(rows, np.float64).reshape(len(rows), len(self.labels))
 
-    def save_task(self, name: str, *, license: str | None = None, force: bool = False) -> None:
-        """Write the task of `fit` into the bundle, whose folder is changed in one step; it has this name then.
+    def save_task(
+        self, name: str, *, license: str | None = None, source: str = "labeled texts", force: bool = False
+    ) -> None:
+        """Write the fitted task into the bundle, whose folder changes in one step, and name it.
 
         Args:
-            name: The task's.
-            license: Under which it may be used, an SPDX identifier; None claims none.
-            force: Replace a task of that name.
+            name: Name of the task.
+            license: License of the task, an SPDX identifier; None claims none.
+            source: Origin of the task for the manifest, which has one for tasks with a license.
+            force: Replace a task with this name.
 
         Raises:
-            UsageError: Nothing was fitted, or the name is taken, or the license is none.
+            UsageError: No task was fitted, the name is taken or invalid, or the license is blank.
             ModelError: The bundle is damaged.
         """
         head = self._heads.get(None)
         if head is None:
-            raise UsageError("nothing was fitted yet; call fit(texts, labels) first")
-        source = task_source(name, "labelled texts", license)
-        self._embedder.bundle = add_task(self._embedder.bundle, name, head, source=source, force=force)
+            raise UsageError(_NOT_FITTED)
+        task = task_source(name, source, license)
+        self._embedder.bundle = add_task(self._embedder.bundle, name, head, source=task, force=force)
         self._heads = {**self._heads, name: head}
         self._task = name
 
     def _head(self, task: str | None) -> Head:
-        """The head of a task of the bundle, or, of None, of the one that was chosen or fitted."""
+        """Head of a task of the bundle; None is the selected or fitted task."""
         if task is not None and task not in self._heads:
-            self._embedder.bundle.task_name(task)  # raises, unless it was added by somebody else meanwhile
+            self._embedder.bundle.task_name(task)  # raises, unless another program added the task meanwhile
         try:
             return self._heads[self._task if task is None else task]
         except KeyError:
             raise UsageError("the classifier has no task yet; call fit(texts, labels), or name one") from None
 
     def close(self) -> None:
-        """Give the engines' memory back; harmless when repeated."""
+        """Free the engines' memory; safe to repeat."""
         self._embedder.close()
 
     def __enter__(self) -> Classifier:
@@ -277,3 +276,16 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _counter(progress: Callable[[str, int, int], None] | None, stage: str, total: int) -> Callable[[int], None]:
+    """Turn increments into calls of `progress` with the steps done."""
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if progress is not None:
+            progress(stage, done, total)
+
+    return advance

@@ -1,4 +1,4 @@
-"""The command calibrate: a sheet of labelled texts to temperatures and a threshold in the bundle."""
+"""The command calibrate: a sheet of labeled texts to temperatures and a threshold in the bundle."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from mtllm_edge.files.tables import Table, read_table
 from mtllm_edge.inputs import Input, vector_count
 from mtllm_edge.jobs.row_languages import RowLanguages
 from mtllm_edge.tasks.calibration import resolve_abstention, select_temperatures
-from mtllm_edge.tasks.calibration_report import calibrate as fit_calibration
-from mtllm_edge.tasks.calibration_report import validate_sample_size
+from mtllm_edge.tasks.calibration_report import fit_calibration, validate_sample_size
 from mtllm_edge.tasks.fitting import unique_indices
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tasks.store import update_calibration
@@ -36,7 +35,7 @@ _SUFFIXES = (".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class _Rows:
-    """Different labelled texts."""
+    """Different labeled texts."""
 
     inputs: list[Input]
     classes_N: NDArray[np.int64]
@@ -99,7 +98,7 @@ def calibrate(
         codes,
         select_temperatures(part, codes),
         threshold=limit or None,
-        target=target_accuracy,
+        target_accuracy=target_accuracy,
     )
     changed = msgspec.structs.replace(
         part,

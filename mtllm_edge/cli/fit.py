@@ -16,8 +16,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.files.columns import LABEL_COLUMN, Columns, group_of, inputs_of, label_of
 from mtllm_edge.files.tables import read_table
-from mtllm_edge.tasks.cross_validation import validate_groups
-from mtllm_edge.tasks.fitting import count_regressions, fit_head, unique_indices, validate_fit_kind, validate_labels
+from mtllm_edge.tasks.fitting import count_regressions, fit_head, prepare_examples, validate_fit_kind
 from mtllm_edge.tasks.store import add_task, task_source, validate_task_name
 
 _SUFFIXES = (".csv", ".jsonl")
@@ -52,7 +51,7 @@ def fit(
     license: str | None,
     force: bool,
 ) -> None:
-    """Learn a task from labelled texts, and add it to a BUNDLE.
+    """Learn a task from labeled texts, and add it to a BUNDLE.
 
     FILES are .csv or .jsonl, with the columns 'text' and 'label', for pairs also 'text_pair'. A logistic regression is
     fitted to the bundle's vectors of the texts, in any languages that it knows; the model itself is not trained. What
@@ -76,16 +75,11 @@ def fit(
     rows = [*zip(sheet.records, sheet.places, strict=True)]
     labels = [label_of(record, label_column, place) for record, place in rows]
     groups = None if group_column is None else [group_of(record, group_column, place) for record, place in rows]
-    kept = unique_indices(inputs, labels)
-    if len(kept) < len(inputs):
-        console.note(
-            f"note: {console.count(len(inputs) - len(kept), 'row')} left out that repeat text and label of another"
-        )
-    inputs, labels = [inputs[index] for index in kept], [labels[index] for index in kept]
-    console.note(f"{console.count(len(labels), 'text')}: {console.counts(validate_labels(labels))}")
-    if groups is not None:
-        groups = [groups[index] for index in kept]
-        validate_groups(labels, groups)
+    examples = prepare_examples(inputs, labels, groups)
+    if duplicates := len(inputs) - len(examples.inputs):
+        console.note(f"note: {console.count(duplicates, 'row')} left out that repeat text and label of another")
+    inputs, labels = examples.inputs, examples.labels
+    console.note(f"{console.count(len(labels), 'text')}: {console.counts(examples.counts)}")
     with console.spinner("loading the model"):
         from mtllm_edge.embedder import Embedder
 
@@ -97,8 +91,8 @@ def fit(
     truncated, limit = sum(text.truncated for text in encoded), opened.manifest.encoder.max_tokens
     if truncated:
         console.note(f"note: {console.count(truncated, 'text')} longer than {limit} tokens lost the end")
-    with progress_bar(count_regressions(labels, groups), "regressions") as progress:
-        head, report = fit_head(pooled_NE, labels, kind, progress, groups)
+    with progress_bar(count_regressions(labels, examples.groups), "regressions") as progress:
+        head, report = fit_head(pooled_NE, labels, kind, progress, examples.groups)
     add_task(opened, task, head, source=source, force=force)
     console.print_stdout(views.fit_view(report))
     console.note(f"task {task!r} is in {bundle}; use it with: mtllm-edge classify -b {bundle} -t {task} ...")

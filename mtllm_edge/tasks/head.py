@@ -1,4 +1,4 @@
-"""Task heads: a linear layer over the pooled vectors, and calibrated probabilities."""
+"""Task heads: a linear layer over pooled vectors, with calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ from mtllm_edge.inputs import Kind
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier, or a linear score of choices."""
+    """A linear classifier, or a linear scorer of choices."""
 
     kind: Kind
     labels: tuple[str, ...]
-    """Label of each row of the weight; empty where the one row scores choices."""
+    """Label of each row of the weight; empty for multiple choice."""
     weight_CE: NDArray[np.float32]
-    """(labels, n_embd), or (1, n_embd)."""
+    """(labels, n_embd); (1, n_embd) for multiple choice."""
     bias_C: NDArray[np.float32] | None
     temperature: float
-    """The logits are divided by it before the softmax."""
+    """Divisor of the logits."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    """Language code -> the temperature of texts in it; see `mtllm_edge.tasks.calibration.temperature`."""
+    """Language code -> temperature of texts in it; see `mtllm_edge.tasks.calibration.select_temperatures`."""
     threshold: float | None = None
-    """Confidence below which the task abstains; None is never."""
+    """Confidence below which the task abstains; None never abstains."""
     abstain: str | None = None
-    """The label that is given then; None is `mtllm_edge.bundle.manifest.UNSURE`."""
+    """Label of an abstention; None is `mtllm_edge.bundle.manifest.UNSURE`."""
 
     @classmethod
     def load(cls, folder: Path, task: TaskSpec) -> Head:
-        """Read a task's head from a bundle whose headers have been checked.
+        """Load a task's head from an opened bundle.
 
         Raises:
             ModelError: The file cannot be read, or holds numbers that are not finite.
         """
         arrays = read_arrays(folder / task.head)
-        weight_CE, bias_C = arrays["weight"], arrays.get("bias")
         confidence = (task.temperature, task.temperatures, task.threshold, task.abstain)
-        return cls(task.kind, task.labels, weight_CE, bias_C, *confidence)
+        return cls(task.kind, task.labels, arrays["weight"], arrays.get("bias"), *confidence)
 
     def logits(self, pooled_NE: NDArray[np.float32]) -> NDArray[np.float64]:
         """Logits, (vectors, rows of the weight), of pooled vectors (vectors, n_embd)."""
@@ -56,7 +55,7 @@ class Head:
     def probabilities(
         self, pooled_NE: NDArray[np.float32], temperatures_N: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
-        """Probability of every label, (texts, labels), rows summing to 1.
+        """Probabilities of the labels, (texts, labels).
 
         Args:
             pooled_NE: Pooled vectors, (texts, n_embd).
@@ -68,23 +67,19 @@ class Head:
     def choice_probabilities(
         self, pooled_CE: NDArray[np.float32], temperature: float | None = None
     ) -> NDArray[np.float64]:
-        """Probability of every choice of one text, (choices,), for their pooled vectors (choices, n_embd)."""
+        """Probabilities of the choices of one text, (choices,), from their pooled vectors (choices, n_embd)."""
         divisor = self.temperature if temperature is None else temperature
         probabilities_C: NDArray[np.float64] = softmax(self.logits(pooled_CE).T / divisor)[0]
         return probabilities_C
 
 
 def softmax(logits_NC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Row-wise softmax that large logits do not overflow."""
+    """Row-wise softmax without overflow."""
     shifted = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities
 
 
 def load_heads(bundle: Bundle) -> dict[str, Head]:
-    """The heads of all tasks of a bundle.
-
-    Raises:
-        ModelError: One cannot be read, or holds numbers that are not finite.
-    """
-    return {name: Head.load(bundle.path, part) for name, part in bundle.manifest.tasks.items()}
+    """Load the heads of all tasks of a bundle, by the tasks' names. Errors as for `Head.load`."""
+    return {name: Head.load(bundle.path, task) for name, task in bundle.manifest.tasks.items()}

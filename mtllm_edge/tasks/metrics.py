@@ -1,62 +1,84 @@
-"""Scores of classifiers: accuracy, F1, calibration error."""
+"""Metrics of classifiers: accuracy, F1, calibration error, log loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
-
-
-def calibration_error(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over `BINS` bins, weighted by texts.
-
-    The bins of confidence are equally wide; an empty one counts for nothing.
-    """
-    return float(sum(texts * abs(sure - right) for texts, sure, right in reliability(probabilities_NC, classes_N)))
-
-
-def reliability(
-    probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]
-) -> list[tuple[float, float, float]]:
-    """Share of the texts, mean confidence and accuracy of each of the `BINS` bins; zeros of an empty one."""
-    confidence_N = probabilities_NC.max(axis=1)
-    right_N = probabilities_NC.argmax(axis=1) == classes_N
-    bins_N = np.minimum((confidence_N * BINS).astype(int), BINS - 1)
-    rows = []
-    for number in range(BINS):
-        inside_N = bins_N == number
-        texts = int(inside_N.sum())
-        means = (confidence_N[inside_N].mean(), right_N[inside_N].mean()) if texts else (0.0, 0.0)
-        rows.append((texts / len(classes_N), float(means[0]), float(means[1])))
-    return rows
-
-
-def log_loss(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
-    """Mean negative log-likelihood of the right labels, in nats."""
-    right_N = probabilities_NC[np.arange(len(classes_N)), classes_N]
-    return float(-np.log(np.maximum(right_N, 1e-300)).mean())
+"""Confidence bins of equal width."""
 
 
 @dataclass(frozen=True)
 class LabelScore:
-    """How well one label is told from the others, out of fold."""
+    """Precision, recall and F1 of one label."""
 
     texts: int
+    """Texts with this label."""
     precision: float
     recall: float
     f1: float
 
 
-def score_label(said_N: NDArray[np.bool_], true_N: NDArray[np.bool_], texts: int) -> LabelScore:
-    """Precision, recall and F1 of one label."""
-    both = float((said_N & true_N).sum())
-    said = float(said_N.sum())
-    return LabelScore(
-        texts=texts,
-        precision=both / said if said else 0.0,
-        recall=both / texts,
-        f1=2 * both / (said + texts),
+def accuracy(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
+    """Share of the texts whose most probable label is the right one."""
+    return float((probabilities_NC.argmax(axis=1) == classes_N).mean())
+
+
+def label_scores(
+    predicted_N: NDArray[np.int64], classes_N: NDArray[np.int64], labels: Sequence[str]
+) -> dict[str, LabelScore]:
+    """Precision, recall and F1 of every label; each has one text or more."""
+    hits_C, predicted_C, texts_C = (
+        np.bincount(values, minlength=len(labels))
+        for values in (classes_N[predicted_N == classes_N], predicted_N, classes_N)
     )
+    columns_4C = (texts_C, hits_C / np.maximum(predicted_C, 1), hits_C / texts_C, f1(hits_C, predicted_C + texts_C))
+    rows = zip(*(column.tolist() for column in columns_4C), strict=True)
+    return {label: LabelScore(*row) for label, row in zip(labels, rows, strict=True)}
+
+
+def f1(hits: NDArray[Any], occurrences: NDArray[Any]) -> NDArray[np.float64]:
+    """F1 from counts, element by element.
+
+    Args:
+        hits: Texts that have the label and were predicted to have it.
+        occurrences: Texts with the label plus predictions of it. F1 is 0 where there are none.
+    """
+    return np.asarray(2.0 * hits / np.maximum(occurrences, 1), np.float64)
+
+
+def macro_f1(hits_BC: NDArray[Any], occurrences_BC: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean F1 of the labels on the last axis, without labels that have no occurrence. Arguments as for `f1`."""
+    return np.asarray(f1(hits_BC, occurrences_BC).sum(-1) / (occurrences_BC > 0).sum(-1), np.float64)
+
+
+def calibration_error(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy in `BINS` bins, weighted by texts."""
+    bins = reliability(probabilities_NC, classes_N)
+    return float(sum(share * abs(confidence - correct) for share, confidence, correct in bins))
+
+
+def reliability(
+    probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]
+) -> list[tuple[float, float, float]]:
+    """Share of the texts, mean confidence and accuracy of each confidence bin; zeros for an empty one."""
+    confidence_N = probabilities_NC.max(axis=1)
+    correct_N = probabilities_NC.argmax(axis=1) == classes_N
+    bins_N = np.minimum((confidence_N * BINS).astype(int), BINS - 1)
+    rows = []
+    for number in range(BINS):
+        inside_N = bins_N == number
+        means = (confidence_N[inside_N].mean(), correct_N[inside_N].mean()) if inside_N.any() else (0.0, 0.0)
+        rows.append((float(inside_N.mean()), float(means[0]), float(means[1])))
+    return rows
+
+
+def log_loss(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:
+    """Mean negative log-likelihood of the right labels, in nats."""
+    likelihood_N = probabilities_NC[np.arange(len(classes_N)), classes_N]
+    return float(-np.log(np.maximum(likelihood_N, 1e-300)).mean())

@@ -309,7 +309,7 @@ def test_too_few_rows_and_bad_codes(run: Run, fresh_bundle: Path) -> None:
         1,
         "note: 1 row left out that repeat text and label of another",
     )
-    assert "there are 2 different labelled texts; give 20 or more" in result.err
+    assert "there are 2 different labeled texts; give 20 or more" in result.err
     Path("bad.jsonl").write_text('{"text": "a", "label": "sports", "lang": 7}\n')
     result = run("calibrate", fresh_bundle, "bad.jsonl", "-t", "topic", "--language-column", "lang")
     assert "bad.jsonl line 1, column 'lang', holds 7, expected a language code" in result.err

@@ -16,9 +16,8 @@ from mtllm_edge.tasks.calibration import (
     frequent_languages,
     resolve_abstention,
     select_temperatures,
-    temperature,
 )
-from mtllm_edge.tasks.calibration_report import FEWEST_ANSWERS, calibrate, find_threshold
+from mtllm_edge.tasks.calibration_report import MIN_THRESHOLD_TEXTS, find_threshold, fit_calibration
 from mtllm_edge.tasks.head import Head, softmax
 from mtllm_edge.tasks.metrics import BINS, calibration_error, reliability
 
@@ -75,10 +74,8 @@ def test_languages_get_their_own_temperatures_where_they_have_texts() -> None:
     found = fit_temperatures(logits_NC, classes_N, codes, frequent_languages(codes))
     assert 1.2 < found.temperature < 3
     assert found.temperatures == pytest.approx({"deu_Latn": 1.0, "swh_Latn": 3.0}, rel=0.1)
-    assert temperature(found, "swh_Latn") == found.temperatures["swh_Latn"]
-    assert temperature(found, "tpi_Latn") == temperature(found, None) == found.temperature
-    expected_N = [found.temperatures["deu_Latn"], found.temperature]
-    assert select_temperatures(found, ["deu_Latn", None]).tolist() == expected_N
+    expected_N = [found.temperatures["swh_Latn"], found.temperature, found.temperature]
+    assert select_temperatures(found, ["swh_Latn", "tpi_Latn", None]).tolist() == expected_N
 
 
 def test_the_calibration_error_of_twenty_texts_by_hand() -> None:
@@ -104,7 +101,7 @@ def test_errors_of_one_bin_cancel_and_those_of_two_do_not() -> None:
 def test_the_report_is_cross_validated() -> None:
     logits_NC, classes_N = joined(drawn(1500, 3.0), drawn(1500, 0.7, seed=1))
     codes = ["aaa_Latn"] * 1500 + ["bbb_Latn"] * 1500
-    report = calibrate(logits_NC, classes_N, codes, np.ones(3000))
+    report = fit_calibration(logits_NC, classes_N, codes, np.ones(3000))
     assert (report.texts, report.folds, report.threshold) == (3000, 5, None)
     assert report.error_before > 0.08
     assert report.error_after < 0.03
@@ -121,7 +118,7 @@ def test_what_is_shown_is_not_what_was_fitted() -> None:
     rng = np.random.default_rng(0)
     logits_NC, classes_N = rng.standard_normal((2000, 2)) * 3, rng.integers(0, 2, 2000)
     codes = [f"l{number // 50:02}" for number in range(2000)]
-    report = calibrate(logits_NC, classes_N, codes, np.ones(2000))
+    report = fit_calibration(logits_NC, classes_N, codes, np.ones(2000))
     within = softmax(logits_NC / select_temperatures(report.fitted, codes)[:, None])
     own_loss = -np.log(within[np.arange(2000), classes_N]).mean()
     assert report.loss_after > own_loss
@@ -129,14 +126,14 @@ def test_what_is_shown_is_not_what_was_fitted() -> None:
 
 def test_a_threshold_is_judged_on_texts_that_it_has_not_seen() -> None:
     logits_NC, classes_N = drawn(4000, 2.0)
-    report = calibrate(logits_NC, classes_N, [None] * 4000, np.ones(4000), threshold=0.8)
+    report = fit_calibration(logits_NC, classes_N, [None] * 4000, np.ones(4000), threshold=0.8)
     probabilities_NC = softmax(logits_NC / 2)
     sure_N = probabilities_NC.max(axis=1) >= 0.8
     right_N = probabilities_NC.argmax(axis=1) == classes_N
     assert report.threshold == 0.8
     assert report.coverage == pytest.approx(sure_N.mean(), abs=0.03)
     assert report.accuracy_above == pytest.approx(right_N[sure_N].mean(), abs=0.02)
-    found = calibrate(logits_NC, classes_N, [None] * 4000, np.ones(4000), target=0.85)
+    found = fit_calibration(logits_NC, classes_N, [None] * 4000, np.ones(4000), target_accuracy=0.85)
     assert found.threshold is not None
     assert 0.3 < found.threshold < 0.9
     assert found.accuracy_above == pytest.approx(0.85, abs=0.02)
@@ -156,15 +153,16 @@ def test_the_lowest_threshold_that_is_good_enough() -> None:
     assert find_threshold(probabilities_NC, 1 - classes_N, 0.9) is None
     equal_NC = np.full((40, 2), [0.7, 0.3])
     assert find_threshold(equal_NC, classes_N, 0.95) is None  # no threshold tells them apart
-    assert find_threshold(probabilities_NC[: FEWEST_ANSWERS - 1], classes_N[: FEWEST_ANSWERS - 1], 0.1) is None
+    few = slice(MIN_THRESHOLD_TEXTS - 1)
+    assert find_threshold(probabilities_NC[few], classes_N[few], 0.1) is None
 
 
 def test_what_cannot_be_calibrated() -> None:
     logits_NC, classes_N = drawn(200, 1.0)
-    with pytest.raises(DataError, match="there are 19 different labelled texts; give 20 or more"):
-        calibrate(logits_NC[:19], classes_N[:19], [None] * 19, np.ones(19))
-    with pytest.raises(DataError, match="no threshold gives an accuracy of 1 on 10 texts or more; ask for less"):
-        calibrate(logits_NC, np.zeros(200, int), [None] * 200, np.ones(200), target=1.0)
+    with pytest.raises(DataError, match="there are 19 different labeled texts; give 20 or more"):
+        fit_calibration(logits_NC[:19], classes_N[:19], [None] * 19, np.ones(19))
+    with pytest.raises(DataError, match="no threshold gives an accuracy of 1 on 10 texts or more; lower the target"):
+        fit_calibration(logits_NC, np.zeros(200, int), [None] * 200, np.ones(200), target_accuracy=1.0)
 
 
 def test_when_and_how_a_task_abstains() -> None:
@@ -197,4 +195,4 @@ def test_temperatures_of_texts_in_a_head() -> None:
     own_NC = head.probabilities(pooled_NE, np.array([1.0, 2.0, 4.0]))
     np.testing.assert_array_equal(own_NC[1], head.probabilities(pooled_NE)[1])
     np.testing.assert_allclose(own_NC, softmax(head.logits(pooled_NE) / np.array([[1], [2], [4]])))
-    assert temperature(Temperatures(2.0, {}), "x") == 2
+    assert select_temperatures(Temperatures(2.0, {}), ["x"]).tolist() == [2]

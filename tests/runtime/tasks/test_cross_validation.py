@@ -72,13 +72,13 @@ def test_groups_that_cannot_be(labels: list[str], groups: list[Any], message: st
         assign_folds(labels, groups)
 
 
-def test_groups_that_cannot_be_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_that_no_assignment_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two groups of the rare label in one fold, whatever is drawn."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     both = [(np.arange(2, 60), np.arange(2)), (np.arange(2), np.arange(2, 60))]
     monkeypatch.setattr(StratifiedGroupKFold, "split", lambda *_: iter(both))
-    with pytest.raises(DataError, match=r"cannot be dealt out to 5 folds .* leave the groups out"):
+    with pytest.raises(DataError, match=r"do not split into 5 folds .* leave the groups out"):
         assign_folds(["rare"] * 2 + ["a"] * 29 + ["b"] * 29, [*range(60)])
 
 
