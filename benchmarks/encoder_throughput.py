@@ -24,7 +24,7 @@ from mtllm_edge.backends.cpu import available_cores, default_threads, read_cpu
 from mtllm_edge.backends.encoders.ctranslate2 import CTranslate2Encoder
 from mtllm_edge.backends.encoders.onnx import OnnxEncoder
 from mtllm_edge.bundle import manifest
-from mtllm_edge.bundle.layout import TOKENIZER_NAME
+from mtllm_edge.bundle.manifest import TOKENIZER_NAME
 from mtllm_edge.tokenization.batching import TOKENS_PER_BATCH, plan_batches
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge_bench.report.report import Statistic

@@ -20,8 +20,7 @@ from mtllm_edge.backends.loading import load_encoder, load_llm
 from mtllm_edge.backends.prefetch import prefetch
 from mtllm_edge.backends.probing.llm_backend import choose_backend
 from mtllm_edge.backends.probing.offload import ON_CPU, GpuLayers, Offload, check_gpu_layers, plan_offload
-from mtllm_edge.bundle.layout import BRIDGE_NAME, TOKENIZER_NAME
-from mtllm_edge.bundle.manifest import LlmBackend
+from mtllm_edge.bundle.manifest import BRIDGE_NAME, TOKENIZER_NAME, LlmBackend
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError, UsageError
 from mtllm_edge.inputs import Input, check_kind

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mtllm_edge import __version__
-from mtllm_edge.bundle.layout import BRIDGE_NAME, TOKENIZER_NAME
 from mtllm_edge.bundle.manifest import (
+    BRIDGE_NAME,
     FORMAT_VERSION,
     LLM_QUANTIZATIONS,
     MANIFEST_NAME,
+    TOKENIZER_NAME,
     EncoderBackend,
     EncoderSpec,
     GgufQuantization,

@@ -1,7 +1,7 @@
-"""`bundle.json`: the one contract between the exporters and the runtime.
+"""`bundle.json` as classes: the format that exporters write and the runtime reads.
 
-The classes are the format, and `mtllm_edge.bundle.validation` reads it. Unknown keys are an error within one format
-version, so a typo fails at once; a change of meaning raises `FORMAT_VERSION`.
+`mtllm_edge.bundle.validation` parses it. Unknown keys are an error within a format version, so that a typo fails at
+once; `FORMAT_VERSION` rises when the meaning of a key changes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,23 @@ from mtllm_edge.inputs import Kind
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+TOKENIZER_NAME = "tokenizer.json"
+ENCODER_NAME = "encoder"
+"""Folder of a CTranslate2 encoder; see `EncoderSpec.path`."""
+BRIDGE_NAME = "bridge.safetensors"
+LLM_NAME = "llm.gguf"
+"""GGUF file of an LLM; see `LlmSpec.file`."""
+
 MAX_STRIDE = 4
+MAX_LIST, MAX_FILES = 2**16, 4_096
+"""Most items of a list, and most files or tasks of a bundle."""
+_Width = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+_Layers = Annotated[int, msgspec.Meta(ge=1, le=512)]
+_Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**14)]
+_SpecialTokens = Annotated[tuple[str, ...], msgspec.Meta(max_length=32)]
 
 UNSURE = "unsure"
-"""The label below a task's threshold, unless it has another one for that."""
+"""Default label of an abstention."""
 
 EncoderBackend = Literal["ctranslate2", "onnx"]
 LlmBackend = Literal["gguf", "onnx"]
@@ -38,41 +51,41 @@ class EncoderSpec(_Part, frozen=True):
     """The translation encoder."""
 
     family: str
-    """Architecture as transformers names it: ``bert``, ``m2m_100`` ..."""
+    """Architecture under its name in transformers: ``bert``, ``m2m_100`` ..."""
     backend: EncoderBackend
-    """Its form, and so its engine."""
+    """File format and engine."""
     quantization: Literal["float32", "int8"]
-    d_model: int
+    d_model: _Width
     """Width of the encoder states."""
-    max_tokens: int
-    """Longest input in tokens, the special ones included."""
-    prefix_tokens: tuple[str, ...]
-    """Tokens put before the text; ``{language}`` stands for the language's code: alone, or as in ``__{language}__``."""
-    suffix_tokens: tuple[str, ...]
-    """Tokens put after the text, ``{language}`` as above."""
+    max_tokens: _Tokens
+    """Maximum length of an input in tokens, special tokens included."""
+    prefix_tokens: _SpecialTokens
+    """Tokens before the text; ``{language}`` stands for the language's code, alone or as in ``__{language}__``."""
+    suffix_tokens: _SpecialTokens
+    """Tokens after the text, ``{language}`` as above."""
     float32_matrices: tuple[str, ...] = ()
-    """Of int8 in ONNX: the matrices, by their names in transformers, that lose too much and stay in float32."""
+    """Matrices of an int8 ONNX encoder that stay in float32, under their names in transformers."""
 
     @property
     def path(self) -> str:
-        """Where it lies in the bundle: a folder of CTranslate2, or an ONNX file."""
-        return "encoder" if self.backend == "ctranslate2" else "encoder.onnx"
+        """Path in the bundle: a CTranslate2 folder, or an ONNX file."""
+        return ENCODER_NAME if self.backend == "ctranslate2" else "encoder.onnx"
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files without which it cannot be loaded."""
+        """Paths of its required files."""
         if self.backend == "onnx":
             return (self.path,)
         return tuple(f"{self.path}/{name}" for name in ("model.bin", "config.json", "vocabulary.json"))
 
     def __post_init__(self) -> None:
-        """Refuse a contradiction, as for `BridgeSpec`."""
+        """Raise ValueError for a contradiction; msgspec adds the location when it reads a file."""
         if self.float32_matrices and (self.backend, self.quantization) != ("onnx", "int8"):
-            raise ValueError(f"float32_matrices belong to int8 in onnx, found {self.quantization} in {self.backend}")
+            raise ValueError(f"float32_matrices require int8 in onnx, found {self.quantization} in {self.backend}")
 
     @property
     def needs_language(self) -> bool:
-        """Whether every text must come with a language code."""
+        """Whether every text requires a language code."""
         return any("{language}" in token for token in self.prefix_tokens + self.suffix_tokens)
 
 
@@ -81,15 +94,15 @@ class BridgeSpec(_Part, frozen=True):
 
     kind: Literal["linear", "strided"]
     stride: int = 1
-    """Neighbouring encoder states that become one LLM input: 1 of the linear kind, else 2 to `MAX_STRIDE`."""
+    """Neighboring encoder states per LLM input: 1 if linear, 2 to `MAX_STRIDE` if strided."""
 
     @classmethod
     def of_stride(cls, stride: int) -> BridgeSpec:
-        """The bridge with this stride; raises ValueError where there is none."""
+        """Return the bridge with this stride; raises ValueError for a stride out of bounds."""
         return cls(kind="linear" if stride == 1 else "strided", stride=stride)
 
     def __post_init__(self) -> None:
-        """Refuse a contradiction; where a file is read, msgspec makes it an error that names the place."""
+        """Raise ValueError for a contradiction."""
         if self.kind == "linear" and self.stride != 1:
             raise ValueError(f"a linear bridge has stride 1, found {self.stride}")
         if self.kind == "strided" and not 2 <= self.stride <= MAX_STRIDE:
@@ -100,18 +113,18 @@ class LlmSpec(_Part, frozen=True):
     """The LLM body."""
 
     architecture: Architecture
-    """As GGUF calls it: ``llama``, or ``llama-embed`` where a GGUF file of it is bidirectional, ``qwen2`` ..."""
-    n_embd: int
+    """GGUF's name: ``llama``, or ``llama-embed`` for a bidirectional one in GGUF, ``qwen2`` ..."""
+    n_embd: _Width
     """Width of the LLM's inputs and of the pooled vectors."""
-    n_layer: int
+    n_layer: _Layers
     quantization: GgufQuantization | OnnxQuantization
-    """One of `LLM_QUANTIZATIONS` of the form."""
+    """One of the backend's `LLM_QUANTIZATIONS`."""
     attention: Literal["causal", "bidirectional"]
     pooling: Literal["mean"]
     backend: LlmBackend = "gguf"
-    """Its form, and so its engine: llama.cpp or ONNX Runtime. Older bundles, which do not say, have GGUF."""
+    """File format and engine: llama.cpp or ONNX Runtime. Older bundles lack the key and have GGUF."""
     float32_matrices: tuple[str, ...] = ()
-    """Of int8: the matrices, by their names in transformers, that lose too much in 8 bits and stay in float32."""
+    """Matrices of an int8 LLM that stay in float32, under their names in transformers."""
 
     @property
     def file(self) -> str:
@@ -119,33 +132,33 @@ class LlmSpec(_Part, frozen=True):
         return f"llm.{self.backend}"
 
     def __post_init__(self) -> None:
-        """Refuse a contradiction, as for `BridgeSpec`."""
+        """Raise ValueError for a contradiction."""
         allowed = LLM_QUANTIZATIONS[self.backend]
         if self.quantization not in allowed:
-            raise ValueError(f"{self.backend} has the quantisations {', '.join(allowed)}, found {self.quantization}")
+            raise ValueError(f"{self.backend} has the quantizations {', '.join(allowed)}, found {self.quantization}")
         if self.float32_matrices and self.quantization != "int8":
-            raise ValueError(f"float32_matrices belong to int8, found {self.quantization}")
+            raise ValueError(f"float32_matrices require int8, found {self.quantization}")
 
 
 class TaskSpec(_Part, frozen=True):
     """A classification head over the pooled vectors."""
 
     kind: Kind
-    """What it reads; see `mtllm_edge.inputs`."""
-    labels: tuple[str, ...]
-    """Label of each row of the head's weight. Empty for multiple choice, whose one row scores each choice."""
+    """Kind of its inputs; see `mtllm_edge.inputs`."""
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LIST)]
+    """Label of each row of the head's weight; empty for multiple choice, whose single row scores each choice."""
     head: str
     """Path of the safetensors file: ``weight`` (rows, n_embd), optional ``bias`` (rows)."""
     temperature: float = 1.0
-    """The logits are divided by it before the softmax."""
+    """Divisor of the logits."""
     adapter: str | None = None
-    """Path of a LoRA in GGUF that the LLM wears for this task; None is the LLM as it is."""
+    """Path of a LoRA in GGUF, which is applied to the LLM for this task."""
     temperatures: dict[str, float] = {}
-    """Language code -> the temperature of texts in it; `temperature` is that of all others."""
+    """Language code -> temperature of texts in it; `temperature` applies to all others."""
     threshold: float | None = None
-    """Confidence below which the task abstains, from 0 to 1; None is never."""
+    """Confidence, 0 to 1, below which the task abstains; None never abstains."""
     abstain: str | None = None
-    """The label that is given then; None is `UNSURE`."""
+    """Label of an abstention; None is `UNSURE`."""
 
     @property
     def rows(self) -> int:
@@ -154,19 +167,25 @@ class TaskSpec(_Part, frozen=True):
 
 
 class WeightSource(_Part, frozen=True):
-    """Where weights came from, and under which license."""
+    """Origin and license of weights or data."""
 
     part: str
-    """What it became: ``encoder``, ``llm``, ``tokenizer``, ``adapter``, ``task topic`` ..."""
+    """Part made from it: ``encoder``, ``llm``, ``tokenizer``, ``adapter``, ``task topic`` ..."""
     name: str
     license: str
     """SPDX identifier, or the owner's own words."""
     file: str | None = None
     """Path of the license text inside the bundle."""
 
+    @property
+    def is_non_commercial(self) -> bool:
+        """Whether the license, by its name, forbids commercial use."""
+        words = self.license.lower().replace("-", " ").replace("_", " ").split()
+        return "nc" in words or "noncommercial" in words or "non commercial" in " ".join(words)
+
 
 class Parity(_Part, frozen=True):
-    """How closely one exported part follows the torch stack on the same sentences."""
+    """Agreement of an exported part with the torch stack on the same sentences."""
 
     component: str
     cosine_min: float
@@ -193,19 +212,19 @@ class Manifest(_Part, frozen=True):
     encoder: EncoderSpec
     bridge: BridgeSpec
     llm: LlmSpec
-    tasks: dict[str, TaskSpec]
-    languages: tuple[str, ...]
-    """Codes that stand for a language token; empty where the encoder takes none."""
+    tasks: Annotated[dict[str, TaskSpec], msgspec.Meta(max_length=MAX_FILES)]
+    languages: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LIST)]
+    """Codes of the encoder's language tokens; empty for encoders without them."""
     sources: tuple[WeightSource, ...]
     parity: tuple[Parity, ...]
-    files: dict[str, FileEntry]
+    files: Annotated[dict[str, FileEntry], msgspec.Meta(max_length=MAX_FILES)]
     """Every other file of the bundle: POSIX path relative to the bundle -> size and digest."""
     llm_onnx: LlmSpec | None = None
-    """The same body for ONNX Runtime, in a bundle that has both forms; `llm` is GGUF then."""
+    """The same body for ONNX Runtime, in a bundle with both backends; `llm` is GGUF then."""
 
     @property
     def llms(self) -> tuple[LlmSpec, ...]:
-        """The forms of the LLM, the default first."""
+        """The LLM for each of its backends, the default first."""
         return (self.llm,) if self.llm_onnx is None else (self.llm, self.llm_onnx)
 
     def to_json(self) -> bytes:

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mtllm_edge.bundle import header_checks
 from mtllm_edge.bundle.installed import find_bundle, installed_bundles
-from mtllm_edge.bundle.layout import BRIDGE_NAME, TOKENIZER_NAME
-from mtllm_edge.bundle.manifest import MANIFEST_NAME, LlmBackend, LlmSpec, Manifest
+from mtllm_edge.bundle.manifest import BRIDGE_NAME, MANIFEST_NAME, TOKENIZER_NAME, LlmBackend, LlmSpec, Manifest
 from mtllm_edge.bundle.validation import parse_manifest
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.files.digest import sha256_file

@@ -1,6 +1,6 @@
-"""From the bytes of `bundle.json` to a manifest whose parts agree with each other.
+"""Parse `bundle.json`, and validate the parts of a manifest against each other.
 
-What a single part can tell of itself its class refuses; here they are compared with each other and with what is sane.
+The manifest's classes check single parts and values; this module checks what they say about each other.
 """
 
 from __future__ import annotations
@@ -11,126 +11,106 @@ from typing import Any
 
 import msgspec
 
-from mtllm_edge.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, UNSURE, LlmBackend, LlmSpec, Manifest, TaskSpec
+from mtllm_edge.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    MAX_LIST,
+    UNSURE,
+    LlmBackend,
+    LlmSpec,
+    Manifest,
+    TaskSpec,
+)
 from mtllm_edge.errors import ModelError
 from mtllm_edge.inputs import Kind
 from mtllm_edge.safe_text import has_control_characters
 
-_WIDTH_LIMIT, _LAYERS_LIMIT, _TOKENS_LIMIT = 2**16, 512, 2**14
-"""Far above every model that fits, and below what would exhaust memory before a file is read."""
-_LISTS_LIMIT, _FILES_LIMIT, _PATH_LIMIT, _CODE_LIMIT = 2**16, 4_096, 512, 64
+_PATH_LIMIT, _CODE_LIMIT = 512, 64
 _TEMPERATURES = (1e-5, 1e5)
 
 
 def parse_manifest(text: bytes, *, origin: str) -> Manifest:
-    """Parse and check a manifest.
+    """Parse and validate a manifest.
 
     Args:
         text: Content of `bundle.json`.
         origin: The file's path, for messages.
 
     Raises:
-        ModelError: Not a manifest, one of another format version, or one whose parts contradict each other.
+        ModelError: Not a manifest, one of another format version, or one with contradictory parts.
     """
     try:
         version = msgspec.json.decode(text, type=_Versioned).format_version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{origin} is not a bundle manifest ({error}); export the bundle again") from None
     if version != FORMAT_VERSION:
-        advice = "upgrade mtllm-edge" if version > FORMAT_VERSION else "export the bundle again"
+        remedy = "upgrade mtllm-edge" if version > FORMAT_VERSION else "export the bundle again"
         raise ModelError(
-            f"{origin} has format version {version}, this mtllm-edge reads version {FORMAT_VERSION}: {advice}"
+            f"{origin} has format version {version}, this mtllm-edge reads version {FORMAT_VERSION}: {remedy}"
         )
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{origin}: {error}; export the bundle again") from None
-    faults = manifest_problems(manifest)
-    if faults:
-        raise ModelError(f"{origin}: {'; '.join(faults)}; export the bundle again")
+    problems = manifest_problems(manifest)
+    if problems:
+        raise ModelError(f"{origin}: {'; '.join(problems)}; export the bundle again")
     return manifest
 
 
 def manifest_problems(manifest: Manifest) -> list[str]:
-    """All that is wrong with a manifest, as sentences."""
-    faults = [
-        f"{name} must be positive, found {value}" if value <= 0 else f"{name} is {value}, expected {limit} at most"
-        for name, value, limit in (
-            ("encoder.d_model", manifest.encoder.d_model, _WIDTH_LIMIT),
-            ("encoder.max_tokens", manifest.encoder.max_tokens, _TOKENS_LIMIT),
-            ("llm.n_embd", manifest.llm.n_embd, _WIDTH_LIMIT),
-            ("llm.n_layer", manifest.llm.n_layer, _LAYERS_LIMIT),
-        )
-        if not 0 < value <= limit
-    ]
+    """Return all contradictions in a manifest."""
+    problems = []
     if manifest.encoder.needs_language and not manifest.languages:
-        faults.append("the encoder takes a language token but languages is empty")
+        problems.append("the encoder takes a language token but languages is empty")
     if manifest.llm_onnx is not None and _body(manifest.llm_onnx, "onnx") != _body(manifest.llm, "gguf"):
-        faults.append("llm_onnx is not the ONNX form of the body that llm has in GGUF")
+        problems.append("llm_onnx is not the ONNX form of the GGUF body in llm")
     for name, task in manifest.tasks.items():
-        faults += _task_faults(manifest, name, task)
-    faults += [
-        f"file path {path!r} does not stay inside the bundle" for path in manifest.files if not _stays_inside(path)
-    ]
+        problems += [f"task {name!r} {problem}" for problem in _task_problems(manifest, task)]
+    problems += [f"file path {path!r} leaves the bundle" for path in manifest.files if not _is_plain_path(path)]
     if len({path.casefold() for path in manifest.files}) != len(manifest.files):
-        faults.append("two file paths differ in upper and lower case only")
-    return faults + _size_faults(manifest)
+        problems.append("two file paths differ in upper and lower case only")
+    unprintable = next((text for text in _texts(msgspec.to_builtins(manifest)) if has_control_characters(text)), None)
+    if unprintable is not None:
+        problems.append(f"{unprintable!r} has control characters")
+    return problems
 
 
-def _task_faults(manifest: Manifest, name: str, task: TaskSpec) -> Iterator[str]:
+def _task_problems(manifest: Manifest, task: TaskSpec) -> Iterator[str]:
     if task.kind == "multiple_choice" and task.labels:
-        yield f"task {name!r} is multiple choice and takes no labels, found {list(task.labels)}"
+        yield f"is multiple choice and takes no labels, found {list(task.labels)}"
     elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
-        yield f"task {name!r} needs two or more different labels, found {list(task.labels)}"
-    yield from (f"task {name!r} {fault}" for fault in _confidence_faults(task))
-    if task.head not in manifest.files:
-        yield f"task {name!r} names the head {task.head!r}, which files does not list"
-    if not (task.head.startswith("tasks/") and task.head.endswith(".safetensors")):
-        # The name of another model file would put the check of a head in the place of its own.
-        yield f"task {name!r} names the head {task.head!r}, expected tasks/....safetensors"
-    if task.adapter is None:
-        return
-    if task.adapter not in manifest.files:
-        yield f"task {name!r} names the adapter {task.adapter!r}, which files does not list"
-    if not (task.adapter.startswith("tasks/") and task.adapter.endswith(".gguf")):
-        yield f"task {name!r} names the adapter {task.adapter!r}, expected tasks/....gguf"
-    if manifest.llm.backend != "gguf":
-        yield f"task {name!r} has an adapter, which needs an LLM in GGUF, found {manifest.llm.backend}"
-
-
-def _size_faults(manifest: Manifest) -> list[str]:
-    lists = {
-        "files": (len(manifest.files), _FILES_LIMIT),
-        "tasks": (len(manifest.tasks), _FILES_LIMIT),
-        "languages": (len(manifest.languages), _LISTS_LIMIT),
-        "labels": (max((len(task.labels) for task in manifest.tasks.values()), default=0), _LISTS_LIMIT),
-        "special tokens": (len(manifest.encoder.prefix_tokens + manifest.encoder.suffix_tokens), 64),
-    }
-    faults = [f"{size} {name}, expected {limit} at most" for name, (size, limit) in lists.items() if size > limit]
-    spoilt = next((text for text in _texts(msgspec.to_builtins(manifest)) if has_control_characters(text)), None)
-    if spoilt is not None:
-        faults.append(f"{spoilt!r} has control characters")
-    return faults
+        yield f"needs two or more different labels, found {list(task.labels)}"
+    yield from _confidence_problems(task)
+    weights = [("head", task.head, ".safetensors")]
+    if task.adapter is not None:
+        weights.append(("adapter", task.adapter, ".gguf"))
+        if manifest.llm.backend != "gguf":
+            yield f"has an adapter, which needs an LLM in GGUF, found {manifest.llm.backend}"
+    for part, path, suffix in weights:
+        if path not in manifest.files:
+            yield f"names the {part} {path!r}, which files does not list"
+        if not (path.startswith("tasks/") and path.endswith(suffix)):
+            # The path of another model file would replace that file's own check.
+            yield f"names the {part} {path!r}, expected tasks/...{suffix}"
 
 
 def abstain_label_problem(kind: Kind, labels: Sequence[str], abstain: str) -> str | None:
-    """What keeps a label from saying that a task abstains, as the end of a sentence about the task."""
+    """Return why a label cannot stand for an abstention, as the end of a sentence about the task, or None."""
     if not abstain.strip() or has_control_characters(abstain):
         return f"abstains with the label {abstain!r}, expected a word"
     if abstain in labels or (kind == "multiple_choice" and abstain.isdecimal()):
-        return f"abstains with the label {abstain!r}, which is an answer of its own; name another one"
+        return f"abstains with the label {abstain!r}, which is one of its labels; name another one"
     return None
 
 
-def _confidence_faults(task: TaskSpec) -> Iterator[str]:
-    """What is wrong with temperatures and threshold; of a language's temperatures, the first."""
+def _confidence_problems(task: TaskSpec) -> Iterator[str]:
+    """Problems of temperatures and threshold; of the languages' temperatures, the first."""
     low, high = _TEMPERATURES
-    if not task.temperature > 0:
-        yield f"has temperature {task.temperature}, expected above 0"
-    elif not low <= task.temperature <= high:
+    if not low <= task.temperature <= high:
         yield f"has temperature {task.temperature}, expected {low:g} to {high:g}"
-    if len(task.temperatures) > _LISTS_LIMIT:
-        yield f"has temperatures of {len(task.temperatures)} languages, expected {_LISTS_LIMIT} at most"
+    if len(task.temperatures) > MAX_LIST:
+        yield f"has temperatures of {len(task.temperatures)} languages, expected {MAX_LIST} at most"
     else:
         for code, value in task.temperatures.items():
             if not code.strip() or len(code) > _CODE_LIMIT:
@@ -142,24 +122,25 @@ def _confidence_faults(task: TaskSpec) -> Iterator[str]:
     if task.threshold is not None and not 0 <= task.threshold <= 1:
         yield f"has the threshold {task.threshold}, expected 0 to 1"
     if task.threshold is not None or task.abstain is not None:
-        fault = abstain_label_problem(task.kind, task.labels, UNSURE if task.abstain is None else task.abstain)
-        if fault is not None:
-            yield fault
+        problem = abstain_label_problem(task.kind, task.labels, UNSURE if task.abstain is None else task.abstain)
+        if problem is not None:
+            yield problem
 
 
-def _stays_inside(path: str) -> bool:
-    """Whether a path is relative, plain on every system, and written in the one way that has no detours."""
+def _is_plain_path(path: str) -> bool:
+    """Return whether a path is relative, valid on every system, and normalized."""
     parts = PurePosixPath(path).parts
-    plain = path == "/".join(parts) and not {"\\", ":"} & set(path) and len(path) <= _PATH_LIMIT
     return (
-        plain
-        and not any(part == ".." or part.endswith((".", " ")) for part in parts)
+        path == "/".join(parts)
         and path not in ("", MANIFEST_NAME)
+        and len(path) <= _PATH_LIMIT
+        and not {"\\", ":"} & set(path)
+        and not any(part == ".." or part.endswith((".", " ")) for part in parts)
     )
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in plain data, keys included."""
+    """All strings in plain data, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -172,7 +153,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _body(llm: LlmSpec, backend: LlmBackend) -> object:
-    """What two forms of one body have in common, if this is the form in question."""
+    """Properties that both backends of an LLM share; False if this is not the given backend."""
     return llm.backend == backend and (llm.n_embd, llm.n_layer, llm.attention, llm.pooling)
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from mtllm_edge import __version__
 from mtllm_edge.bundle.installed import ENTRY_POINTS, FOLDER, normalize_name
-from mtllm_edge.bundle.licenses import is_non_commercial
 from mtllm_edge.bundle.manifest import MANIFEST_NAME, Manifest
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import UsageError
@@ -143,5 +142,5 @@ def _description(manifest: Manifest, name: str) -> Iterator[str]:
     yield f"Tasks: {printable(tasks)}."
     yield ""
     for source in manifest.sources:
-        warning = " **Non-commercial use only.**" if is_non_commercial(source.license) else ""
+        warning = " **Non-commercial use only.**" if source.is_non_commercial else ""
         yield f"- {printable(source.part)}: {printable(source.name)}, {printable(source.license)}.{warning}"

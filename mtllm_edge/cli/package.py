@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from mtllm_edge import console
-from mtllm_edge.bundle import licenses
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.options import PATH
 
@@ -31,7 +30,7 @@ def package(bundle: Path, *, name: str, output: Path, version: str, force: bool)
         wheel = write_wheel(opened, name, output, version=version, force=force)
     click.echo(wheel)
     for source in opened.manifest.sources:
-        if licenses.is_non_commercial(source.license):
+        if source.is_non_commercial:
             console.note(f"note: {source.part} ({source.name}) is under {source.license}: NON-COMMERCIAL USE ONLY")
     if not opened.manifest.sources:
         console.note("note: the bundle names no source and no license; say under which terms it may be used")

@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mtllm_edge.bundle.licenses import is_non_commercial
 from mtllm_edge.bundle.manifest import UNSURE, EncoderSpec, FileEntry, LlmSpec, Manifest, WeightSource
 from mtllm_edge.bundle.manifest import TaskSpec as ManifestTask
 from mtllm_edge.console import count, facts_table, file_size, plain_text
@@ -229,7 +228,7 @@ def _sources_table(sources: Sequence[WeightSource]) -> Table:
         table.add_column(heading, overflow="fold")
     for source in sources:
         license = plain_text(source.license)
-        if is_non_commercial(source.license):
+        if source.is_non_commercial:
             license.append(" (NON-COMMERCIAL USE ONLY)", style="bold red")
         table.add_row(plain_text(source.part), plain_text(source.name), license)
     return table

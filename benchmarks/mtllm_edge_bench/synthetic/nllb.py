@@ -11,7 +11,7 @@ import msgspec
 import transformers
 
 from mtllm_edge.backends.cpu import configure_openmp
-from mtllm_edge.bundle.layout import ENCODER_NAME, TOKENIZER_NAME
+from mtllm_edge.bundle.manifest import ENCODER_NAME, TOKENIZER_NAME
 from mtllm_edge.translator import MANIFEST_NAME, TranslatorManifest
 from mtllm_edge_bench.synthetic import tokenizer
 from mtllm_edge_export.encoders.ctranslate2 import write_encoder

@@ -16,7 +16,7 @@ from mtllm_edge import __version__
 from mtllm_edge.backends.cpu import read_cpu
 from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
-from mtllm_edge.bundle.layout import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME
+from mtllm_edge.bundle.manifest import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME
 from mtllm_edge.bundle.writer import list_files
 from mtllm_edge_bench.synthetic import tokenizer
 from mtllm_edge_bench.synthetic.gguf import MatrixType, write_random_llm

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
 from mtllm_edge.bundle import manifest
-from mtllm_edge.bundle.layout import LLM_NAME, TOKENIZER_NAME
+from mtllm_edge.bundle.manifest import LLM_NAME, TOKENIZER_NAME
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.batching import plan_batches

@@ -194,5 +194,5 @@ def test_a_file_that_is_damaged_or_missing(bundle: Path) -> None:
 def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object]) -> None:
     content = msgspec.json.decode((bundle / "bundle.json").read_bytes())
     content["encoder"] |= change | {"float32_matrices": ["layers.0.fc1"]}
-    with pytest.raises(ModelError, match="float32_matrices belong to int8 in onnx, found"):
+    with pytest.raises(ModelError, match="float32_matrices require int8 in onnx, found"):
         parse_manifest(msgspec.json.encode(content), origin="bundle.json")

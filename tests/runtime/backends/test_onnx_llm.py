@@ -194,9 +194,9 @@ def test_refused_before_onnx_runtime_sees_it(
 @pytest.mark.parametrize(
     ("change", "fragment"),
     [
-        ({"quantization": "q8_0"}, "onnx has the quantisations f32, int8, found q8_0"),
-        ({"backend": "gguf", "quantization": "int8"}, "gguf has the quantisations f32, f16, bf16, q8_0"),
-        ({"float32_matrices": ["layers.0.mlp.up_proj"]}, "float32_matrices belong to int8, found f32"),
+        ({"quantization": "q8_0"}, "onnx has the quantizations f32, int8, found q8_0"),
+        ({"backend": "gguf", "quantization": "int8"}, "gguf has the quantizations f32, f16, bf16, q8_0"),
+        ({"float32_matrices": ["layers.0.mlp.up_proj"]}, "float32_matrices require int8, found f32"),
     ],
 )
 def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object], fragment: str) -> None:

@@ -176,15 +176,15 @@ def test_when_and_how_a_task_abstains() -> None:
     for limit, label, message in (
         (1.5, None, "the threshold is 1.5, expected 0 to 1"),
         (float("nan"), None, "the threshold is nan"),
-        (0.5, None, "abstains with the label 'unsure', which is an answer of its own"),
-        (0.5, "a", "abstains with the label 'a', which is an answer"),
+        (0.5, None, "abstains with the label 'unsure', which is one of its labels"),
+        (0.5, "a", "abstains with the label 'a', which is one of its labels"),
         (0.5, " ", "abstains with the label ' ', expected a word"),
         (0.5, "x\ny", "expected a word"),
     ):
         with pytest.raises(UsageError, match=message):
             resolve_abstention(plain, limit, label)
     choices = TaskSpec(kind="multiple_choice", labels=(), head="x")
-    with pytest.raises(UsageError, match="abstains with the label '1', which is an answer"):
+    with pytest.raises(UsageError, match="abstains with the label '1', which is one of its labels"):
         resolve_abstention(choices, 0.5, "1")
 
 

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mtllm_edge.tasks.metrics import macro_f1
+
 CONFIDENCE = 0.95
 MEASURES = ("accuracy", "macro_f1")
 """What the last axis of `figures` holds."""
@@ -55,8 +57,7 @@ def _measure(
     """Accuracy and macro-F1 (B, 2) of cells that occur so often."""
     hits_BC = counts_BK @ (gold_KC * found_KC)
     either_BC = counts_BK @ (gold_KC + found_KC)
-    f1_BC = 2 * hits_BC / np.maximum(either_BC, 1)
-    return np.stack([hits_BC.sum(1) / counts_BK.sum(1), f1_BC.sum(1) / (either_BC > 0).sum(1)], axis=1)
+    return np.stack([hits_BC.sum(1) / counts_BK.sum(1), macro_f1(hits_BC, either_BC)], axis=1)
 
 
 def interval(values_B: NDArray[np.float64]) -> Interval:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.inputs import Input, check_kind
+from mtllm_edge.tasks.metrics import macro_f1
 from mtllm_edge_train.checkpoints.config import StackConfig, TaskConfig, resolve_source
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.models import loading
@@ -109,10 +111,8 @@ class Evaluator:
 
 def score(gold: Sequence[str], found: Sequence[str]) -> Scores:
     """Compare predictions with labels."""
-    pairs = list(zip(gold, found, strict=True))
-    f1 = []
-    for label in sorted({*gold, *found}):
-        hits = sum(mine == theirs == label for mine, theirs in pairs)
-        f1.append(2 * hits / (sum(mine == label for mine in gold) + sum(theirs == label for theirs in found)))
-    accuracy = sum(mine == theirs for mine, theirs in pairs) / len(pairs)
-    return Scores(texts=len(pairs), accuracy=accuracy, macro_f1=sum(f1) / len(f1))
+    codes_2N = np.unique([gold, found], return_inverse=True)[1].reshape(2, len(gold))
+    hits_N = codes_2N[0] == codes_2N[1]
+    occurrences_C = np.bincount(codes_2N.ravel())
+    hits_C = np.bincount(codes_2N[0][hits_N], minlength=len(occurrences_C))
+    return Scores(texts=len(gold), accuracy=float(hits_N.mean()), macro_f1=float(macro_f1(hits_C, occurrences_C)))
