@@ -1,9 +1,9 @@
-"""Label a Parquet data set with Ray Data: a classifier in every worker, the cores shared out among them.
+"""Label a Parquet data set with Ray Data: one classifier per worker, with an equal share of the cores.
 
-    python examples/ray_batch.py texts.parquet labelled/ --bundle build/reference --task topic --workers 2
+    python examples/ray_batch.py texts.parquet labeled/ --bundle build/reference --task topic --workers 2
 
-The results keep the columns and the order of the rows, and add label and confidence (predicted_label, where there is a
-label already); of a blank text they are empty.
+The output keeps all columns and the order of rows, and adds label and confidence (predicted_label if the column label
+exists). Both are empty for blank texts.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from mtllm_edge import Bundle, Classifier, MtllmError
 from mtllm_edge.backends.cpu import available_cores
 from mtllm_edge.files.writers import free_names
 
-BATCH = 512
-"""Texts that a worker gets at once: enough to be sorted by length, so few that none is left with a long last one."""
-READER = 1
-"""Cores, in Ray's count, that no worker holds: without one nothing could be read for them. It has little to do."""
+BATCH_SIZE = 512
+"""Texts per call: enough to sort by length, few enough to keep all workers busy until the end."""
+READER_CPUS = 1
+"""Logical CPUs that Ray reserves for reading and writing. Without one, reading never starts."""
 
 
-class Labeller:
-    """What a worker does: Ray makes one in each, and calls it with one batch of rows after another."""
+class BatchClassifier:
+    """Callable that labels batches of rows; Ray creates one per worker."""
 
     def __init__(self, bundle: str, task: str, column: str, names: dict[str, str], threads: int) -> None:
-        """Load the bundle, whose path every worker must see."""
+        """Load the bundle; its path must exist on every machine."""
         self._classifier = Classifier.load(bundle, task=task, threads=threads)
         self._column, self._names = column, names
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The batch with the new columns."""
+        """Return the batch with the new columns."""
         texts = ["" if text is None else str(text) for text in batch[self._column]]
-        places = [place for place, text in enumerate(texts) if text.strip()]
+        indices = [index for index, text in enumerate(texts) if text.strip()]
         labels, confidences = np.full(len(texts), None, object), np.full(len(texts), np.nan)
-        predictions = self._classifier.classify([texts[place] for place in places])
-        labels[places] = [each.label for each in predictions]
-        confidences[places] = [each.confidence for each in predictions]
+        predictions = self._classifier.classify([texts[index] for index in indices])
+        labels[indices] = [prediction.label for prediction in predictions]
+        confidences[indices] = [prediction.confidence for prediction in predictions]
         return batch | {self._names["label"]: labels, self._names["confidence"]: confidences}
 
 
@@ -55,42 +55,41 @@ def label(
     column: str = "text",
     workers: int,
     threads: int,
-    labeller: type = Labeller,
+    classifier_class: type = BatchClassifier,
 ) -> ray.data.Dataset:
-    """A data set with labels; nothing is computed before it is written or read.
+    """Return a lazy data set with labels.
 
     Args:
         dataset: Rows with a column of texts.
-        bundle: Folder of a bundle, or the name of an installed one.
-        task: The task; None takes the bundle's only one.
-        column: The column.
-        workers: Processes, each with engines of its own.
-        threads: CPU threads of each, which Ray keeps free for it. The cluster needs one more, or it waits for ever:
-            the workers hold theirs from the first moment to the last, and reading takes one, too.
-        labeller: `Labeller`, or a class made of it.
+        bundle: Folder of a bundle, or name of an installed one.
+        task: Name of the task; None uses the bundle's only one.
+        column: Name of the text column.
+        workers: Number of worker processes, each with its own engines.
+        threads: CPU threads per worker, which Ray reserves. The cluster requires `READER_CPUS` more.
+        classifier_class: `BatchClassifier` or a subclass.
 
     Raises:
-        MtllmError: The bundle cannot be opened here, or has no such task.
+        MtllmError: The bundle cannot be opened on this machine, or has no such task.
     """
-    dataset.context.execution_options.preserve_order = True  # its own copy, made when it was read
+    dataset.context.execution_options.preserve_order = True  # the context is a copy of this data set
     names = free_names(["label", "confidence"], dataset.schema().names)
     opened = Bundle.open(bundle)
     arguments = (str(opened.path), opened.task_name(task), column, names, threads)
-    # A worker takes whole blocks, and Ray reads a file of up to 128 MB as a single one.
-    return dataset.repartition(target_num_rows_per_block=BATCH).map_batches(
-        labeller,
+    # A worker takes whole blocks, and Ray reads a file of up to 128 MB as one block.
+    return dataset.repartition(target_num_rows_per_block=BATCH_SIZE).map_batches(
+        classifier_class,
         fn_constructor_args=arguments,
-        batch_size=BATCH,
+        batch_size=BATCH_SIZE,
         num_cpus=threads,
         compute=ray.data.ActorPoolStrategy(size=workers),
     )
 
 
 def main() -> int:
-    """Label a file or folder on this machine; returns the exit code."""
+    """Label a file or folder on this machine, and return the exit code."""
     parser = argparse.ArgumentParser(description="Label a Parquet data set with Ray Data.")
-    parser.add_argument("source", type=Path, help="a Parquet file, or a folder of them")
-    parser.add_argument("out", type=Path, help="a folder for the results")
+    parser.add_argument("source", type=Path, help="Parquet file, or folder of Parquet files")
+    parser.add_argument("out", type=Path, help="output folder")
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--task")
     parser.add_argument("--column", default="text")
@@ -98,10 +97,10 @@ def main() -> int:
     arguments = parser.parse_args()
     threads = max(1, available_cores() // arguments.workers)
     try:
-        # Before a cluster is started. What is tried at a machine's first start is thus tried once, on idle cores: by
-        # workers side by side it would be tried in each, and they might come to run different forms of the LLM.
+        # The first load on a machine probes the engines. Probing in several workers at once could select different LLM
+        # backends, so load once on idle cores before the cluster starts.
         Classifier.load(arguments.bundle, task=arguments.task, threads=threads).close()
-        ray.init("local", num_cpus=arguments.workers * threads + READER, include_dashboard=False)
+        ray.init("local", num_cpus=arguments.workers * threads + READER_CPUS, include_dashboard=False)
         label(
             ray.data.read_parquet(str(arguments.source)),
             arguments.bundle,
@@ -109,7 +108,7 @@ def main() -> int:
             column=arguments.column,
             workers=arguments.workers,
             threads=threads,
-        ).write_parquet(str(arguments.out), min_rows_per_file=64 * BATCH)
+        ).write_parquet(str(arguments.out), min_rows_per_file=64 * BATCH_SIZE)
     except MtllmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,1 +1,1 @@
-"""A desktop application around mtllm-edge: `python -m examples.desktop`, from the checkout's root."""
+"""Desktop application; run `python -m examples.desktop` from the root of the repository."""

@@ -1,4 +1,4 @@
-"""Files in and out: what a document is, how it is read, and how the labelled one is written."""
+"""Read documents, and write them with their labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TABLES = (".csv", ".tsv")
 
 @dataclass(frozen=True)
 class Label:
-    """What the classifier says of a text."""
+    """Prediction for a text."""
 
     name: str
     confidence: float
@@ -25,7 +25,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Document:
-    """A table of texts, read whole."""
+    """Table of texts in memory."""
 
     name: str
     columns: list[str]
@@ -33,7 +33,7 @@ class Document:
 
     @property
     def text_column(self) -> str:
-        """The column of the texts, as far as can be told: ``text``, or the one with the longest cells."""
+        """Column ``text``, or else the one with the longest cells."""
         if "text" in self.columns:
             return "text"
         sample = self.records[:_SAMPLE]
@@ -41,11 +41,11 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Read a csv with a header, or any other file as a text per line.
+    """Read a csv file with a header, or any other file as one text per line.
 
     Raises:
-        DataError: It is no UTF-8, no valid csv, or empty.
-        OSError: It cannot be read.
+        DataError: The file is not UTF-8, not valid csv, or empty.
+        OSError: The file cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -58,35 +58,35 @@ def read(path: Path) -> Document:
 
 
 def from_lines(name: str, lines: Sequence[str] | Iterator[str]) -> Document:
-    """A document of one column, of the lines that are not blank.
+    """Return a document with one text per non-blank line.
 
     Raises:
-        DataError: There are none.
+        DataError: All lines are blank.
     """
     records = [{"text": line.strip()} for line in lines if line.strip()]
     if not records:
-        raise DataError(f"{name} holds no text; a text per line is expected")
+        raise DataError(f"{name} has no text; expected one text per line")
     return Document(name, ["text"], records)
 
 
 def write(path: Path, document: Document, rows: Sequence[int], labels: Sequence[Label | None]) -> None:
-    """Write some rows of a document as csv, its own columns first, whole or not at all.
+    """Write rows of a document as csv with their labels. The file is replaced atomically.
 
     Args:
-        path: The file; an existing one is replaced.
+        path: The file.
         document: The document.
-        rows: Numbers of its rows, in the order in which they are written.
-        labels: The label of every row of the document; where there is none, the cells are left empty.
+        rows: Indices of the rows to write, in order.
+        labels: Label of each row of the document; None writes empty cells.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     names = free_names(["label", "confidence"], document.columns)
 
-    def labelled(row: int) -> dict[str, object]:
+    def with_label(row: int) -> dict[str, object]:
         label = labels[row]
-        found = {} if label is None else {"label": label.name, "confidence": round(label.confidence, 6)}
-        return document.records[row] | {names[name]: value for name, value in found.items()}
+        values = {} if label is None else {"label": label.name, "confidence": round(label.confidence, 6)}
+        return document.records[row] | {names[name]: value for name, value in values.items()}
 
     with atomic_file(path, force=True) as file:
-        write_csv(file, [*document.columns, *names.values()], map(labelled, rows))
+        write_csv(file, [*document.columns, *names.values()], map(with_label, rows))

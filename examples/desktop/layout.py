@@ -1,4 +1,4 @@
-"""The window's widgets and where they stand; what they do is in `window`."""
+"""Widgets of the window and their layout; `window` has their behavior."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ QLabel[error="true"] { color: #b3261e; font-weight: bold; }
 
 
 class Controls(QWidget):
-    """The widgets by name, in a page."""
+    """All widgets of the window."""
 
     def __init__(self, model: QAbstractTableModel) -> None:
-        """Make the page, around a table that shows `model`."""
+        """Create the widgets around a table view of `model`."""
         super().__init__()
         self.bundles, self.choose = QComboBox(), QPushButton("Choose model …")
         self.tasks, self.languages = QComboBox(), QComboBox()
@@ -61,48 +61,48 @@ class Controls(QWidget):
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.bar.setFixedWidth(180)
         self._progress = ""
-        *above, below = [
+        *top_rows, status_row = [
             _row(QLabel("Model"), self.bundles, self.choose, QLabel("Task"), self.tasks, self.languages),
             _row(self.file, self.paste, QLabel("Text in"), self.columns, None, self.run, self.cancel),
             _row(QLabel("Show"), self.words, self.labels, QLabel("Confidence"), self.confidence, self.export),
             _row(self.bar, self.status, self.shown),
         ]
-        below.setStretchFactor(self.status, 1)
+        status_row.setStretchFactor(self.status, 1)
         layout = QVBoxLayout(self)
-        for row in above:
+        for row in top_rows:
             layout.addLayout(row)
         layout.addWidget(self.view, 1)
-        layout.addLayout(below)
+        layout.addLayout(status_row)
         self.setStyleSheet(_STYLE)
         self.languages.hide()
-        self.tell("choose a model, and drop a file of texts here")
-        self.enable(labelling=False, ready=False, rows=0)
+        self.show_status("choose a model, and drop a file of texts here")
+        self.enable(labeling=False, ready=False, rows=0)
 
-    def tell(self, message: str, *, error: bool = False) -> None:
-        """Say one line at the bottom."""
+    def show_status(self, message: str, *, error: bool = False) -> None:
+        """Show a line in the status bar."""
         self.status.setProperty("error", error)
         self.status.style().unpolish(self.status)
         self.status.style().polish(self.status)
         self.status.setText(message)
 
-    def enable(self, *, labelling: bool, ready: bool, rows: int) -> None:
-        """Leave only those controls that make sense now."""
+    def enable(self, *, labeling: bool, ready: bool, rows: int) -> None:
+        """Enable the controls for the current state."""
         for control in (self.bundles, self.choose, self.tasks, self.languages, self.file, self.paste, self.columns):
-            control.setEnabled(not labelling)
-        self.run.setEnabled(ready and not labelling)
-        self.cancel.setEnabled(labelling)
-        self.export.setEnabled(rows > 0 and not labelling)
-        self.bar.setVisible(labelling)
+            control.setEnabled(not labeling)
+        self.run.setEnabled(ready and not labeling)
+        self.cancel.setEnabled(labeling)
+        self.export.setEnabled(rows > 0 and not labeling)
+        self.bar.setVisible(labeling)
 
-    def name_bundle(self, name: str) -> None:
-        """Show a bundle in the list, by its folder's name."""
+    def select_bundle(self, name: str) -> None:
+        """Select a bundle in the list, and add it if necessary."""
         if self.bundles.findData(name) < 0:
             self.bundles.addItem(Path(name).name, name)
         self.bundles.setCurrentIndex(self.bundles.findData(name))
         self.bundles.setToolTip(name)
 
-    def offer(self, tasks: Sequence[str], languages: Sequence[str], task: str | None) -> None:
-        """Put a bundle's tasks and languages into their lists."""
+    def set_choices(self, tasks: Sequence[str], languages: Sequence[str], task: str | None) -> None:
+        """Fill the lists of tasks and languages."""
         self.tasks.clear()
         self.tasks.addItems(list(tasks))
         if task in tasks:
@@ -112,42 +112,42 @@ class Controls(QWidget):
         self.languages.setVisible(bool(languages))
 
     def show_document(self, document: Document) -> None:
-        """Show what was read."""
+        """Show columns and size of a document."""
         self.columns.clear()
         self.columns.addItems(document.columns)
         self.columns.setCurrentText(document.text_column)
-        self.tell(f"{len(document.records):,} texts in {document.name}")
+        self.show_status(f"{len(document.records):,} texts in {document.name}")
 
     def unsort(self) -> None:
-        """Go back to the order of the file."""
+        """Restore the order of the file."""
         self.view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
 
-    def count_labels(self, counts: Counter[str]) -> None:
-        """Offer the labels that were given, the most frequent first."""
-        chosen = self.labels.currentData()
+    def set_label_counts(self, counts: Counter[str]) -> None:
+        """Fill the list of labels, the most frequent first."""
+        selected = self.labels.currentData()
         self.labels.clear()
         self.labels.addItem(ALL_LABELS, "")
         for name, count in counts.most_common():
             self.labels.addItem(f"{name} ({count:,})", name)
-        self.labels.setCurrentIndex(max(0, self.labels.findData(chosen)))
+        self.labels.setCurrentIndex(max(0, self.labels.findData(selected)))
 
-    def begin(self) -> None:
-        """Show that work begins."""
+    def start_progress(self) -> None:
+        """Show that labeling has started."""
         self._progress = "no text"
-        self.bar.setMaximum(0)  # of unknown length
-        self.tell("reading the first texts …")
+        self.bar.setMaximum(0)  # unknown length
+        self.show_status("labeling the first texts …")
 
-    def advance(self, done: int, total: int, seconds: float) -> None:
-        """Show how far the work is."""
+    def show_progress(self, done: int, total: int, seconds: float) -> None:
+        """Show the progress."""
         rate = done / max(seconds, 1e-9)
         self.bar.setMaximum(total)
         self.bar.setValue(done)
         self._progress = f"{done:,} of {total:,} texts · {rate:,.0f} texts/s"
-        self.tell(f"{self._progress} · {_duration((total - done) / rate)} left")
+        self.show_status(f"{self._progress} · {_duration((total - done) / rate)} left")
 
-    def finish(self, complete: bool) -> None:
-        """Say that the work has ended."""
-        self.tell(f"{'done' if complete else 'cancelled'}: {self._progress}")
+    def finish_progress(self, complete: bool) -> None:
+        """Show that labeling has ended."""
+        self.show_status(f"{'done' if complete else 'canceled'}: {self._progress}")
 
 
 def _table_view(model: QAbstractTableModel) -> QTableView:
@@ -172,7 +172,7 @@ def _table_view(model: QAbstractTableModel) -> QTableView:
 
 
 def _row(*widgets: QWidget | None) -> QHBoxLayout:
-    """Widgets side by side; None is a gap that grows."""
+    """Lay out widgets side by side; None is a stretching gap."""
     row = QHBoxLayout()
     for widget in widgets:
         if widget is None:
@@ -180,7 +180,7 @@ def _row(*widgets: QWidget | None) -> QHBoxLayout:
             continue
         row.addWidget(widget)
         if isinstance(widget, (QPushButton, QComboBox, QLineEdit, QDoubleSpinBox)):
-            widget.setMinimumHeight(_HEIGHT)  # a style sheet's padding would break the frames of some
+            widget.setMinimumHeight(_HEIGHT)  # padding in a style sheet would break the frames of some widgets
     return row
 
 

@@ -1,7 +1,7 @@
-"""The table behind the view: a document and its labels, of which the filtered rows are shown in the chosen order.
+"""Table model of a document and its labels, with filter and sort order.
 
-It filters and sorts its own list of row numbers. Qt's proxy model would ask for every cell on its own: 100,000 rows
-take seconds there, and a fraction of one here.
+It filters and sorts a list of row indices. Qt's proxy model requests each cell separately, which takes seconds for
+100,000 rows instead of a fraction of one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Index = QModelIndex | QPersistentModelIndex
 
 @dataclass(frozen=True)
 class Filter:
-    """Which rows are shown; the default shows all."""
+    """Condition for visible rows; the default accepts all."""
 
     label: str = ""
-    """The only label; empty for all."""
+    """Required label; empty for all."""
     confidence: float = 0.0
-    """The least; a row without a label has 0."""
+    """Minimum confidence; rows without a label have 0."""
     words: tuple[str, ...] = ()
-    """All of them occur in the text, capitals or not; casefolded."""
+    """Case-folded words that must all occur in the text."""
 
-    def admits(self, text: str, label: Label | None) -> bool:
-        """Whether a row is shown."""
+    def accepts(self, text: str, label: Label | None) -> bool:
+        """Return whether a row is visible."""
         if self.label and (label is None or label.name != self.label):
             return False
         if self.confidence and (label is None or label.confidence < self.confidence):
@@ -42,72 +42,72 @@ class Filter:
 
 
 class Table(QAbstractTableModel):
-    """Columns: text, label, confidence, and the document's others."""
+    """Text, label, confidence, and the other columns of a document."""
 
     def __init__(self) -> None:
-        """Make an empty table."""
+        """Create an empty table."""
         super().__init__()
         self.document = Document("", ["text"], [])
         self.labels: list[Label | None] = []
         self.rows: list[int] = []
-        """Numbers of the rows that are shown, in their order."""
+        """Indices of the visible rows, in display order."""
         self._filter = Filter()
         self._sorted_by: tuple[int, Qt.SortOrder] | None = None
         self.text_column = "text"
         self._headings = ["text", "label", "confidence"]
 
     def show(self, document: Document, text_column: str) -> None:
-        """Put a document in, without labels."""
+        """Show a document without labels."""
         self.beginResetModel()
         self.document, self.text_column = document, text_column
         others = [column for column in document.columns if column != text_column]
-        names = free_names(["label", "confidence"], document.columns)  # as in the file that is written
+        names = free_names(["label", "confidence"], document.columns)  # as in the exported file
         self._headings = [text_column, *names.values(), *others]
         self.labels = [None] * len(document.records)
         self._sorted_by = None
-        self.rows = self._shown()
+        self.rows = self._visible_rows()
         self.endResetModel()
 
-    def label(self, rows: Sequence[int], labels: Sequence[Label]) -> None:
-        """Put labels in."""
+    def set_labels(self, rows: Sequence[int], labels: Sequence[Label]) -> None:
+        """Set the labels of some rows."""
         for row, label in zip(rows, labels, strict=True):
             self.labels[row] = label
         if self._filter != Filter() or self._sorted_by is not None:
-            self._arrange()
+            self._update_rows()
         else:
             self.dataChanged.emit(self.index(min(rows), LABEL), self.index(max(rows), CONFIDENCE))
 
-    def forget_labels(self) -> None:
-        """Take all labels out."""
+    def clear_labels(self) -> None:
+        """Remove all labels."""
         self.labels = [None] * len(self.document.records)
-        self._arrange()
+        self._update_rows()
 
-    def filter(self, wanted: Filter) -> None:
-        """Show the rows that a filter admits."""
-        self._filter = wanted
-        self._arrange()
+    def filter(self, condition: Filter) -> None:
+        """Show the rows that a filter accepts."""
+        self._filter = condition
+        self._update_rows()
 
     def texts(self) -> list[str]:
-        """Texts of all rows of the document, in its order."""
+        """Return the texts of the document."""
         return [record[self.text_column] for record in self.document.records]
 
-    def counts(self) -> Counter[str]:
-        """How many rows have which label."""
+    def label_counts(self) -> Counter[str]:
+        """Return the number of rows with each label."""
         return Counter(label.name for label in self.labels if label is not None)
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
-        """Sort by a column; by none (-1), the document's order comes back."""
+        """Sort by a column; -1 restores the order of the document."""
         self._sorted_by = None if column < 0 else (column, order)
-        self._arrange()
+        self._update_rows()
 
-    def _arrange(self) -> None:
+    def _update_rows(self) -> None:
         self.beginResetModel()
-        self.rows = self._shown()
+        self.rows = self._visible_rows()
         self.endResetModel()
 
-    def _shown(self) -> list[int]:
-        admits, records, labels = self._filter.admits, self.document.records, self.labels
-        rows = [row for row, record in enumerate(records) if admits(record[self.text_column], labels[row])]
+    def _visible_rows(self) -> list[int]:
+        accepts, records, labels = self._filter.accepts, self.document.records, self.labels
+        rows = [row for row, record in enumerate(records) if accepts(record[self.text_column], labels[row])]
         if self._sorted_by is not None:
             column, order = self._sorted_by
             rows.sort(key=lambda row: self._sort_key(row, column), reverse=order == Qt.SortOrder.DescendingOrder)
@@ -127,18 +127,18 @@ class Table(QAbstractTableModel):
             return "" if label is None else f"{label.confidence:.2f}"
         return self.document.records[row][self._headings[column]]
 
-    # What Qt asks a model for
+    # Overrides of QAbstractTableModel
 
     def rowCount(self, parent: Index = _NO_PARENT) -> int:
-        """Rows that are shown."""
+        """Return the number of visible rows."""
         return 0 if parent.isValid() else len(self.rows)
 
     def columnCount(self, parent: Index = _NO_PARENT) -> int:
-        """Columns, the document's own included."""
+        """Return the number of columns."""
         return 0 if parent.isValid() else len(self._headings)
 
     def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """A cell, as words and, in the role of the user, as a number."""
+        """Return a cell as text, or the confidence as a number in the user role."""
         if not index.isValid():
             return None
         row, column = self.rows[index.row()], index.column()
@@ -150,7 +150,7 @@ class Table(QAbstractTableModel):
         return None
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """The columns' names, and the rows' numbers in the document from 1."""
+        """Return the names of columns, and row numbers of the document from 1."""
         if role != Qt.ItemDataRole.DisplayRole:
             return None
         if orientation == Qt.Orientation.Vertical:

@@ -1,4 +1,4 @@
-"""The window: what the user picks, what happens then, and what is shown of it."""
+"""The main window: connects the controls, the table and the worker."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from mtllm_edge.bundle.manifest import MANIFEST_NAME
 
 _BUNDLE, _FOLDER = "bundle", "folder"
 _TYPING_MS = 200
-"""Pause after which a changed filter is applied."""
+"""Delay before a changed filter is applied."""
 
 
 class Window(QMainWindow):
-    """Pick a model, drop a file, watch, filter, export."""
+    """Main window: choose a model, open a file, label, filter, export."""
 
-    asked_to_load = Signal(str)
-    asked_to_open = Signal(str)
-    asked_to_classify = Signal(object, str, str)
+    load_requested = Signal(str)
+    open_requested = Signal(str)
+    classify_requested = Signal(object, str, str)
 
     def __init__(self, settings: QSettings, *, threads: int | None = None) -> None:
-        """Build the window and start its worker's thread.
+        """Create the window, and start the thread of its worker.
 
         Args:
-            settings: Where the last bundle and folder are remembered.
-            threads: CPU threads of the engines; None takes what suits the machine.
+            settings: Stores the last bundle and folder.
+            threads: CPU threads of the engines; None uses one per available core, at most 8.
         """
         super().__init__()
         self.table = Table()
         self.controls = Controls(self.table)
         self.error = ""
-        """The last message of an error."""
+        """Last error message."""
         self._settings = settings
-        self._unanswered = 0
-        self._labelling = self._ready = False
+        self._pending_requests = 0
+        self._labeling = self._ready = False
         self._task: str | None = None
         self._export: Path | None = None
         self._typing = QTimer(self, singleShot=True, interval=_TYPING_MS)
@@ -58,41 +58,41 @@ class Window(QMainWindow):
         self.resize(1120, 720)
 
     def start(self, bundle: str | None, task: str | None, file: Path | None) -> None:
-        """Open what was named, or the last bundle, or an installed one."""
+        """Load the given, last or first installed bundle, and open a file."""
         self._task = task
         installed = list(installed_bundles())
-        for name in installed:
-            self.controls.bundles.addItem(name, name)
-        if first := bundle or str(self._settings.value(_BUNDLE, "")) or next(iter(installed), ""):
-            self.load(first)
+        for installed_name in installed:
+            self.controls.bundles.addItem(installed_name, installed_name)
+        if name := bundle or str(self._settings.value(_BUNDLE, "")) or next(iter(installed), ""):
+            self.load(name)
         if file is not None:
             self.open(file)
 
     def load(self, bundle: str) -> None:
-        """Load a bundle, by its folder or name."""
+        """Load a bundle by folder or name."""
         self._ready = False
-        self.controls.name_bundle(bundle)
-        self.controls.tell("loading the model …")
-        self._ask(self.asked_to_load, bundle)
+        self.controls.select_bundle(bundle)
+        self.controls.show_status("loading the model …")
+        self._request(self.load_requested, bundle)
 
     def open(self, path: Path) -> None:
-        """Read a file of texts."""
+        """Open a file of texts."""
         self._settings.setValue(_FOLDER, str(path.parent))
-        self.controls.tell(f"reading {path.name} …")
-        self._ask(self.asked_to_open, str(path))
+        self.controls.show_status(f"reading {path.name} …")
+        self._request(self.open_requested, str(path))
 
     def classify(self) -> None:
         """Label all texts of the document."""
         controls = self.controls
-        self._labelling = True
-        self.worker.cancelled.clear()
-        self.table.forget_labels()
-        controls.begin()
+        self._labeling = True
+        self.worker.canceled.clear()
+        self.table.clear_labels()
+        controls.start_progress()
         task, language = controls.tasks.currentText(), controls.languages.currentText()
-        self._ask(self.asked_to_classify, self.table.texts(), task, language)
+        self._request(self.classify_requested, self.table.texts(), task, language)
 
     def export(self, path: Path) -> None:
-        """Write the rows that are shown, in the order in which they are."""
+        """Write the visible rows in display order."""
         try:
             files.write(path, self.table.document, self.table.rows, self.table.labels)
         except MtllmError as error:
@@ -100,20 +100,20 @@ class Window(QMainWindow):
         except OSError as error:
             self._fail(f"{path}: {error.strerror}")
         else:
-            self.controls.tell(f"{len(self.table.rows):,} rows written to {path}")
+            self.controls.show_status(f"{len(self.table.rows):,} rows written to {path}")
 
     def label_and_export(self, path: Path) -> None:
-        """Label the document as soon as it and the model are there, write it, and close; an error closes, too."""
+        """Label the document once it and the model are loaded, write it, and close; also close after an error."""
         self._export = path
 
     def paste(self) -> None:
-        """Take the clipboard's lines as texts."""
+        """Open the lines of the clipboard as texts."""
         try:
-            self._show(files.from_lines("the clipboard", QApplication.clipboard().text().splitlines()))
+            self._show_document(files.from_lines("the clipboard", QApplication.clipboard().text().splitlines()))
         except MtllmError as error:
             self._fail(str(error))
 
-    # What the user does
+    # User actions
 
     def _connect_controls(self) -> None:
         controls = self.controls
@@ -121,9 +121,11 @@ class Window(QMainWindow):
         controls.choose.clicked.connect(self._choose_bundle)
         controls.file.clicked.connect(self._choose_file)
         controls.paste.clicked.connect(self.paste)
-        controls.columns.activated.connect(lambda _: self._put(self.table.document, controls.columns.currentText()))
+        controls.columns.activated.connect(
+            lambda _: self._set_document(self.table.document, controls.columns.currentText())
+        )
         controls.run.clicked.connect(self.classify)
-        controls.cancel.clicked.connect(self.worker.cancelled.set)
+        controls.cancel.clicked.connect(self.worker.canceled.set)
         controls.export.clicked.connect(self._choose_export)
         controls.words.textChanged.connect(lambda _: self._typing.start())
         controls.confidence.valueChanged.connect(lambda _: self._typing.start())
@@ -134,17 +136,17 @@ class Window(QMainWindow):
 
     def _choose_bundle(self) -> None:
         last = str(self._settings.value(_BUNDLE, ""))
-        if folder := QFileDialog.getExistingDirectory(self, "The bundle's folder", last):
+        if folder := QFileDialog.getExistingDirectory(self, "Folder of the bundle", last):
             self.load(folder)
 
     def _choose_file(self) -> None:
         last, kinds = str(self._settings.value(_FOLDER, "")), "Texts (*.csv *.tsv *.txt);;All files (*)"
-        path, _ = QFileDialog.getOpenFileName(self, "A file of texts", last, kinds)
+        path, _ = QFileDialog.getOpenFileName(self, "File of texts", last, kinds)
         if path:
             self.open(Path(path))
 
     def _choose_export(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Write what is shown", "labelled.csv", "csv (*.csv)")
+        path, _ = QFileDialog.getSaveFileName(self, "Export visible rows", "labeled.csv", "csv (*.csv)")
         if path:
             self.export(Path(path))
 
@@ -154,12 +156,12 @@ class Window(QMainWindow):
         self.table.filter(Filter(controls.labels.currentData() or "", controls.confidence.value(), words))
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        """Take files and folders."""
-        if event.mimeData().hasUrls() and not self._labelling:
+        """Accept files and folders."""
+        if event.mimeData().hasUrls() and not self._labeling:
             event.acceptProposedAction()
 
     def dropEvent(self, event: QDropEvent) -> None:
-        """Open a file of texts; the folder of a bundle is loaded."""
+        """Open a file of texts, or load the folder of a bundle."""
         path = Path(event.mimeData().urls()[0].toLocalFile())
         if (path / MANIFEST_NAME).exists():
             self.load(str(path))
@@ -167,63 +169,63 @@ class Window(QMainWindow):
             self.open(path)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Stop between two batches, and give the engines' memory back."""
+        """Stop after the current batch, and free the memory of the engines."""
         self.hide()
-        self.worker.cancelled.set()
+        self.worker.canceled.set()
         self._thread.quit()
         self._thread.wait()
         super().closeEvent(event)
 
-    # What the worker is asked and answers
+    # Requests to the worker and its results
 
     def _connect_worker(self) -> None:
-        """Its signals go to methods of this object, so that Qt runs them on this object's thread."""
+        """Connect signals to bound methods, so that Qt runs them on the window's thread."""
         worker = self.worker
-        self.asked_to_load.connect(worker.load)
-        self.asked_to_open.connect(worker.open)
-        self.asked_to_classify.connect(worker.classify)
-        worker.loaded.connect(self._use)
-        worker.read.connect(self._show)
-        worker.advanced.connect(self.controls.advance)
-        worker.labelled.connect(self.table.label)
+        self.load_requested.connect(worker.load)
+        self.open_requested.connect(worker.open)
+        self.classify_requested.connect(worker.classify)
+        worker.bundle_loaded.connect(self._use_bundle)
+        worker.document_loaded.connect(self._show_document)
+        worker.progressed.connect(self.controls.show_progress)
+        worker.labeled.connect(self.table.set_labels)
         worker.finished.connect(self._finish)
         worker.failed.connect(self._fail)
-        worker.answered.connect(self._count_answer)
+        worker.request_done.connect(self._finish_request)
         self._thread.finished.connect(worker.close, Qt.ConnectionType.DirectConnection)
 
-    def _ask(self, signal: SignalInstance, *arguments: object) -> None:
-        self._unanswered += 1
+    def _request(self, signal: SignalInstance, *arguments: object) -> None:
+        self._pending_requests += 1
         self._refresh()
         signal.emit(*arguments)
 
-    def _count_answer(self) -> None:
-        self._unanswered -= 1
+    def _finish_request(self) -> None:
+        self._pending_requests -= 1
         self._refresh()
         if self._export and self.controls.run.isEnabled():
             self.classify()
 
-    def _use(self, bundle: Bundle) -> None:
+    def _use_bundle(self, bundle: Bundle) -> None:
         tasks = [name for name, task in bundle.manifest.tasks.items() if task.kind == "sequence"]
         languages = bundle.manifest.languages if bundle.manifest.encoder.needs_language else ()
         self._settings.setValue(_BUNDLE, self.controls.bundles.currentData())
         self._ready = bool(tasks)
-        self.controls.offer(tasks, languages, self._task)
-        self.controls.tell("the model is ready" if tasks else "the model has no task that reads single texts")
+        self.controls.set_choices(tasks, languages, self._task)
+        self.controls.show_status("the model is ready" if tasks else "the model has no task for single texts")
 
-    def _show(self, document: files.Document) -> None:
+    def _show_document(self, document: files.Document) -> None:
         self.controls.show_document(document)
-        self._put(document, document.text_column)
+        self._set_document(document, document.text_column)
 
-    def _put(self, document: files.Document, text_column: str) -> None:
+    def _set_document(self, document: files.Document, text_column: str) -> None:
         self.table.show(document, text_column)
         self.controls.unsort()
-        self.controls.count_labels(self.table.counts())
+        self.controls.set_label_counts(self.table.label_counts())
         self._filter()
 
     def _finish(self, complete: bool) -> None:
-        self._labelling = False
-        self.controls.count_labels(self.table.counts())
-        self.controls.finish(complete)
+        self._labeling = False
+        self.controls.set_label_counts(self.table.label_counts())
+        self.controls.finish_progress(complete)
         self._filter()
         if self._export and complete:
             self.export(self._export)
@@ -232,13 +234,13 @@ class Window(QMainWindow):
 
     def _fail(self, message: str) -> None:
         self.error = message
-        self.controls.tell(message, error=True)
+        self.controls.show_status(message, error=True)
         if self._export:
             self._export = None
             self.close()
 
     def _refresh(self) -> None:
         rows = len(self.table.labels)
-        ready = self._ready and rows > 0 and not self._unanswered
-        self.controls.enable(labelling=self._labelling, ready=ready, rows=rows)
+        ready = self._ready and rows > 0 and not self._pending_requests
+        self.controls.enable(labeling=self._labeling, ready=ready, rows=rows)
         self.controls.shown.setText(f"{len(self.table.rows):,} of {rows:,} texts" if rows else "")

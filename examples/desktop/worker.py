@@ -1,4 +1,4 @@
-"""All that takes time, on a thread of its own: the window asks by signals and is answered by signals."""
+"""Worker for everything slow, on its own thread; it communicates with the window by signals."""
 
 from __future__ import annotations
 
@@ -17,103 +17,105 @@ from mtllm_edge import Bundle, Classifier, MtllmError
 from mtllm_edge.safe_text import one_line
 
 CHUNK = 512
-"""Texts that are labelled before the table shows them. The engines read the texts of a chunk sorted by length."""
+"""Texts per update of the table. The engines sort the texts of a chunk by length."""
 
 
-class _CancelledError(Exception):
-    """The user has had enough."""
+class _CanceledError(Exception):
+    """The user has canceled the labeling."""
 
 
 class Worker(QObject):
-    """One classifier and one document at a time; its slots run on the thread that it was moved to."""
+    """Loads bundles and documents and labels texts, on the thread that it was moved to."""
 
-    loaded = Signal(Bundle)
-    read = Signal(files.Document)
-    advanced = Signal(int, int, float)
-    """Texts done, texts in all, seconds since the first."""
-    labelled = Signal(object, object)
-    """Numbers of rows, and their `files.Label`s."""
+    bundle_loaded = Signal(Bundle)
+    document_loaded = Signal(files.Document)
+    progressed = Signal(int, int, float)
+    """Labeled texts, total texts, elapsed seconds."""
+    labeled = Signal(object, object)
+    """Row indices and their `files.Label`s."""
     finished = Signal(bool)
-    """Whether all texts were labelled."""
+    """Whether all texts were labeled."""
     failed = Signal(str)
-    """One line."""
-    answered = Signal()
-    """After all that is said of one request."""
+    """Error message of one line."""
+    request_done = Signal()
+    """Emitted last for each request."""
 
     def __init__(self, threads: int | None = None) -> None:
-        """Make a worker without a classifier; `threads` as for `Classifier.load`."""
+        """Create a worker without a classifier; `threads` as for `Classifier.load`."""
         super().__init__()
-        self.cancelled = threading.Event()
-        """Set by the window at any time; looked at between batches."""
+        self.canceled = threading.Event()
+        """Set by the window at any time; checked between batches."""
         self._threads = threads
         self._classifier: Classifier | None = None
 
     @Slot(str)
     def load(self, name: str) -> None:
-        """Load a bundle in the place of the one before."""
-        with self._told():
-            self.close()  # two models at once may not fit
+        """Load a bundle, and unload the previous one first."""
+        with self._errors_reported():
+            self.close()  # two models may not fit into memory
             bundle = Bundle.open(name)
             task = next(iter(bundle.manifest.tasks), None)
             self._classifier = Classifier.load(bundle, task=task, threads=self._threads)
-            self.loaded.emit(bundle)
+            self.bundle_loaded.emit(bundle)
 
     @Slot(str)
     def open(self, path: str) -> None:
         """Read a file."""
-        with self._told():
-            self.read.emit(files.read(Path(path)))
+        with self._errors_reported():
+            self.document_loaded.emit(files.read(Path(path)))
 
     @Slot(object, str, str)
     def classify(self, texts: list[str], task: str, language: str) -> None:
-        """Label texts; blank ones are left out. An empty `language` is none."""
-        with self._told():
+        """Label all texts that are not blank. An empty `language` means None."""
+        with self._errors_reported():
             complete = False
             try:
                 self._label(texts, task, language or None)
                 complete = True
-            except _CancelledError:
+            except _CanceledError:
                 pass
             finally:
                 self.finished.emit(complete)
 
     def _label(self, texts: list[str], task: str, language: str | None) -> None:
-        assert self._classifier is not None, "the window asks only after `loaded`"
+        assert self._classifier is not None, "the window waits for `bundle_loaded`"
         rows = [row for row, text in enumerate(texts) if text.strip()]
-        began, done = time.perf_counter(), 0
+        started, done = time.perf_counter(), 0
 
-        def count(more: int) -> None:
+        def report(count: int) -> None:
             nonlocal done
-            done += more
-            self.advanced.emit(done, len(rows), time.perf_counter() - began)
-            if self.cancelled.is_set():
-                raise _CancelledError
+            done += count
+            self.progressed.emit(done, len(rows), time.perf_counter() - started)
+            if self.canceled.is_set():
+                raise _CanceledError
 
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             predictions = self._classifier.classify(
-                [texts[row] for row in chunk], task=task, language=language, progress=count
+                [texts[row] for row in chunk], task=task, language=language, progress=report
             )
-            self.labelled.emit(chunk, [files.Label(each.label, each.confidence) for each in predictions])
+            self.labeled.emit(
+                chunk, [files.Label(prediction.label, prediction.confidence) for prediction in predictions]
+            )
 
     @Slot()
     def close(self) -> None:
-        """Give the engines' memory back."""
+        """Free the memory of the engines."""
         if self._classifier is not None:
             self._classifier.close()
             self._classifier = None
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Make one line of whatever goes wrong."""
+    def _errors_reported(self) -> Iterator[None]:
+        """Report any error as one line."""
         try:
             yield
         except MtllmError as error:
             self.failed.emit(one_line(error))
         except OSError as error:
             self.failed.emit(f"{error.filename}: {error.strerror}")
-        except Exception as error:  # a bug: told in the window, and in full where the program was started
+        except Exception as error:  # a bug: the window shows one line, stderr has the traceback
             traceback.print_exc(file=sys.stderr)
             self.failed.emit(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
         finally:
-            self.answered.emit()
+            self.request_done.emit()

@@ -67,17 +67,7 @@ class LanguageResolver:
             UsageError: A language is unknown or missing, the numbers of languages and texts differ, or the extra [lang]
                 is required and not installed.
         """
-        if language is None or isinstance(language, str):
-            names: list[str | None] = [language] * len(texts)
-        else:
-            names = list(language)
-        if len(names) != len(texts):
-            raise UsageError(f"there are {len(texts)} texts and {len(names)} languages; give one of each")
-        if self._needed and None in names:
-            subject = "the texts" if language is None else f"text {names.index(None)}"
-            raise UsageError(
-                f"this encoder requires the language of {subject}; pass one of {abbreviate(self._codes)}, or {AUTO!r}"
-            )
+        names = self._names(len(texts), language)
         codes: dict[str | None, str | None] = {None: None}
         for index, name in enumerate(names):
             if name is not None and not isinstance(name, str):
@@ -90,6 +80,21 @@ class LanguageResolver:
                 raise UsageError(str(error) if isinstance(language, str) else f"text {index}: {error}") from None
         identified = iter(self._identify([text for text, name in zip(texts, names, strict=True) if name not in codes]))
         return [codes[name] if name in codes else next(identified) for name in names]
+
+    def _names(self, count: int, language: str | Sequence[str | None] | None) -> list[str | None]:
+        """Return the requested language of each text."""
+        if language is None or isinstance(language, str):
+            names: list[str | None] = [language] * count
+        else:
+            names = list(language)
+        if len(names) != count:
+            raise UsageError(f"there are {count} texts and {len(names)} languages; give one of each")
+        if self._needed and None in names:
+            subject = "the texts" if language is None else f"text {names.index(None)}"
+            raise UsageError(
+                f"this encoder requires the language of {subject}; pass one of {abbreviate(self._codes)}, or {AUTO!r}"
+            )
+        return names
 
     def _identify(self, texts: Sequence[Input]) -> list[str]:
         """Return the code of each text's identified language, or of the default language."""

@@ -1,4 +1,4 @@
-"""The desktop example, driven as a person would, on Qt's offscreen platform and with a tiny model."""
+"""The desktop example with simulated user input, on Qt's offscreen platform and with a tiny model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from examples.desktop.painting import is_right_to_left
 from examples.desktop.window import Window
 from tests.fixtures.tiny_bundle import TASKS
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 TEXTS = ["the team is good", "ein Hotel", "хороший матч", "الفندق جيد.", "a, b and c", "der Zug", "bad match", "好"]
 
 
@@ -53,11 +53,11 @@ def window(application: QApplication, settings: QSettings) -> Iterator[Window]:
     window.show()
     yield window
     window.close()
-    shiboken6.delete(window)  # Python would do it in any thread that collects garbage, or when the application is gone
+    shiboken6.delete(window)  # garbage collection would do it on any thread, or after the application has ended
 
 
 @pytest.fixture
-def sheet(tmp_path: Path) -> Path:
+def csv_file(tmp_path: Path) -> Path:
     path = tmp_path / "mails.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["id", "text"], *enumerate(TEXTS)])
@@ -65,9 +65,9 @@ def sheet(tmp_path: Path) -> Path:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < end, "nothing came of it"
+        assert time.monotonic() < end, "timeout"
         QTest.qWait(10)
 
 
@@ -82,7 +82,7 @@ def drop(window: Window, path: Path) -> None:
     window.dropEvent(QDropEvent(QPointF(9, 9), Qt.DropAction.CopyAction, data, buttons, keys))
 
 
-def labelled(window: Window) -> bool:
+def labeled(window: Window) -> bool:
     return bool(window.table.labels) and all(window.table.labels) and not window.controls.cancel.isEnabled()
 
 
@@ -90,120 +90,120 @@ def cells(table: Table, column: int) -> list[str]:
     return [table.data(table.index(row, column)) for row in range(table.rowCount())]
 
 
-def test_a_file_is_labelled_filtered_and_exported(
-    window: Window, settings: QSettings, sheet: Path, tiny_bundle: Path, tmp_path: Path
+def test_label_filter_and_export_a_file(
+    window: Window, settings: QSettings, csv_file: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     controls, table = window.controls, window.table
     assert not controls.run.isEnabled()
     drop(window, tiny_bundle)
-    drop(window, sheet)
+    drop(window, csv_file)
     wait(controls.run.isEnabled)
-    assert [controls.tasks.itemText(place) for place in range(controls.tasks.count())] == list(TASKS)
+    assert [controls.tasks.itemText(index) for index in range(controls.tasks.count())] == list(TASKS)
     controls.tasks.setCurrentText("topic")
     click(controls.run)
-    wait(lambda: labelled(window))
+    wait(lambda: labeled(window))
     assert controls.status.text().startswith("done: 8 of 8 texts · ")
     with Classifier.load(tiny_bundle, task="topic", threads=1) as classifier:
         expected = classifier.classify(TEXTS)
-    assert cells(table, LABEL) == [each.label for each in expected]
+    assert cells(table, LABEL) == [prediction.label for prediction in expected]
     assert table.labels[3].confidence == pytest.approx(expected[3].confidence)  # type: ignore[union-attr]
 
-    most = controls.labels.itemData(1)
+    label = controls.labels.itemData(1)
     controls.labels.setCurrentIndex(1)
     controls.labels.activated.emit(1)
-    assert set(cells(table, LABEL)) == {most}
+    assert set(cells(table, LABEL)) == {label}
     assert controls.shown.text() == f"{table.rowCount()} of 8 texts"
     controls.view.sortByColumn(CONFIDENCE, Qt.SortOrder.DescendingOrder)
-    order = [each.confidence for each in sorted(expected, key=lambda each: -each.confidence) if each.label == most]
+    confidences = sorted((prediction.confidence for prediction in expected if prediction.label == label), reverse=True)
     window.export(tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["id", "text", "label", "confidence"]
-    assert [float(row["confidence"]) for row in rows] == pytest.approx(order, abs=1e-6)
-    assert all(row["text"] == TEXTS[int(row["id"])] and row["label"] == most for row in rows)
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(confidences, abs=1e-6)
+    assert all(row["text"] == TEXTS[int(row["id"])] and row["label"] == label for row in rows)
     assert settings.value("bundle") == str(tiny_bundle)
 
 
-def test_the_window_lives_while_the_model_loads(
-    window: Window, sheet: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_window_responds_while_the_model_loads(
+    window: Window, csv_file: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_go_on = threading.Event()
+    resume = threading.Event()
     load = Classifier.load
 
-    def slowly(*arguments: object, **more: object) -> Classifier:
-        assert may_go_on.wait(PATIENCE_S)
-        return load(*arguments, **more)  # type: ignore[arg-type]
+    def slow_load(*arguments: object, **options: object) -> Classifier:
+        assert resume.wait(TIMEOUT_S)
+        return load(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker_module.Classifier, "load", slowly)
+    monkeypatch.setattr(worker_module.Classifier, "load", slow_load)
     drop(window, tiny_bundle)
     QTest.keyClicks(window.controls.words, "team")
     assert window.controls.words.text() == "team"
     assert not window.controls.run.isEnabled()
     assert window.controls.status.text() == "loading the model …"
-    drop(window, sheet)
-    may_go_on.set()
+    drop(window, csv_file)
+    resume.set()
     wait(window.controls.run.isEnabled)
     wait(lambda: cells(window.table, TEXT) == ["the team is good"])
 
 
-def test_cancelled_between_batches(
-    window: Window, sheet: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_cancel_between_batches(
+    window: Window, csv_file: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "CHUNK", 2)
     drop(window, tiny_bundle)
-    drop(window, sheet)
+    drop(window, csv_file)
     wait(window.controls.run.isEnabled)
-    reached, may_go_on = threading.Event(), threading.Event()
+    reached, resume = threading.Event(), threading.Event()
     classify = Classifier.classify
 
-    def stopping(self: Classifier, texts: list[str], **more: object) -> list[object]:
+    def blocking_classify(self: Classifier, texts: list[str], **options: object) -> list[object]:
         if TEXTS[4] in texts:
             reached.set()
-            assert may_go_on.wait(PATIENCE_S)
-        return classify(self, texts, **more)  # type: ignore[arg-type,return-value]
+            assert resume.wait(TIMEOUT_S)
+        return classify(self, texts, **options)  # type: ignore[arg-type,return-value]
 
-    monkeypatch.setattr(worker_module.Classifier, "classify", stopping)
+    monkeypatch.setattr(worker_module.Classifier, "classify", blocking_classify)
     click(window.controls.run)
     wait(reached.is_set)
     click(window.controls.cancel)
-    may_go_on.set()
+    resume.set()
     wait(window.controls.run.isEnabled)
     assert [label is not None for label in window.table.labels] == [True] * 4 + [False] * 4
-    assert window.controls.status.text().startswith("cancelled: 6 of 8 texts")
+    assert window.controls.status.text().startswith("canceled: 6 of 8 texts")
     click(window.controls.run)
-    wait(lambda: labelled(window))
+    wait(lambda: labeled(window))
 
 
-def test_what_goes_wrong_is_one_line(
-    window: Window, sheet: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_errors_are_one_line(
+    window: Window, csv_file: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = window.controls.status
 
-    def told(*words: str) -> None:
+    def check_error(*words: str) -> None:
         wait(lambda: all(word in status.text() for word in words))
         assert status.property("error")
         assert "\n" not in status.text()
 
     drop(window, tmp_path)
-    told(str(tmp_path), "Is a directory")
+    check_error(str(tmp_path), "Is a directory")
     window.load(str(tmp_path))
-    told("holds no bundle.json")
+    check_error("holds no bundle.json")
     (tmp_path / "latin.csv").write_bytes(b"text\nf\xfcr\n")
     drop(window, tmp_path / "latin.csv")
-    told("latin.csv is not UTF-8 text")
+    check_error("latin.csv is not UTF-8 text")
     (tmp_path / "empty.txt").write_text("\n")
     drop(window, tmp_path / "empty.txt")
-    told("empty.txt holds no text")
+    check_error("empty.txt has no text")
 
     drop(window, tiny_bundle)
-    drop(window, sheet)
+    drop(window, csv_file)
     wait(window.controls.run.isEnabled)
     monkeypatch.setattr(worker_module.Classifier, "classify", _refuse)
     click(window.controls.run)
-    told("llm.gguf: no memory")
+    check_error("llm.gguf: no memory")
     wait(window.controls.run.isEnabled)
     window.export(tmp_path / "nowhere" / "out.csv")
-    told("does not exist")
+    check_error("does not exist")
 
 
 def _refuse(*_: object, **__: object) -> None:
@@ -224,8 +224,8 @@ def test_pasted_texts_and_blank_cells(window: Window, tiny_bundle: Path, tmp_pat
     assert [label is None for label in window.table.labels] == [False, True, False]
 
 
-def test_right_to_left_texts_are_drawn_from_the_right(window: Window, sheet: Path) -> None:
-    drop(window, sheet)
+def test_right_to_left_texts_are_painted_right_to_left(window: Window, csv_file: Path) -> None:
+    drop(window, csv_file)
     wait(lambda: window.table.rowCount() == len(TEXTS))
     delegate = window.controls.view.itemDelegate()
     for row, text in enumerate(TEXTS):
@@ -236,14 +236,14 @@ def test_right_to_left_texts_are_drawn_from_the_right(window: Window, sheet: Pat
     assert [is_right_to_left(text) for text in ("1. שלום", "…", "OK سلام", "")] == [True, False, False, False]
 
 
-def test_a_large_table_filters_and_sorts_its_own_rows(application: QApplication) -> None:
-    draw = random.Random(4)
-    records = [{"text": f"Text {draw.randrange(10**6)} über Züge", "day": str(row % 7)} for row in range(100_000)]
+def test_filter_and_sort_a_large_table(application: QApplication) -> None:
+    rng = random.Random(4)
+    records = [{"text": f"Text {rng.randrange(10**6)} über Züge", "day": str(row % 7)} for row in range(100_000)]
     table = Table()
     table.show(Document("large.csv", ["text", "day"], records), "text")
     assert (table.rowCount(), table.columnCount()) == (100_000, 4)
     names = ("a", "b", "c")
-    table.label(range(100_000), [Label(names[row % 3], row % 100 / 100) for row in range(100_000)])
+    table.set_labels(range(100_000), [Label(names[row % 3], row % 100 / 100) for row in range(100_000)])
     table.filter(Filter("b", 0.5, ("züge", "99")))
     expected = [
         row for row in range(100_000) if row % 3 == 1 and row % 100 >= 50 and "99" in records[row]["text"].casefold()
@@ -257,23 +257,25 @@ def test_a_large_table_filters_and_sorts_its_own_rows(application: QApplication)
     assert table.headerData(5, Qt.Orientation.Vertical) == 6
 
 
-def test_a_column_called_label_is_kept(tmp_path: Path, application: QApplication) -> None:
+def test_an_existing_label_column_is_kept(tmp_path: Path, application: QApplication) -> None:
     (tmp_path / "gold.csv").write_text("label;text\nsports;a match\n", encoding="utf-8")
     table = Table()
     document = read(tmp_path / "gold.csv")
     table.show(document, document.text_column)
-    table.label([0], [Label("travel", 0.5)])
+    table.set_labels([0], [Label("travel", 0.5)])
     headings = [table.headerData(column, Qt.Orientation.Horizontal) for column in range(table.columnCount())]
     assert headings == ["text", "predicted_label", "confidence", "label"]
     assert [table.data(table.index(0, column)) for column in range(4)] == ["a match", "travel", "0.50", "sports"]
 
 
 @pytest.mark.parametrize(("bundle", "code"), [("tiny", 0), ("nowhere", 1)])
-def test_the_program_without_hands(tiny_bundle: Path, sheet: Path, tmp_path: Path, bundle: str, code: int) -> None:
+def test_the_program_exports_without_interaction(
+    tiny_bundle: Path, csv_file: Path, tmp_path: Path, bundle: str, code: int
+) -> None:
     folder = str(tiny_bundle) if bundle == "tiny" else str(tmp_path / bundle)
-    command = [sys.executable, "-m", "examples.desktop", sheet, "--bundle", folder, "--task", "topic", "--threads", "1"]
+    options = ["--bundle", folder, "--task", "topic", "--threads", "1", "--export", str(tmp_path / "out.csv")]
     child = subprocess.run(
-        [*map(str, command), "--export", str(tmp_path / "out.csv")],
+        [sys.executable, "-m", "examples.desktop", str(csv_file), *options],
         env=os.environ | {"QT_QPA_PLATFORM": "offscreen", "XDG_CONFIG_HOME": str(tmp_path / "config")},
         cwd=Path(__file__).parents[2],
         capture_output=True,

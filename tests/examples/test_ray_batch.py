@@ -1,4 +1,4 @@
-"""The Ray example over a Parquet file, in two workers, against one process."""
+"""The Ray example on a Parquet file with two workers, compared with one process."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TEXTS = ["the team is good", "ein Hotel", "хороший матч", "  ", "ال
 
 
 def run(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
-    """The example as a program; it shares no home folder with the user's Ray."""
+    """Run the example in a child process with its own home folder."""
     return subprocess.run(
         [sys.executable, ROOT / "examples" / "ray_batch.py", *map(str, arguments)],
         env=os.environ
         | {
             "HOME": str(home),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # 15 otherwise, and on busy cores a worker takes minutes to begin
+            "RAY_worker_niceness": "0",  # with the default of 15, workers take minutes to start on busy cores
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         },
         capture_output=True,
@@ -38,7 +38,7 @@ def run(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_workers_say_what_one_process_says(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_two_workers_return_the_results_of_one_process(tiny_bundle: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "texts.parquet", tmp_path / "out"
     numbers = list(range(len(TEXTS)))
     pq.write_table(pa.table({"number": numbers, "body": TEXTS, "label": ["gold"] * len(TEXTS)}), source)
@@ -48,9 +48,9 @@ def test_two_workers_say_what_one_process_says(tiny_bundle: Path, tmp_path: Path
     assert [row["number"] for row in rows] == numbers
     assert [row["body"] for row in rows] == TEXTS
     assert {row["label"] for row in rows} == {"gold"}
-    read = [text for text in TEXTS if text and text.strip()]
+    texts = [text for text in TEXTS if text and text.strip()]
     with Classifier.load(tiny_bundle, task="topic", threads=1) as classifier:
-        expected = iter(classifier.classify(read))
+        expected = iter(classifier.classify(texts))
     for text, row in zip(TEXTS, rows, strict=True):
         if not text or not text.strip():
             assert row["predicted_label"] is None
@@ -61,11 +61,11 @@ def test_two_workers_say_what_one_process_says(tiny_bundle: Path, tmp_path: Path
         assert row["confidence"] == pytest.approx(prediction.confidence, abs=1e-5)
 
 
-def test_a_wrong_call_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     child = run("nothing.parquet", tmp_path / "out", "--bundle", tiny_bundle, "--task", "weather", home=tmp_path)
     assert child.returncode == 2
-    assert child.stderr.strip() == f"error: {tiny_bundle} has no task 'weather'; it has {json_names(tiny_bundle)}"
+    assert child.stderr.strip() == f"error: {tiny_bundle} has no task 'weather'; it has {task_names(tiny_bundle)}"
 
 
-def json_names(bundle: Path) -> str:
+def task_names(bundle: Path) -> str:
     return ", ".join(json.loads((bundle / "bundle.json").read_bytes())["tasks"])

@@ -1,4 +1,4 @@
-"""The Spark example over a Parquet file, in two tasks, against one process."""
+"""The Spark example on a Parquet file with two tasks, compared with one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = ["the team is good", "ein Hotel", "хороший матч", " ", "ال�
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
-def test_two_tasks_say_what_one_process_says(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_two_tasks_return_the_results_of_one_process(tiny_bundle: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "texts.parquet", tmp_path / "out"
     pq.write_table(pa.table({"number": list(range(len(TEXTS))), "text": TEXTS}), source)
     command = [ROOT / "examples" / "spark_batch.py", source, out, "--bundle", tiny_bundle, "--task", "topic"]
@@ -42,11 +42,11 @@ def test_two_tasks_say_what_one_process_says(tiny_bundle: Path, tmp_path: Path) 
     )
     assert child.returncode == 0, child.stderr
     rows = {row["number"]: row for row in pq.read_table(out).to_pylist()}
-    read = [number for number, text in enumerate(TEXTS) if text.strip()]
-    assert sorted(rows) == read
+    numbers = [number for number, text in enumerate(TEXTS) if text.strip()]
+    assert sorted(rows) == numbers
     with Classifier.load(tiny_bundle, task="topic", threads=1) as classifier:
-        expected = classifier.classify([TEXTS[number] for number in read])
-    for number, prediction in zip(read, expected, strict=True):
+        expected = classifier.classify([TEXTS[number] for number in numbers])
+    for number, prediction in zip(numbers, expected, strict=True):
         assert rows[number]["text"] == TEXTS[number]
         assert rows[number]["label"] == prediction.label
         assert rows[number]["confidence"] == pytest.approx(prediction.confidence, abs=1e-5)
