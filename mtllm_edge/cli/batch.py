@@ -1,4 +1,4 @@
-"""A batch job on the command line: input, progress, output and summary of classify and embed."""
+"""Run classify or embed over all inputs: check them, show progress, write the output and a summary."""
 
 from __future__ import annotations
 
@@ -6,225 +6,258 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+import click
+from rich.table import Table
 
 from mtllm_edge import console
 from mtllm_edge.bundle.manifest import MANIFEST_NAME
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli import views
+from mtllm_edge.cli.options import BatchOptions
 from mtllm_edge.cli.progress import job_progress
 from mtllm_edge.errors import DataError, NoRowsError, UsageError
+from mtllm_edge.files.columns import Columns
 from mtllm_edge.files.rows import RowError
 from mtllm_edge.files.sources import STDIN, Source, find_sources
-from mtllm_edge.inputs import parts_of
+from mtllm_edge.inputs import Input, Kind, parts_of
 from mtllm_edge.jobs import output
 from mtllm_edge.jobs.answer_store import Journal, Scratch
 from mtllm_edge.jobs.inputs import Reading, Request
 from mtllm_edge.jobs.journal import journal, rejected_path
-from mtllm_edge.jobs.runner import Model, Runner
+from mtllm_edge.jobs.row_languages import RowLanguages
+from mtllm_edge.jobs.runner import Answer, Model, Runner
 from mtllm_edge.jobs.spec import Job
 
-if TYPE_CHECKING:
-    pass
-
-
-_TABLE_ROWS = 1000
-"""Rows of one table; more of them make several."""
+_DEFAULT_COLUMNS = Columns()
+_ROWS_PER_TABLE = 1000
+_NOT_IN_JOB = {"texts", "bundle", "threads", "gpu_layers", "output", "form", "strict", "force", "restart"}
+"""Parameters that leave the results as they are, or that a job records in other fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the command line asks for."""
+class Batch:
+    """What a command reads and writes."""
 
-    command: str
-    bundle: Bundle
-    sources: Sequence[Source]
-    request: Request
+    options: BatchOptions
     form: str
-    """Of the output: one of `writing.FORMS`, ``npy``, or ``table``."""
-    output: Path | None
-    """None is stdout; then there is no journal, and no row is set aside."""
-    options: Mapping[str, str | None]
-    """What else changes the output, as the command line names it."""
-    strict: bool
-    force: bool
-    restart: bool
+    """Output format: one of `mtllm_edge.jobs.output.FORMS`, ``npy``, or ``table``."""
+    sources: Sequence[Source]
+    bundle: Bundle
+    languages: RowLanguages
+
+    @classmethod
+    def open(cls, options: BatchOptions, form: str) -> Batch:
+        """Find the inputs and open the bundle.
+
+        Raises:
+            MtllmError: There are no texts, or an input, the bundle or the language cannot be used.
+        """
+        sources = _find_inputs(options.texts, options.text_column, options.output)
+        bundle = Bundle.open(options.bundle)
+        languages = RowLanguages(bundle.manifest, options.language, options.language_column)
+        return cls(options=options, form=form, sources=sources, bundle=bundle, languages=languages)
+
+    def request(self, kind: Kind, columns: Columns = _DEFAULT_COLUMNS) -> Request:
+        """Return how rows become inputs of a task of some kind."""
+        language = self.languages.language_of if self.languages.enabled else None
+        return Request(kind, self.options.text_column, columns, language)
 
 
-def sources_of(texts: Sequence[str], text_column: str | None, output: Path | None) -> list[Source]:
-    """The inputs of a command; none at all are stdin.
-
-    Raises:
-        UsageError: There are none, or wrong ones.
-        DataError: A text on the command line is none.
-    """
+def _find_inputs(texts: Sequence[str], text_column: str | None, output_path: Path | None) -> list[Source]:
+    """Return the sources of all texts; without any, standard input."""
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no texts; give some in quotes, name a file of texts, or pipe them in")
-    own = [] if output is None else [output, rejected_path(output)]
+    outputs = [] if output_path is None else [output_path, rejected_path(output_path)]
     stdin = io.BytesIO() if sys.stdin is None else sys.stdin.buffer  # services and windows may have none
-    sources = find_sources(texts or (STDIN,), stdin, own)
+    sources = find_sources(texts or (STDIN,), stdin, outputs)
     for source in sources:
-        if output is not None and source.identity.name == str(rejected_path(output).resolve()):
+        if output_path is not None and source.identity.name == str(rejected_path(output_path).resolve()):
             raise UsageError(
-                f"{source.name} is where rows of {output} are set aside; rename it, or name another --output"
+                f"{source.name} is the file of rejected rows of {output_path}; rename it, or name another --output"
             )
     if text_column is not None and not any(source.has_columns for source in sources):
         raise UsageError("--text-column names a column of a file, but no file with columns is given")
     return sources
 
 
-def perform(order: Order, load: Callable[[], AbstractContextManager[Model]]) -> None:
-    """Do what a command asks for.
+def run_batch(
+    batch: Batch, request: Request, load: Callable[[], AbstractContextManager[Model]], *, task: str | None = None
+) -> None:
+    """Compute the results of all rows and write the output.
 
     Args:
-        order: What that is.
-        load: Loads the model, for as long as the block lasts.
+        batch: Inputs and output.
+        request: How rows become inputs of the model.
+        load: Loads the model for the duration of a block.
+        task: Name of the task, if the command has one.
 
     Raises:
-        MtllmError: Of any kind; what is done by then is in the journal.
+        MtllmError: Of any kind; results so far are in the journal.
     """
-    output.check_form(order.form)
-    strict = order.strict or order.output is None
-    readings = _survey(order, strict=strict)
+    output.check_form(batch.form)
+    strict = batch.options.strict or batch.options.output is None
+    readings = _inspect_inputs(batch, request, strict=strict)
     if strict:
-        _check(order.request, readings)
-    with _store(order) as store:
+        _check_rows(request, readings)
+    with _result_store(batch, task) as store:
         if store is None:
-            console.note(f"{order.output} was finished by the run before; nothing is left to do")
+            console.note(f"{batch.options.output} was finished by an earlier run; nothing to do")
             return
-        before = store.progress.read
-        if before:
-            console.note(f"going on after {console.count(before, 'row')} of an interrupted run")
-        most = output.MOST_ROWS.get(order.form, output.ENDLESS)
-        with load() as model, job_progress() as pace:
-            runner = Runner(order.request, readings, store, pace, strict=strict, most_rows=most)
-            started = time.perf_counter()
+        resumed = store.progress.read
+        if resumed:
+            console.note(f"going on after {console.count(resumed, 'row')} of an interrupted run")
+        most_rows = output.MOST_ROWS.get(batch.form, output.ENDLESS)
+        with load() as model, job_progress() as progress:
+            runner = Runner(request, readings, store, progress, strict=strict, most_rows=most_rows)
+            start = time.perf_counter()
             runner.run(model)
-            seconds = time.perf_counter() - started
-        joined = output.Joined(order.request, readings, store)
+            seconds = time.perf_counter() - start
+        joined = output.Joined(request, readings, store)
         if not joined.first:
-            raise DataError(f"no row can be read, the first is this: {runner.first_fault}")
-        _note_names(joined)
-        lost = _deliver(order, joined, store)
-    if lost is not None:
-        console.note(f"note: {lost}")
-    _summarise(order, joined, runner, seconds, before)
+            raise DataError(f"no row can be read; the first error: {runner.first_fault}")
+        _note_renamed_columns(joined)
+        loss = _write_output(batch, joined, store)
+    if loss is not None:
+        console.note(f"note: {loss}")
+    _print_summary(batch, joined, runner.first_fault)
+    _print_speed(joined.rows, store.progress.read - resumed, seconds, resumed=bool(resumed))
 
 
-def _survey(order: Order, *, strict: bool) -> list[Reading]:
-    """A look at all inputs; empty files among others are left out."""
+def _inspect_inputs(batch: Batch, request: Request, *, strict: bool) -> list[Reading]:
+    """Read the beginning of each input; leave out empty files, unless all are empty."""
     readings: list[Reading] = []
     empty: list[NoRowsError] = []
-    for source in order.sources:
+    for source in batch.sources:
         try:
-            readings.append(order.request.survey(source))
+            readings.append(request.survey(source))
         except NoRowsError as error:
             empty.append(error)
     if empty and (strict or not readings):
         raise empty[0]
     if empty:
-        console.note(f"note: {console.count(len(empty), 'file')} without any text left out, the first: {empty[0]}")
-    notes: dict[str, list[str]] = {}
+        console.note(f"note: {console.count(len(empty), 'file')} without texts left out, the first: {empty[0]}")
+    names_by_note: dict[str, list[str]] = {}
     for reading in readings:
         if reading.note is not None:
-            notes.setdefault(reading.note, []).append(reading.source.name)
-    for note, names in notes.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.note(f"note: {names[0]}{more}: {note}")
+            names_by_note.setdefault(reading.note, []).append(reading.source.name)
+    for note, names in names_by_note.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.note(f"note: {names[0]}{others}: {note}")
     return readings
 
 
-def _check(request: Request, readings: Sequence[Reading]) -> None:
-    """Read everything once, and stop at the first fault, before a model is loaded."""
+def _check_rows(request: Request, readings: Sequence[Reading]) -> None:
+    """Read all rows and raise the first error, before a model is loaded."""
     for reading, number, _, item in request.read(readings):
         if isinstance(item, RowError):
             raise DataError(f"{reading.source.place(number)}{item.said}")
 
 
 @contextmanager
-def _store(order: Order) -> Iterator[Journal | Scratch | None]:
-    if order.output is None:
+def _result_store(batch: Batch, task: str | None) -> Iterator[Journal | Scratch | None]:
+    options = batch.options
+    if options.output is None:
         yield Scratch()
         return
+    context = click.get_current_context()
+    assert context.info_name is not None
+    parameters = {parameter.opts[0]: parameter.name or "" for parameter in context.command.params}
+    values = {option: context.params[name] for option, name in parameters.items() if name not in _NOT_IN_JOB}
+    recorded = {
+        option: ", ".join(value) if isinstance(value, tuple) else str(value)
+        for option, value in (values | ({} if task is None else {"--task": task})).items()
+        if value not in (None, (), "")
+    }
     job = Job(
-        command=order.command,
-        bundle=hashlib.sha256((order.bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
-        options={name: value for name, value in order.options.items() if value} | {"--format": order.form},
-        inputs=[source.identity for source in order.sources],
+        command=context.info_name,
+        bundle=hashlib.sha256((batch.bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
+        options=recorded | {"--format": batch.form},
+        inputs=[source.identity for source in batch.sources],
     )
-    with journal(order.output, job, force=order.force, restart=order.restart) as opened:
-        yield opened
+    with journal(options.output, job, force=options.force, restart=options.restart) as store:
+        yield store
 
 
-def _note_names(joined: output.Joined) -> None:
-    for name, free in joined.names.items():
-        if name != free:
-            console.note(f"note: the input has a column {name!r}; the new one is called {free!r}")
+def _note_renamed_columns(joined: output.Joined) -> None:
+    for name, renamed in joined.names.items():
+        if name != renamed:
+            console.note(f"note: the input has a column {name!r}; the new one is called {renamed!r}")
 
 
-def _deliver(order: Order, joined: output.Joined, store: Journal | Scratch) -> str | None:
-    """Write the output; returns what its format could not hold."""
+def _write_output(batch: Batch, joined: output.Joined, store: Journal | Scratch) -> str | None:
+    """Write the output; return a message if the format cannot represent all of it."""
     if isinstance(store, Journal):
         with console.spinner("writing the output"):
-            return store.write_result(lambda file: _write(order, joined, file))
-    if order.form == "table":
-        for group in output.tables(joined, _TABLE_ROWS):
-            console.print_stdout(
-                views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in group])
-            )
+            return store.write_result(lambda file: _write_file(batch.form, joined, file))
+    if batch.form == "table":
+        for group in output.tables(joined, _ROWS_PER_TABLE):
+            console.print_stdout(_table(group))
         return None
-    lost = output.write(order.form, sys.stdout.buffer, joined)
+    loss = output.write(batch.form, sys.stdout.buffer, joined)
     sys.stdout.flush()
-    return lost
+    return loss
 
 
-def _write(order: Order, joined: output.Joined, file: BinaryIO) -> str | None:
-    if order.form != "table":
-        return output.write(order.form, file, joined)
-    for group in output.tables(joined, _TABLE_ROWS):
-        table = views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in group])
-        file.write(console.render(table))
+def _write_file(form: str, joined: output.Joined, file: BinaryIO) -> str | None:
+    if form != "table":
+        return output.write(form, file, joined)
+    for group in output.tables(joined, _ROWS_PER_TABLE):
+        file.write(console.render(_table(group)))
     return None
 
 
-def _summarise(order: Order, joined: output.Joined, runner: Runner, seconds: float, before: int) -> None:
-    blank = sum(reading.blank for reading in joined.readings)
+def _table(rows: Sequence[tuple[Input, Answer]]) -> Table:
+    return views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in rows])
+
+
+def _print_summary(batch: Batch, joined: output.Joined, first_error: str | None) -> None:
+    count, limit = console.count, batch.bundle.manifest.encoder.max_tokens
+    blank, rejected = sum(reading.blank for reading in joined.readings), joined.store.progress.rejected
     if blank:
-        console.note(f"note: {console.count(blank, 'blank line')} left out")
-    limit = order.bundle.manifest.encoder.max_tokens
+        console.note(f"note: {count(blank, 'blank line')} left out")
     if joined.truncated:
-        console.note(f"note: {console.count(joined.truncated, 'text')} longer than {limit} tokens lost the end")
+        console.note(f"note: {count(joined.truncated, 'text')} longer than {limit} tokens lost the end")
     if joined.split:
-        console.note(f"note: {console.count(joined.split, 'text')} longer than {limit} tokens read in windows")
+        console.note(f"note: {count(joined.split, 'text')} longer than {limit} tokens read in windows")
     if joined.abstained:
-        console.note(f"note: unsure of {console.count(joined.abstained, 'text')}")
+        console.note(f"note: unsure of {count(joined.abstained, 'text')}")
     if len(joined.languages.texts) > 1:
         console.print_stderr(views.languages_table(joined.languages))
-    progress = joined.store.progress
-    if progress.rejected and order.output is not None:
-        console.note(
-            f"note: {console.count(progress.rejected, 'row')} that cannot be read set aside in "
-            f"{rejected_path(order.output)}, the first: {runner.first_fault}"
-        )
-    now = progress.read - before
-    part = f", {now:,} of them now" if before else ""
-    console.note(
-        f"{console.count(joined.rows, 'text')}{part} in {seconds:.1f} s, {now / max(seconds, 1e-9):.1f} texts/s"
-    )
+    if rejected and batch.options.output is not None:
+        path = rejected_path(batch.options.output)
+        console.note(f"note: {count(rejected, 'row')} rejected, see {path}; the first: {first_error}")
 
 
-def output_format(output: Path | None, by_suffix: dict[str, str], without: tuple[str, str]) -> str:
-    """The form of the results; `without` an output file, that for a terminal and that for a pipe."""
-    if output is None:
+def _print_speed(texts: int, computed: int, seconds: float, *, resumed: bool) -> None:
+    part = f", {computed:,} of them now" if resumed else ""
+    rate = computed / max(seconds, 1e-9)
+    console.note(f"{console.count(texts, 'text')}{part} in {seconds:.1f} s, {rate:.1f} texts/s")
+
+
+def output_format(path: Path | None, by_suffix: dict[str, str], *, terminal: str, pipe: str) -> str:
+    """Return the format of the output.
+
+    Args:
+        path: The output file; None is standard output.
+        by_suffix: Suffix of a file -> format.
+        terminal: Format for a terminal.
+        pipe: Format for a pipe.
+
+    Raises:
+        UsageError: The suffix is unknown, or standard output is closed.
+    """
+    if path is None:
         if sys.stdout is None:
             raise UsageError("the standard output is closed; name a file with --output")
-        return without[0] if sys.stdout.isatty() else without[1]
+        return terminal if sys.stdout.isatty() else pipe
     try:
-        return by_suffix[output.suffix.lower()]
+        return by_suffix[path.suffix.lower()]
     except KeyError:
         *others, last = by_suffix
-        raise UsageError(f"--output {output} should end in {', '.join(others)} or {last}") from None
+        raise UsageError(f"--output {path} should end in {', '.join(others)} or {last}") from None

@@ -1,4 +1,4 @@
-"""The command calibrate: a sheet of labeled texts to temperatures and a threshold in the bundle."""
+"""`mtllm-edge calibrate`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from mtllm_edge import console
 from mtllm_edge.bundle.manifest import UNSURE, TaskSpec
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.bundle.update import validate_writable
-from mtllm_edge.cli import options, views, warnings
-from mtllm_edge.cli.options import SHARE, other_columns_options
+from mtllm_edge.cli import options, views
+from mtllm_edge.cli.labeled import labels_of, note_repeats, read_labeled
 from mtllm_edge.cli.progress import progress_bar
+from mtllm_edge.embedder import Embedder, warn_truncated
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.files.columns import LABEL_COLUMN, Columns, inputs_of, label_of
-from mtllm_edge.files.tables import Table, read_table
+from mtllm_edge.files.columns import Columns, inputs_of
+from mtllm_edge.files.tables import Table
 from mtllm_edge.inputs import Input, vector_count
 from mtllm_edge.jobs.row_languages import RowLanguages
 from mtllm_edge.tasks.calibration import resolve_abstention, select_temperatures
@@ -29,36 +30,33 @@ from mtllm_edge.tasks.fitting import unique_indices
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tasks.store import update_calibration
 
-PATH = click.Path(path_type=Path)
-_SUFFIXES = (".csv", ".jsonl")
-
 
 @dataclass(frozen=True)
-class _Rows:
-    """Different labeled texts."""
+class _Sample:
+    """Distinct labeled texts."""
 
-    inputs: list[Input]
+    texts: list[Input]
     classes_N: NDArray[np.int64]
     languages: list[str | None]
-    """That of each, as it was named."""
+    """As named in the file."""
 
 
 @click.command()
-@click.argument("bundle", type=PATH)
-@click.argument("files", metavar="FILES...", nargs=-1, required=True)
-@click.option("-t", "--task", metavar="NAME", help="The task; may be left out where the model has only one.")
-@click.option("--text-column", metavar="NAME", help="Column that holds the text.  [default: text]")
-@click.option("--label-column", metavar="NAME", default=LABEL_COLUMN, show_default=True, help="Column of the label.")
-@other_columns_options
+@click.argument("bundle", type=options.PATH)
+@options.labeled_files_options
+@options.task_option
+@options.second_columns_options
 @options.language_option
 @options.language_column_option
-@click.option("--threshold", type=SHARE, metavar="P", help="Abstain where the confidence is below it; 0 is never.")
+@click.option("--threshold", type=options.PROBABILITY, metavar="P", help="Abstain below this confidence; 0 is never.")
 @click.option(
-    "--target-accuracy", type=SHARE, metavar="A", help="Find the threshold above which texts are right that often."
+    "--target-accuracy",
+    type=options.PROBABILITY,
+    metavar="A",
+    help="Find the lowest threshold above which this share of the texts is classified correctly.",
 )
-@click.option("--abstain", metavar="LABEL", help=f"The label below the threshold; by default {UNSURE!r}.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
-@warnings.print_language_warnings
+@click.option("--abstain", metavar="LABEL", help=f"Label of abstentions; by default {UNSURE!r}.")
+@options.threads_option
 def calibrate(
     bundle: Path,
     files: tuple[str, ...],
@@ -75,102 +73,78 @@ def calibrate(
     abstain: str | None,
     threads: int | None,
 ) -> None:
-    """Make a task's confidence mean what it says, in a BUNDLE.
+    """Calibrate the confidence of a task in a BUNDLE by temperature scaling.
 
-    FILES are .csv or .jsonl with the columns 'text' and 'label', with texts that the task was not trained on. Fitted
-    are a temperature for the task, and one for each language with 50 texts or more; no label changes. What is shown was
-    found by cross-validation: each text is judged by temperatures, and by a threshold, that have not seen it.
+    FILES are .csv or .jsonl with the columns 'text' and 'label', and texts that the task was not trained on. One
+    temperature is fitted for the task, and one for each language with 50 texts or more; no label changes. The scores
+    are those of cross-validation: temperatures and threshold are applied to texts that they were not fitted to.
     """
     if threshold is not None and target_accuracy is not None:
         raise UsageError("--threshold names the threshold and --target-accuracy finds it; give one of them")
-    sheet = _read(files, text_column)
+    table = read_labeled(files, text_column)
     opened = Bundle.open(bundle)
     validate_writable(opened)
     name = opened.task_name(task)
-    part = opened.manifest.tasks[name]
-    limit, _ = resolve_abstention(part, threshold if target_accuracy is None else target_accuracy, abstain)
+    spec = opened.manifest.tasks[name]
+    limit, _ = resolve_abstention(spec, threshold if target_accuracy is None else target_accuracy, abstain)
     languages = RowLanguages(opened.manifest, language, language_column)
-    rows = _rows(sheet, name, part, Columns(pair_column, choices_columns), label_column, languages)
-    logits_NC, codes = _logits(opened, name, rows, threads)
+    inputs = inputs_of(table, spec.kind, Columns(pair_column, choices_columns))
+    sample = _distinct(table, inputs, labels_of(table, label_column), name, spec, languages)
+    logits_NC, codes = _logits(opened, name, sample, threads)
+    temperatures_N = select_temperatures(spec, codes)
     report = fit_calibration(
-        logits_NC,
-        rows.classes_N,
-        codes,
-        select_temperatures(part, codes),
-        threshold=limit or None,
-        target_accuracy=target_accuracy,
+        logits_NC, sample.classes_N, codes, temperatures_N, threshold=limit or None, target_accuracy=target_accuracy
     )
-    changed = msgspec.structs.replace(
-        part,
+    calibrated = msgspec.structs.replace(
+        spec,
         temperature=report.fitted.temperature,
         temperatures=dict(report.fitted.temperatures),
         threshold=report.threshold or None,
-        abstain=part.abstain if abstain is None else abstain,
+        abstain=spec.abstain if abstain is None else abstain,
     )
-    update_calibration(opened, name, changed)
-    console.print_stdout(views.calibration_view(report, changed.abstain or UNSURE))
+    update_calibration(opened, name, calibrated)
+    console.print_stdout(views.calibration_view(report, calibrated.abstain or UNSURE))
     console.note(f"task {name!r} of {bundle} is calibrated")
 
 
-def _read(files: Sequence[str], text_column: str | None) -> Table:
-    other = [name for name in files if Path(name).suffix.lower() not in _SUFFIXES]
-    if other:
-        raise UsageError(
-            f"{other[0]} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label in each row"
-        )
-    return read_table(files, text_column=text_column)
-
-
-def _rows(
-    sheet: Table, name: str, task: TaskSpec, columns: Columns, label_column: str, languages: RowLanguages
-) -> _Rows:
-    """The rows of a sheet, without those that repeat another."""
-    inputs = inputs_of(sheet, task.kind, columns)
-    located = list(zip(sheet.records, sheet.places, strict=True))
-    labels = [label_of(record, label_column, place) for record, place in located]
-    classes = [
-        _class_of(label, item, name, task, place)
-        for label, item, place in zip(labels, inputs, sheet.places, strict=True)
+def _distinct(
+    table: Table, inputs: Sequence[Input], labels: Sequence[str], name: str, task: TaskSpec, languages: RowLanguages
+) -> _Sample:
+    """Return the rows of a table, without those that repeat another."""
+    rows = zip(labels, inputs, table.records, table.places, strict=True)
+    parsed = [
+        (item, _class_of(label, item, name, task, place), languages.language_of(record, place))
+        for label, item, record, place in rows
     ]
-    spoken = [languages.language_of(record, place) for record, place in located]
-    kept = unique_indices(inputs, labels)
-    if len(kept) < len(inputs):
-        repeats = console.count(len(inputs) - len(kept), "row")
-        console.note(f"note: {repeats} left out that repeat text and label of another")
-    validate_sample_size(len(kept))
-    if task.kind == "multiple_choice" and len({vector_count(inputs[index]) for index in kept}) > 1:
+    indices = unique_indices(inputs, labels)
+    note_repeats(len(inputs) - len(indices))
+    validate_sample_size(len(indices))
+    texts, classes, codes = zip(*(parsed[index] for index in indices), strict=True)
+    if task.kind == "multiple_choice" and len(set(map(vector_count, texts))) > 1:
         raise DataError("the texts have different numbers of choices; calibrate with texts that have as many each")
-    return _Rows(
-        [inputs[index] for index in kept],
-        np.array([classes[index] for index in kept]),
-        [spoken[index] for index in kept],
-    )
+    return _Sample([*texts], np.array(classes), [*codes])
 
 
 def _class_of(label: str, item: Input, name: str, task: TaskSpec, place: str) -> int:
-    """The number of a label in the task's order."""
-    known = task.labels or tuple(map(str, range(vector_count(item))))
-    if label not in known:
-        raise DataError(f"{place} has the label {label!r}, but task {name!r} has {', '.join(known)}; correct it")
-    return known.index(label)
+    """Return the index of a label in the labels of the task."""
+    labels = task.labels or tuple(map(str, range(vector_count(item))))
+    if label not in labels:
+        raise DataError(f"{place} has the label {label!r}, but task {name!r} has {', '.join(labels)}; correct it")
+    return labels.index(label)
 
 
 def _logits(
-    bundle: Bundle, name: str, rows: _Rows, threads: int | None
+    bundle: Bundle, name: str, sample: _Sample, threads: int | None
 ) -> tuple[NDArray[np.float64], list[str | None]]:
-    """The head's logits of each text, (texts, labels), and the codes of their languages."""
+    """Return the logits of each text, (texts, labels), and the codes of their languages."""
     with console.spinner("loading the model"):
-        from mtllm_edge.embedder import Embedder
-
         head = Head.load(bundle.path, bundle.manifest.tasks[name])
         embedder = Embedder.load(bundle, threads=threads)
     with embedder:
-        texts = embedder.encode(rows.inputs, language=rows.languages)
-        with progress_bar(len(texts)) as progress:
-            pooled_VE = embedder.pool(texts, task=name, progress=progress)
-    truncated, limit = sum(text.truncated for text in texts), bundle.manifest.encoder.max_tokens
-    if truncated:
-        console.note(f"note: {console.count(truncated, 'text')} longer than {limit} tokens lost the end")
+        encoded = embedder.encode(sample.texts, language=sample.languages)
+        with progress_bar(len(encoded)) as progress:
+            pooled_VE = embedder.pool(encoded, task=name, progress=progress)
+    warn_truncated(encoded, bundle.manifest.encoder.max_tokens)
     logits_VC = head.logits(pooled_VE)
-    logits_NC = logits_VC.reshape(len(texts), -1) if head.kind == "multiple_choice" else logits_VC
-    return logits_NC, [text.language for text in texts]
+    logits_NC = logits_VC.reshape(len(encoded), -1) if head.kind == "multiple_choice" else logits_VC
+    return logits_NC, [text.language for text in encoded]

@@ -1,4 +1,4 @@
-"""`mtllm-edge`: the group of commands, and the one door through which every error leaves.
+"""The command `mtllm-edge`: its subcommands, and the exit code and message of every error.
 
 The commands of the extras (export, join, train, eval ...) come from the entry-point group `mtllm_edge.commands`; their
 modules import nothing heavy before the command itself runs.
@@ -16,14 +16,16 @@ import click
 from mtllm_edge import __version__, console
 from mtllm_edge.cli import calibrate, classify, doctor, embed, fit, info, languages, package, task, verify
 from mtllm_edge.cli.serve import serve
+from mtllm_edge.cli.warnings import warnings_as_notes
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.safe_text import one_line
 
 _ENTRY_POINTS = "mtllm_edge.commands"
 _PROGRAM = "mtllm-edge"
 
 
 class _Commands(click.Group):
-    """The runtime's own commands and those of installed packages, each imported when it is asked for."""
+    """The commands of the runtime, and those of other packages, which are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         own = super().list_commands(ctx)
@@ -70,22 +72,23 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: The arguments; None takes the process's own.
+        args: The arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0, 2 for a wrong call, 1 for a text, model, engine or disk that is at fault, 130 after Ctrl-C. An
-        exception that nobody foresaw is a bug, and keeps its traceback.
+        Exit code: 0; 2 for a wrong call; 1 if a text, a model, an engine or the disk is at fault; 130 after Ctrl-C.
+        Any other exception is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a script shows question marks
+            stream.reconfigure(errors="replace")  # question marks where the terminal lacks a script
     try:
-        code = cli.main(args=None if args is None else list(args), prog_name=_PROGRAM, standalone_mode=False)
+        with warnings_as_notes():
+            code = cli.main(args=None if args is None else list(args), prog_name=_PROGRAM, standalone_mode=False)
     except MtllmError as error:
         return _fail(str(error), error.exit_code)
     except click.UsageError as error:
         message, command = error.format_message(), error.ctx.command_path if error.ctx else _PROGRAM
-        advice = "" if "?" in message else f"; see {command} --help"  # click has asked "Did you mean ...?"
+        advice = "" if "?" in message else f"; see {command} --help"  # click's own advice is "Did you mean ...?"
         return _fail(message.rstrip(".") + advice, error.exit_code)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
@@ -97,13 +100,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.strerror is None:
             raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        return _fail(f"{place}{error.strerror}", 1)
+        location = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{location}{error.strerror}", 1)
     return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    console.note(f"error: {' '.join(message.split())}")
+    console.note(f"error: {one_line(message)}")
     return code
 
 

@@ -1,47 +1,35 @@
-"""Warnings of the library, printed as notes."""
+"""Print warnings of the library as notes."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from mtllm_edge import console
+from mtllm_edge.backends.probing.offload import GpuWarning
+from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.languages.warnings import LanguageWarning
 
-if TYPE_CHECKING:
-    pass
-
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def print_language_warnings(command: _Command) -> _Command:
-    """Print what a command warns of languages as notes, each once."""
-
-    @wraps(command)
-    def noting(*arguments: Any, **options: Any) -> Any:
-        with _noting():
-            return command(*arguments, **options)
-
-    return noting  # type: ignore[return-value]
+_PRINTED = (GpuWarning, LanguageWarning, TruncationWarning)
 
 
 @contextmanager
-def _noting() -> Iterator[None]:
-    said: set[str] = set()
+def warnings_as_notes() -> Iterator[None]:
+    """Print each distinct warning about GPUs, languages and truncation once, as a note; leave others as they are."""
+    printed: set[str] = set()
     with warnings.catch_warnings():
-        show = warnings.showwarning
+        show_other = warnings.showwarning
 
-        def note(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, LanguageWarning):
-                show(message, category, *place, **more)
-            elif str(message) not in said:
-                said.add(str(message))
+        def show(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
+            if not issubclass(category, _PRINTED):
+                show_other(message, category, *location, **options)
+            elif str(message) not in printed:
+                printed.add(str(message))
                 console.note(f"note: {message}")
 
-        warnings.simplefilter("always", LanguageWarning)
-        warnings.showwarning = note
+        for category in _PRINTED:
+            warnings.simplefilter("always", category)
+        warnings.showwarning = show
         yield

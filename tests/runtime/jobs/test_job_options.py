@@ -92,7 +92,7 @@ def test_languages_windows_and_abstaining_over_an_interruption(classify: Run, to
 def test_a_row_of_an_unknown_language_is_set_aside(classify: Run) -> None:
     result = classify(output="out.parquet")
     assert result.code == 0
-    assert "note: 1 row that cannot be read set aside in out.rejected.csv, the first: in.csv row 15, " in result.err
+    assert "note: 1 row rejected, see out.rejected.csv; the first: in.csv row 15, " in result.err
     (rejected,) = rows_of("out.rejected.csv")
     assert rejected["line"] == str(UNKNOWN + 2)
     assert rejected["reason"].startswith("column 'spoken': unknown language 'Klingonese'; ")

@@ -176,11 +176,8 @@ def test_rows_that_cannot_be_read_are_set_aside(classify: Run) -> None:
     ]
     assert rejected[0]["reason"] == "is not valid UTF-8 (byte 0xe9); save it as UTF-8"
     assert rejected[1]["reason"] == "column 'text', is empty; fill it or remove the row"
-    assert "note: 1 file without any text left out, the first: empty.txt holds no text" in result.err
-    assert (
-        "note: 5 rows that cannot be read set aside in out.rejected.csv, the first: a.csv row 3 is not valid UTF-8"
-        in result.err
-    )
+    assert "note: 1 file without texts left out, the first: empty.txt holds no text" in result.err
+    assert "note: 5 rows rejected, see out.rejected.csv; the first: a.csv row 3 is not valid UTF-8" in result.err
     assert names() == ["a.csv", "b.jsonl", "empty.txt", "out.csv", "out.rejected.csv"]
     again = classify("b.jsonl", "-o", "out.csv")
     assert (again.code, again.err) == (
@@ -197,8 +194,7 @@ def test_nothing_to_read_is_an_error_and_leaves_nothing(classify: Run) -> None:
     result = classify("in.csv", "-o", "out.csv")
     assert (result.code, names()) == (1, ["in.csv"])
     assert result.err == (
-        "error: no row can be read, the first is this: in.csv row 2, column 'text', is empty; fill it or remove the "
-        "row\n"
+        "error: no row can be read; the first error: in.csv row 2, column 'text', is empty; fill it or remove the row\n"
     )
 
 
@@ -397,7 +393,7 @@ def test_killed_when_the_output_was_whole(classify: Run, monkeypatch: pytest.Mon
     if moment == "folder half removed":
         assert result.err.startswith("error: out.csv exists; add --force")
     else:
-        assert (result.code, result.err) == (0, "out.csv was finished by the run before; nothing is left to do\n")
+        assert (result.code, result.err) == (0, "out.csv was finished by an earlier run; nothing to do\n")
     assert [row["id"] for row in rows_of("out.csv")] == ["1", "3"]
     assert [row["line"] for row in rows_of("out.rejected.csv")] == ["3"]
     assert names() == ["in.csv", "out.csv", "out.rejected.csv"]
@@ -449,7 +445,7 @@ def test_the_rejected_rows_of_an_output_are_not_its_input(classify: Run) -> None
     result = classify("out.rejected.csv", "-o", "out.csv", "--force")
     assert (result.code, result.err) == (
         2,
-        "error: out.rejected.csv is where rows of out.csv are set aside; rename it, or name another --output\n",
+        "error: out.rejected.csv is the file of rejected rows of out.csv; rename it, or name another --output\n",
     )
     assert Path("out.rejected.csv").read_bytes() == before
     assert classify("out.rejected.csv", "-o", "again.csv").code == 0
