@@ -167,13 +167,12 @@ def _result_store(batch: Batch, task: str | None) -> Iterator[Journal | Scratch 
         return
     context = click.get_current_context()
     assert context.info_name is not None
-    parameters = {parameter.opts[0]: parameter.name or "" for parameter in context.command.params}
-    values = {option: context.params[name] for option, name in parameters.items() if name not in _NOT_IN_JOB}
-    recorded = {
-        option: ", ".join(value) if isinstance(value, tuple) else str(value)
-        for option, value in (values | ({} if task is None else {"--task": task})).items()
-        if value not in (None, (), "")
-    }
+    recorded = {} if task is None else {"--task": task}
+    for parameter in context.command.params:
+        value = context.params[parameter.name or ""]
+        if parameter.name not in _NOT_IN_JOB and value not in (None, (), ""):
+            name = next(option for option in parameter.opts if option.startswith("--"))
+            recorded.setdefault(name, ", ".join(value) if isinstance(value, tuple) else str(value))
     job = Job(
         command=context.info_name,
         bundle=hashlib.sha256((batch.bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
