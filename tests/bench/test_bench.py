@@ -26,7 +26,7 @@ from mtllm_edge_bench.runner.measure import run_job
 from mtllm_edge_bench.systems.english_llm import EnglishLlm, write_english_llm
 from mtllm_edge_export.translator import export_translator
 from mtllm_edge_train.checkpoints.config import TaskConfig
-from mtllm_edge_train.evaluation.scoring import Evaluator
+from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
 from tests.fixtures.subprocesses import imported_by
 from tests.fixtures.tiny_bundle import make_tiny_bundle
 from tests.train.cli.test_eval import LABELS, TASKS, save_teacher
@@ -106,7 +106,7 @@ def test_tokens_and_labels_are_those_of_the_models(written: tuple[Path, Report],
     with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
         labels = [row["label"] for row in csv.DictReader(file)]
     english = [text if text.strip() else "." for text in Translator.load(folder / "translator").translate(TEXTS)]
-    answers = Evaluator(folder / "teacher").predict("topic", english)
+    answers = CheckpointClassifier(folder / "teacher").predict("topic", english)
     right = sum(mine == label for mine, label in zip(answers, labels, strict=True))
     assert setup.measured["translate_test"].accuracy == pytest.approx(right / len(TEXTS), abs=1e-4)
 
@@ -127,7 +127,7 @@ def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path
     reader = EnglishLlm(tmp_path, threads=1, batch_tokens=512)
     encoded = reader.encode(TEXTS)
     pooled_NE = reader.pool(encoded)
-    assert reader.labels("topic", pooled_NE) == Evaluator(folder / "teacher").predict("topic", TEXTS)
+    assert reader.labels("topic", pooled_NE) == CheckpointClassifier(folder / "teacher").predict("topic", TEXTS)
     single_NE = np.concatenate([reader.pool([text]) for text in encoded])
     np.testing.assert_allclose(pooled_NE, single_NE, rtol=1e-3, atol=1e-4)
     assert list(made.tasks) == ["topic"]  # the others do not read single texts
@@ -154,7 +154,7 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
     assert sample.tokens["llm"] == sum(
         len(text.ids) for text in EnglishLlm(tmp_path, threads=1, batch_tokens=512).encode(english)
     )
-    assert sample.labels == tuple(Evaluator(folder / "teacher").predict("topic", english))
+    assert sample.labels == tuple(CheckpointClassifier(folder / "teacher").predict("topic", english))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`mtllm-edge train`, in the form that `accelerate launch -m mtllm_edge_train adapt ...` takes."""
+"""`mtllm-edge train` as a module, for `accelerate launch -m mtllm_edge_train adapt ...`."""
 
 import sys
 

@@ -22,8 +22,9 @@ from mtllm_edge.translator import Translator
 from mtllm_edge_export.translator import export_translator
 from mtllm_edge_train.checkpoints.config import CHECKPOINT_VERSION, CONFIG_NAME, LlmConfig, StackConfig, TaskConfig
 from mtllm_edge_train.data.labeled import read_labeled
+from mtllm_edge_train.evaluation.bootstrap import score
+from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
 from mtllm_edge_train.evaluation.report import Report
-from mtllm_edge_train.evaluation.scoring import Evaluator, score
 from tests.fixtures.subprocesses import imported_by
 from tests.fixtures.tiny_bundle import make_tiny_bundle
 from tests.fixtures.tiny_checkpoint import save_checkpoint, save_llm
@@ -135,7 +136,7 @@ def test_all_four_systems_on_a_bundle(folder: Path, tmp_path: Path, capsys: pyte
 
     with Classifier.load(folder / "bundle", task="topic", threads=1) as classifier:
         stack = [p.label for p in classifier.classify([row["text"] for row in ROWS])]
-    teacher = Evaluator(folder / "teacher")
+    teacher = CheckpointClassifier(folder / "teacher")
     read = teacher.predict("topic", [row["text"] for row in ROWS])
     translations = Translator.load(folder / "translator", threads=1).translate([row["text"] for row in ROWS])
     translated = teacher.predict("topic", [text if text.strip() else "." for text in translations])
@@ -144,8 +145,8 @@ def test_all_four_systems_on_a_bundle(folder: Path, tmp_path: Path, capsys: pyte
             places = [i for i, data in enumerate(ROWS) if data["lang"] == row.name and data["split"] == "test"]
             expected = score([ROWS[i]["topic"] for i in places], [found[i] for i in places])
             measured = row.scores[system]
-            assert measured["accuracy"].value == pytest.approx(expected.accuracy, abs=1e-4)
-            assert measured["macro_f1"].value == pytest.approx(expected.macro_f1, abs=1e-4)
+            assert measured["accuracy"].value == pytest.approx(expected["accuracy"], abs=1e-4)
+            assert measured["macro_f1"].value == pytest.approx(expected["macro_f1"], abs=1e-4)
             assert measured["accuracy"].low <= measured["accuracy"].value <= measured["accuracy"].high
     for row in [*report.groups, *report.per_language]:
         for baseline, ahead in row.ahead.items():
@@ -192,8 +193,8 @@ def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, tas
     command = ["eval", str(folder / model), source, "-t", task, "--where", "split=test", *train, *english]
     assert main([*command, "-o", str(tmp_path / "out")]) == 0
     report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
-    teacher = Evaluator(folder / "teacher")
-    stack = Evaluator(folder / model) if model == "nllb" else None
+    teacher = CheckpointClassifier(folder / "teacher")
+    stack = CheckpointClassifier(folder / model) if model == "nllb" else None
     data, engine = read_labeled(source), Translator.load(folder / "translator", threads=1)
     with Classifier.load(folder / "bundle", task=task, threads=1) as classifier:
         for row in report.per_language:
@@ -212,23 +213,23 @@ def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, tas
             }
             for system, found in expected.items():
                 measured = row.scores[system]["accuracy"].value
-                assert measured == pytest.approx(score(gold, found).accuracy, abs=1e-4), (system, row.name)
+                assert measured == pytest.approx(score(gold, found)["accuracy"], abs=1e-4), (system, row.name)
             assert row.scores["encoder_alone"]["accuracy"].value >= 0.9
             assert row.scores["mt_llm"]["accuracy"].value < 0.9  # of random weights
 
 
-def test_a_checkpoint_is_told_each_texts_language(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_gets_the_language_of_each_text(folder: Path, tmp_path: Path) -> None:
     assert main([*arguments(folder, "nllb"), "-o", str(tmp_path / "out")]) == 0
     report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
-    evaluator = Evaluator(folder / "nllb")
+    evaluator = CheckpointClassifier(folder / "nllb")
     for row in report.per_language:
         data = [data for data in ROWS if data["lang"] == row.name and data["split"] == "test"]
         found = evaluator.predict("topic", [data["text"] for data in data], language=row.name)
         expected = score([data["topic"] for data in data], found)
-        assert row.scores["mt_llm"]["accuracy"].value == pytest.approx(expected.accuracy, abs=1e-4)
+        assert row.scores["mt_llm"]["accuracy"].value == pytest.approx(expected["accuracy"], abs=1e-4)
 
 
-def test_an_interrupted_evaluation_goes_on(
+def test_an_interrupted_evaluation_resumes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*arguments(folder), *baselines(folder), "-o", str(tmp_path / "out")]
@@ -242,11 +243,11 @@ def test_an_interrupted_evaluation_goes_on(
         return translate(self, texts)
 
     def not_again(*_: Any, **__: Any) -> None:
-        raise AssertionError("what was answered is asked again")
+        raise AssertionError("cached predictions are computed again")
 
     monkeypatch.setattr(Translator, "translate", interrupted)
     assert main(command) == 130
-    assert "stopped; repeat the command to go on" in capsys.readouterr().err
+    assert "stopped; repeat the command to resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     monkeypatch.setattr(Classifier, "load", not_again)
     assert main(command) == 0
@@ -336,15 +337,21 @@ def test_bad_rows_are_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("teacher", "is an LLM without an encoder; give it as --teacher"),
-        ("bert", "holds neither bundle.json nor stack.json"),
-    ],
-)
-def test_what_is_no_mt_llm_is_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
+def test_a_folder_without_a_model_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments(folder, "bert"), "-o", str(tmp_path / "out")]) == 1
+    assert "holds neither bundle.json nor stack.json" in capsys.readouterr().err
+
+
+def test_an_llm_without_encoder_is_evaluated_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments(folder, model), "-o", str(tmp_path / "out")]) in (1, 2)
-    assert message in capsys.readouterr().err
+    command = [*arguments(folder, "teacher"), "--language", "eng_Latn", "-o", str(tmp_path / "out")]
+    assert main([*command, *baselines(folder)]) == 2
+    assert "is an LLM without an encoder, which has no baselines; leave out --train" in capsys.readouterr().err
+    assert main(command) == 0
+    report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
+    assert ([*report.systems], report.left_out, report.groups[0].name) == (["llm_alone"], {}, "eng_Latn")
+    rows = [row for row in ROWS if row["split"] == "test"]
+    predictions = CheckpointClassifier(folder / "teacher").predict("topic", [row["text"] for row in rows])
+    expected = score([row["topic"] for row in rows], predictions)
+    assert report.groups[0].scores["llm_alone"]["accuracy"].value == pytest.approx(expected["accuracy"], abs=1e-4)

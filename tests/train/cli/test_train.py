@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from mtllm_edge.cli.main import main
 from mtllm_edge.errors import DataError, MtllmError, UsageError
 from mtllm_edge_train.checkpoints.config import StackConfig
 from mtllm_edge_train.cli import train
@@ -41,7 +42,7 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
     assert not {"torch", "transformers", "peft", "pyarrow"} & imported_by("mtllm_edge_train.cli.train")
 
 
-def test_all_stages_and_evaluation(folder: Path) -> None:
+def test_all_stages_and_evaluation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapted, teacher, student = folder / "adapted", folder / "teacher", folder / "student"
     rank = ["--lora-rank", "2", "--lora-alpha", "4"]
     encoder = ["--encoder", folder / "encoder", "--max-tokens", "64", "--bridge-learning-rate", "1e-3", "--stride", "2"]
@@ -55,15 +56,18 @@ def test_all_stages_and_evaluation(folder: Path) -> None:
     assert StackConfig.load(student).bridge.stride == 2
     (folder / "set").mkdir()
     (folder / "set" / "test.jsonl").write_bytes((folder / "tone.jsonl").read_bytes())
-    for checkpoint, source, least in (
+    for checkpoint, source, minimum in (
         (teacher, str(folder / "tone.jsonl"), 0.99),
         (student, f"hub:{folder / 'set'}::test", 0.75),
     ):
-        result = invoke("evaluate", checkpoint, source, "--task", "tone", "--device", "cpu")
-        assert result.stderr == f"{source} (sequence): 8 texts, {{'other': 4, 'praise': 4}}\n"
-        line = json.loads(result.stdout)
-        assert (line["texts"], line["task"]) == (8, "tone")
-        assert least <= line["accuracy"] <= 1
+        command = ["eval", str(checkpoint), source, "-t", "tone", "--language", "eng_Latn", "--device", "cpu"]
+        assert main([*command, "-o", f"{checkpoint}-scores"]) == 0
+        output = capsys.readouterr()
+        assert "tone (sequence): {'other': 4, 'praise': 4}" in output.err
+        (row,) = json.loads(output.out.splitlines()[-1])["groups"]
+        assert row["texts"] == 8
+        (scores,) = row["scores"].values()
+        assert minimum <= scores["accuracy"]["value"] <= 1
     with pytest.raises(UsageError, match=r"finished run; choose another folder or pass --force"):
         invoke("finetune", tone, *LLM, *rank, *FAST, "--epochs", "20", "--out", teacher)
 
@@ -74,7 +78,6 @@ def test_all_stages_and_evaluation(folder: Path) -> None:
         (("finetune", "tone", *LLM, "--out", "x"), UsageError, "'tone' is not TASK=FILE"),
         (("finetune", "tone=missing.csv", *LLM, "--out", "x"), UsageError, "missing.csv is no file"),
         (("distill", "none", "none", "english.txt", "--out", "x"), MtllmError, "none holds no stack.json"),
-        (("evaluate", "none", "tone.jsonl", "-t", "tone"), MtllmError, "none holds no stack.json"),
         (("finetune", "tone=empty.jsonl", *LLM, "--out", "x"), DataError, "empty.jsonl holds no text"),
         (("finetune", "tone=latin.csv", *LLM, "--out", "x"), DataError, "latin.csv line 2 is not valid UTF-8"),
         (("finetune", "tone=numbers.jsonl", *LLM, "--out", "x"), DataError, "column 'text', is a number"),
@@ -101,10 +104,9 @@ def test_bad_input_is_one_clear_error(
     assert not (folder / "x").exists()
 
 
-def test_ctrl_c_says_that_the_work_is_kept(
+def test_ctrl_c_keeps_the_training_state(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mtllm_edge.cli.main import main
     from mtllm_edge_train.training import loop
 
     save = loop._save
@@ -127,7 +129,7 @@ def test_ctrl_c_says_that_the_work_is_kept(
     ]
     monkeypatch.setattr(loop, "_save", save_and_stop)
     assert main(arguments) == 130
-    assert "stopped; repeat the command to go on from the last save" in capsys.readouterr().err
+    assert "stopped; repeat the command to resume from the last save" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(arguments) == 0
     assert "resuming at step 2 of 6" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import sentencepiece
 import transformers
 
 from mtllm_edge_train.models.encoder import load_encoder
-from mtllm_edge_train.models.tokenizer_conversion import has_pieces, tokenizer_json
+from mtllm_edge_train.models.tokenizer_conversion import is_sentencepiece, tokenizer_json
 
 TEXTS = [
     "The train leaves in the morning.",
@@ -61,7 +61,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 def test_ids_are_those_of_transformers(tokenizer: Any) -> None:
     import tokenizers
 
-    assert has_pieces(tokenizer)
+    assert is_sentencepiece(tokenizer)
     mine = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
     for text in TEXTS:
         assert mine.encode(text).ids == tokenizer(text)["input_ids"], text

@@ -1,12 +1,15 @@
-"""The sizes of the reference recipe, from its command line to the stages. Nothing is trained here."""
+"""The sizes of the reference recipe, from its command line to the stages. Nothing is trained."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.multilingual.pairs import Pair
@@ -18,22 +21,20 @@ from tests.fixtures.subprocesses import imported_by
 def steps_and_batches(
     monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str
 ) -> dict[str, tuple[int | None, int, str]]:
-    """Stage -> steps (None where it counts epochs), batch size and device, as the stages get them."""
-    found: dict[str, tuple[int | None, int, str]] = {}
+    """Stage -> steps (None where it counts epochs), batch size and device, as passed to the stages."""
+    recorded: dict[str, tuple[int | None, int, str]] = {}
 
     def stage(name: str) -> Any:
         def record(*_: Any, **options: Any) -> None:
             settings = options["settings"]
-            found[name] = (options.get("steps"), settings.batch_size, settings.device)
+            recorded[name] = (options.get("steps"), settings.batch_size, settings.device)
 
         return record
 
-    def translate(*_: Any, **options: Any) -> None:
-        found["translate"] = (options["steps"], options["batch_size"], options["device"])
-
-    for name in ("adapt", "distill", "finetune", "distill_translations"):
+    for name in ("adapt", "distill", "finetune", "distill_translations", "train_translator"):
         monkeypatch.setattr(stages, name, stage(name))
-    monkeypatch.setattr(stages, "translate", translate)
+    tokenizer = SimpleNamespace(from_file=lambda _: Tokenizer(BPE()))
+    monkeypatch.setattr(stages, "tokenizers", SimpleNamespace(Tokenizer=tokenizer))
     monkeypatch.setattr(stages, "make", lambda *_: None)
     monkeypatch.setattr(stages, "load_split", lambda *_: {stages.ENGLISH: LabeledTexts(["a", "b"], ["x", "y"])})
     monkeypatch.setattr(stages, "english_sides", lambda *_, **__: ["some text"])
@@ -41,12 +42,12 @@ def steps_and_batches(
     monkeypatch.setattr(stages, "translation_pairs", lambda *_, **__: [pair])
     monkeypatch.setattr(sys, "argv", ["reference", "data", str(out), *arguments])
     command.main()
-    return found
+    return recorded
 
 
-def test_the_cpu_size_is_what_runs_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_the_cpu_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps_and_batches(monkeypatch, tmp_path) == {
-        "translate": (2600, 96, "cpu"),
+        "train_translator": (2600, 96, "cpu"),
         "finetune": (None, 32, "cpu"),
         "adapt": (1600, 32, "cpu"),
         "distill": (None, 32, "cpu"),
@@ -54,14 +55,16 @@ def test_the_cpu_size_is_what_runs_unless_told(tmp_path: Path, monkeypatch: pyte
     }
 
 
-def test_the_gpu_size_and_steps_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = ["--size", "gpu", "--device", "cpu", "--steps", "7"]
-    found = steps_and_batches(monkeypatch, tmp_path, *own)
-    assert found["translate"] == (30_000, 512, "cpu")
-    assert found["adapt"] == (7, 128, "cpu")
-    assert found["distill_translations"] == (8_000, 256, "cpu")
-    found = steps_and_batches(monkeypatch, tmp_path, *own, "--translation-steps", "5", "--multilingual-steps", "6")
-    assert (found["translate"][0], found["distill_translations"][0]) == (5, 6)
+def test_the_gpu_size_and_custom_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    custom = ["--size", "gpu", "--device", "cpu", "--steps", "7"]
+    recorded = steps_and_batches(monkeypatch, tmp_path, *custom)
+    assert recorded["train_translator"] == (30_000, 512, "cpu")
+    assert recorded["adapt"] == (7, 128, "cpu")
+    assert recorded["distill_translations"] == (8_000, 256, "cpu")
+    recorded = steps_and_batches(
+        monkeypatch, tmp_path, *custom, "--translation-steps", "5", "--multilingual-steps", "6"
+    )
+    assert (recorded["train_translator"][0], recorded["distill_translations"][0]) == (5, 6)
 
 
 def test_help_shows_every_size_and_needs_no_torch(

@@ -19,7 +19,7 @@ from mtllm_edge_train.checkpoints.config import LlmConfig, StackConfig, resolve_
 from mtllm_edge_train.checkpoints.tensors import read_head
 from mtllm_edge_train.cli import train
 from mtllm_edge_train.data.labeled import read_inputs, read_labeled
-from mtllm_edge_train.evaluation.scoring import Evaluator
+from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
 from mtllm_edge_train.models.llm_tokenization import tokenize
 from mtllm_edge_train.models.stack import LlmBody, load_llm_body, load_llm_tokenizer, pool_in_batches
 from tests.fixtures.tiny_checkpoint import save_encoder
@@ -159,13 +159,13 @@ def test_all_stages(tmp_path: Path) -> None:
     assert logged(teacher, "accuracy")[-1] >= 0.9
     fvu = logged(student, "fvu")
     assert fvu[-1] < 0.7 * fvu[0], fvu
-    evaluator = Evaluator(student)
-    assert set(evaluator.predict("copa", read_labeled(copa).inputs)) <= {"0", "1"}
-    assert evaluator.evaluate("nli", read_labeled(nli)).texts == 6
+    classifier = CheckpointClassifier(student)
+    assert set(classifier.predict("copa", read_labeled(copa).inputs)) <= {"0", "1"}
+    assert set(classifier.predict("nli", read_labeled(nli).inputs)) <= {"other", "same"}
     with pytest.raises(DataError, match=r"task 'nli' reads a pair .* but text 0 is a text with its choices"):
-        evaluator.evaluate("nli", read_labeled(copa))
+        classifier.predict("nli", read_labeled(copa).inputs)
     with pytest.raises(DataError, match="task 'copa' reads a text with its choices"):
-        evaluator.predict("copa", ["a"])
+        classifier.predict("copa", ["a"])
     few = write(tmp_path / "few.jsonl", rows[::2])  # the first choice is always right
     with pytest.raises(DataError, match="give two labels"):
         invoke("finetune", f"copa={few}", *llm, *fast, "--out", tmp_path / "none")

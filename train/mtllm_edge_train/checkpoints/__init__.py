@@ -1,1 +1,1 @@
-"""Checkpoints on disk, read without torch."""
+"""Checkpoints and LLM weights on disk, read without torch."""

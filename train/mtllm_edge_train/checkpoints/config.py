@@ -1,27 +1,28 @@
-"""`stack.json`: what a checkpoint is made of. Needs no torch, so the exporters' light paths can read it.
+"""The configuration of a checkpoint, `stack.json`. Requires no torch, unlike the models.
 
-A checkpoint is a folder that holds what was trained, and names the frozen models that it stands on::
+A checkpoint is a folder with the trained weights and references to the frozen models::
 
     stack.json              this file's classes
     bridge.safetensors      weight (d_llm, stride * d_enc), bias (d_llm)
     lora.safetensors        layers.<i>.<module>.lora_A (rank, in), .lora_B (out, rank); HF module names
     tasks/<name>.safetensors  weight (labels, d_llm), optional bias (labels); of multiple choice, one row
-    encoder/                where the encoder learned, too: a transformers folder, its source as `encoder` names it then
-    training.json log.jsonl   how the run went; training.safetensors is the optimiser's state until the run is finished
+    encoder/                a transformers folder, if the encoder was trained; `encoder` refers to it then
+    training.json log.jsonl   state and log of the run; training.safetensors is the optimizer state of an unfinished run
 
-A fine-tuned LLM without an encoder (the teacher of task distillation) is a checkpoint whose `encoder` is null.
+In a fine-tuned LLM without an encoder, the teacher of task distillation, `encoder` is null.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from mtllm_edge.bundle.manifest import BridgeSpec, WeightSource
-from mtllm_edge.errors import ModelError
+from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.inputs import Kind
 
 CHECKPOINT_VERSION = 1
@@ -43,16 +44,16 @@ class EncoderConfig(_Part, frozen=True):
     source: str
     """Local folder (also relative to the checkpoint) or hub id."""
     max_tokens: int
-    """Longest input in tokens, the special ones included."""
+    """Maximum input length in tokens, special tokens included."""
 
 
 class LlmConfig(_Part, frozen=True):
-    """The frozen LLM whose body is adapted."""
+    """The frozen LLM."""
 
     source: str
     """Local folder, GGUF file, ``python:package/file.gguf`` inside an installed package, or hub id."""
     layers: int | None
-    """How many of the first layers are kept; None keeps all. The final norm is always kept."""
+    """Number of first layers that are kept; None keeps all. The final norm is always kept."""
     attention: Literal["causal", "bidirectional"]
 
 
@@ -65,7 +66,7 @@ class LoraConfig(_Part, frozen=True):
 
     @property
     def scale(self) -> float:
-        """Factor on ``lora_B @ lora_A`` when it is added to the weight."""
+        """Factor on ``lora_B @ lora_A``."""
         return self.alpha / self.rank
 
 
@@ -73,24 +74,24 @@ class TaskConfig(_Part, frozen=True):
     """A classification head."""
 
     kind: Kind
-    """What it reads; see `mtllm_edge.inputs`."""
+    """Kind of its inputs; see `mtllm_edge.inputs`."""
     labels: tuple[str, ...]
-    """Label of each row of the head's weight. Empty for multiple choice, whose one row scores each choice."""
+    """Label of each row of the head's weight. Empty for multiple choice: one row scores every choice."""
 
     @property
     def rows(self) -> int:
-        """Rows of the head's weight."""
+        """Number of rows of the head's weight."""
         return 1 if self.kind == "multiple_choice" else len(self.labels)
 
 
 class StackConfig(_Part, frozen=True, kw_only=True):
-    """The whole of `stack.json`."""
+    """Content of `stack.json`."""
 
     checkpoint_version: int
     name: str
     encoder: EncoderConfig | None
     bridge: BridgeSpec = BridgeSpec(kind="linear")
-    """The kind that older checkpoints have without saying so; without an encoder there is none."""
+    """Older checkpoints have a linear bridge without this key; without an encoder there is none."""
     llm: LlmConfig
     lora: LoraConfig | None
     tasks: dict[str, TaskConfig]
@@ -102,7 +103,7 @@ class StackConfig(_Part, frozen=True, kw_only=True):
         """Read `stack.json` of a checkpoint folder.
 
         Raises:
-            ModelError: No such file, not a checkpoint's, or of another version.
+            ModelError: The file is missing, damaged, or of another version.
         """
         path = folder / CONFIG_NAME
         try:
@@ -119,19 +120,33 @@ class StackConfig(_Part, frozen=True, kw_only=True):
         return config
 
     def to_json(self) -> bytes:
-        """The configuration as indented UTF-8 JSON."""
+        """Return the configuration as indented UTF-8 JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
+_Task = TypeVar("_Task")
+
+
+def find_task(tasks: Mapping[str, _Task], task: str, folder: Path) -> _Task:
+    """Return a task of the model in `folder`.
+
+    Raises:
+        UsageError: The model has no such task.
+    """
+    if task not in tasks:
+        raise UsageError(f"{folder} has no task {task!r}; its tasks: {', '.join(tasks) or 'none'}")
+    return tasks[task]
+
+
 def resolve_source(source: str, checkpoint: Path | None = None) -> str:
-    """Turn a model source into a local path where there is one, else return the hub id unchanged.
+    """Resolve a model source to a local path if it exists, else return the hub id unchanged.
 
     Args:
         source: As in `EncoderConfig.source` and `LlmConfig.source`.
-        checkpoint: Folder that relative paths are looked up in first.
+        checkpoint: Base folder of relative paths.
 
     Raises:
-        ModelError: A ``python:`` source whose package or file is not installed.
+        ModelError: The package or file of a ``python:`` source is not installed.
     """
     if source.startswith(_PACKAGE_SCHEME):
         package, _, file = source.removeprefix(_PACKAGE_SCHEME).partition("/")

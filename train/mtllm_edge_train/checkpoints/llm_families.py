@@ -1,7 +1,7 @@
-"""The LLM families that can be exported: how transformers and llama.cpp name their parts, and where the two differ.
+"""The supported LLM families, with the differences between transformers and llama.cpp.
 
-Each is a decoder with rotary positions, RMS norms and a gated MLP. Names are those of transformers' bodies
-(``LlamaModel``, ``Qwen2Model`` ...) and of gguf-py's tables.
+Each is a decoder with rotary positions, RMS norms and a gated MLP. Names are those of transformers (``LlamaModel``,
+``Qwen2Model`` ...) and of gguf-py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GGUF_NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
 }
-"""Tensor of a layer: transformers' name -> GGUF's name, in file order (gguf-py, `MODEL_ARCH.LLAMA`)."""
+"""Tensor of a layer: name in transformers -> name in GGUF, in file order (gguf-py, `MODEL_ARCH.LLAMA`)."""
 _BIASES = {f"self_attn.{name}_proj.bias": f"attn_{name}.bias" for name in "qkv"}
 _QUERY_KEY_NORMS = {f"self_attn.{name}_norm.weight": f"attn_{name}_norm.weight" for name in "qk"}
 _FOUR_NORMS = {
@@ -37,25 +37,25 @@ _FOUR_NORMS = {
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart."""
+    """Properties of a family."""
 
     architecture: Architecture
-    """GGUF's name of it."""
+    """Architecture name in GGUF."""
     tensors: Mapping[str, str]
-    """As `GGUF_NAMES`."""
+    """As in `GGUF_NAMES`."""
     bidirectional: Architecture | None = None
-    """GGUF's name of its bidirectional form; None where a field of the file says so."""
+    """Architecture name in GGUF with bidirectional attention; None if a field of the file sets the attention."""
     interleaved: bool = False
-    """Whether llama.cpp rotates neighbouring dimensions, so that rows of q and k change places."""
+    """Whether llama.cpp rotates neighboring dimensions, so that rows of q and k are permuted."""
     activation: str = "silu"
     norm_offset: float = 0.0
-    """Added to a stored norm weight: Gemma stores what is above 1."""
+    """Added to a stored norm weight: Gemma stores the weight minus 1."""
     windows: bool = False
-    """Whether llama.cpp gives some layers a sliding window, and their own rotary base."""
+    """Whether llama.cpp uses a sliding window and another rotary base in some layers."""
     window_period: int = 0
-    """Every so many layers, the last of them sees the whole text, where a configuration lists no layers."""
+    """One layer in so many, the last, has full attention, unless the configuration lists the layers."""
     rope_theta: float = 10000.0
-    """Rotary base, where a configuration names none."""
+    """Rotary base, unless the configuration sets it."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -77,14 +77,14 @@ FAMILIES: Mapping[str, Family] = {
         rope_theta=1e6,
     ),
 }
-"""By transformers' model type."""
+"""Model type in transformers -> family."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a configuration; one without a model type is a Llama.
+    """Return the family of a configuration; the default model type is Llama.
 
     Raises:
-        ModelError: It cannot be exported.
+        ModelError: The family is not supported.
     """
     kind = config.get("model_type", "llama")
     if kind not in FAMILIES:

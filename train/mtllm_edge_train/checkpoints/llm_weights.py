@@ -1,9 +1,7 @@
-"""The weights of an LLM, one tensor at a time, without torch.
+"""LLM weights from a GGUF file or a folder of safetensors, one tensor at a time, without torch.
 
-Both roads into the stack read through here: the torch body is filled from it when the source is a GGUF file, and
-the headless GGUF is written from it whatever the source is. Names and layouts are those of transformers' bodies
-(``layers.0.self_attn.q_proj.weight``, ``norm.weight``); a GGUF file keeps the rows of q and k in another order, which
-is undone here and redone by the writer.
+Names and layouts are those of transformers (``layers.0.self_attn.q_proj.weight``, ``norm.weight``). The permutation of
+the rows of q and k in GGUF files is reversed.
 """
 
 from __future__ import annotations
@@ -20,28 +18,27 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge_train.checkpoints.llm_families import FAMILIES, GGUF_NAMES, family_of
 
 STACKED = "nllb-llm2vec"
-"""Model type of published stacks, whose files hold encoder, up-projection and LLM; see
-`mtllm_edge_train.checkpoints.published`."""
+"""Model type of published stacks; see `mtllm_edge_train.checkpoints.published`."""
 _PREFIXES = ("", "model.", "llm2vec.", "llm2vec.model.")
-"""What may stand before the names of an LLM's tensors."""
+"""Possible prefixes of the tensor names."""
 
 
 class LlmWeights(Protocol):
-    """Source of an LLM's weights."""
+    """Weights of an LLM."""
 
     config: dict[str, Any]
-    """Keys of transformers' `LlamaConfig`, `Qwen2Config` ...; ``num_hidden_layers`` counts the source's layers."""
+    """Keys of `LlamaConfig`, `Qwen2Config` ... in transformers; ``num_hidden_layers`` counts all layers."""
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The weight called `name` in transformers' body, de-quantised, rows in transformers' order."""
+        """Return the weight with this name in transformers, dequantized, rows in the order of transformers."""
 
 
 def open_llm_weights(path: str | Path) -> LlmWeights:
     """Open a GGUF file or a folder of safetensors.
 
     Raises:
-        ModelError: Nothing readable there, a GGUF file of another family than Llama, or a folder of one in no
-            `mtllm_edge_train.checkpoints.llm_families.FAMILIES`.
+        ModelError: The path is missing or damaged, or the family is not supported: in a GGUF file any but Llama, in a
+            folder any that is missing in `mtllm_edge_train.checkpoints.llm_families.FAMILIES`.
     """
     path = Path(path)
     if path.is_dir():
@@ -52,9 +49,9 @@ def open_llm_weights(path: str | Path) -> LlmWeights:
 
 
 def permute_rope_rows(weight: NDArray[Any], n_head: int) -> NDArray[Any]:
-    """Reorder the rows of a q or k projection from transformers' halves to llama.cpp's interleaved pairs.
+    """Permute the rows of a q or k projection from the order of transformers to that of llama.cpp.
 
-    transformers rotates dimension i with i + head_dim / 2; llama.cpp's `llama` architecture rotates 2i with 2i + 1.
+    transformers rotates dimension i with i + head_dim / 2, the `llama` architecture of llama.cpp 2i with 2i + 1.
     """
     rows, columns = weight.shape
     permuted: NDArray[Any] = weight.reshape(n_head, 2, rows // n_head // 2, columns).swapaxes(1, 2)
@@ -76,7 +73,7 @@ class _GgufWeights:
         self._path = path
         try:
             reader = gguf.GGUFReader(str(path))
-        except Exception as error:  # gguf-py lets IndexError, ValueError, UnicodeDecodeError ... through
+        except Exception as error:  # gguf-py raises IndexError, ValueError, UnicodeDecodeError ...
             raise ModelError(f"{path} is not a readable GGUF file ({error}); download it again") from None
         fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")}
         architecture = fields.get("general.architecture")
@@ -133,10 +130,14 @@ class _GgufWeights:
 
 
 class Shards:
-    """The tensors of a folder's safetensors files, each read from its file when it is asked for."""
+    """The tensors of the safetensors files of a folder, read on demand."""
 
     def __init__(self, folder: Path) -> None:
-        """Read which file holds what."""
+        """Read the headers of the files.
+
+        Raises:
+            ModelError: A file is damaged, or there is none.
+        """
         from safetensors import SafetensorError, safe_open
 
         self._folder = folder
@@ -152,14 +153,14 @@ class Shards:
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors, as they are stored."""
+        """Names of all tensors in the files."""
         return list(self._files)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """One of them.
+        """Return a tensor.
 
         Raises:
-            ModelError: It is not there, or no float.
+            ModelError: The tensor is missing, or has another type than float.
         """
         if name not in self._files:
             raise ModelError(f"{self._folder} lacks the tensor {name}; download the model again")
@@ -179,10 +180,10 @@ class _SafetensorsWeights:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model folder.
+    """Read the `config.json` of a model folder.
 
     Raises:
-        ModelError: Missing, or no such file.
+        ModelError: The file is missing or damaged.
     """
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
@@ -194,14 +195,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def llm_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The LLM's part of a configuration: all of it, or what a published stack nests."""
+    """Return the configuration of the LLM: the whole, or the nested part of a published stack."""
     if config.get("model_type") != STACKED:
         return config
     return next((part for part in config.values() if isinstance(part, dict) and part.get("model_type") in FAMILIES), {})
 
 
 def _read_float32(path: Path, name: str) -> NDArray[np.float32]:
-    """One tensor of a safetensors file as float32; numpy has no bfloat16, so the bytes are widened here."""
+    """Read a tensor of a safetensors file as float32. numpy has no bfloat16, so its bytes are converted here."""
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(header_size))[name]

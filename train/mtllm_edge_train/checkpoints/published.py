@@ -1,8 +1,8 @@
-"""Stacks as their authors publish them: one transformers folder with encoder, up-projection and LLM.
+"""Stacks as published by the authors of the paper: one transformers folder with encoder, up-projection and LLM.
 
-`fdschmidt93/NLLB-LLM2Vec-Meta-Llama-31-8B-Instruct-mntp-unsup-simcse` is such a folder. Its configuration nests NLLB's
-and the LLM's, its tensors are called ``nllb_encoder.*``, ``up_proj.*`` and ``llm2vec.*``, the adapters are merged in.
-It is read as data: the code that comes with it is not run.
+`fdschmidt93/NLLB-LLM2Vec-Meta-Llama-31-8B-Instruct-mntp-unsup-simcse` is such a folder. Its configuration nests those
+of NLLB and the LLM, its tensors are called ``nllb_encoder.*``, ``up_proj.*`` and ``llm2vec.*``, and the adapters are
+merged. The code in the folder is not run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mtllm_edge_train.checkpoints.config import (
 from mtllm_edge_train.checkpoints.llm_weights import STACKED, Shards, read_config
 
 MAX_TOKENS = 512
-"""Longest input that these stacks were trained on."""
+"""Maximum input length in the training of these stacks."""
 _ENCODER = "nllb_encoder."
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
 _SOURCES = (
@@ -42,20 +42,20 @@ _SOURCES = (
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder holds such a stack."""
+    """Return whether a folder holds a published stack."""
     if (folder / CONFIG_NAME).exists():
         return False
     try:
         return bool(read_config(folder).get("model_type") == STACKED)
-    except ModelError:  # whoever reads the folder for what it is says what is wrong with it
+    except ModelError:  # reported by the reader of whatever the folder holds
         return False
 
 
 @contextmanager
 def as_checkpoint(folder: Path) -> Iterator[Path]:
-    """A checkpoint's folder: the same where it is one, and a temporary one made of a published stack.
+    """Yield a checkpoint folder: `folder` itself, or a temporary checkpoint of a published stack.
 
-    The LLM, by far the largest part, stays where it is.
+    The temporary checkpoint refers to the LLM in `folder`, by far the largest part.
 
     Raises:
         ModelError: A part of the published stack is missing.
@@ -65,11 +65,11 @@ def as_checkpoint(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch)
-        _take_apart(folder.resolve(), checkpoint)
+        _convert(folder.resolve(), checkpoint)
         yield checkpoint
 
 
-def _take_apart(folder: Path, checkpoint: Path) -> None:
+def _convert(folder: Path, checkpoint: Path) -> None:
     shards = Shards(folder)
     encoder = _encoder_config(folder)
     config = StackConfig(
@@ -90,7 +90,7 @@ def _take_apart(folder: Path, checkpoint: Path) -> None:
 
 
 def _encoder_config(folder: Path) -> dict[str, Any]:
-    """NLLB's nested configuration, with one layer of the decoder, which the stack does not have."""
+    """The nested configuration of NLLB, with one decoder layer, because the stack has no decoder."""
     parts = [part for part in read_config(folder).values() if isinstance(part, dict)]
     for part in parts:
         if part.get("model_type") == "m2m_100":
@@ -99,7 +99,7 @@ def _encoder_config(folder: Path) -> dict[str, Any]:
 
 
 def _write_encoder(target: Path, config: dict[str, Any], shards: Shards, folder: Path) -> None:
-    """A transformers folder of an NLLB without a decoder, and its tokenizer."""
+    """Write a transformers folder with the encoder of NLLB and its tokenizer."""
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = {
@@ -107,10 +107,10 @@ def _write_encoder(target: Path, config: dict[str, Any], shards: Shards, folder:
         for name in shards.names
         if name.startswith(_ENCODER)
     }
-    words = tensors.pop("model.encoder.embed_tokens.weight", None)
-    if words is None:
+    embeddings = tensors.pop("model.encoder.embed_tokens.weight", None)
+    if embeddings is None:
         raise ModelError(f"{folder} lacks the tensor {_ENCODER}embed_tokens.weight; download the model again")
-    save_file({"model.shared.weight": words, **tensors}, target / "model.safetensors", metadata={"format": "pt"})
+    save_file({"model.shared.weight": embeddings, **tensors}, target / "model.safetensors", metadata={"format": "pt"})
     for name in _TOKENIZER_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

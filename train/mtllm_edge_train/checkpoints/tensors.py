@@ -1,13 +1,10 @@
-"""Checkpoints on disk: safetensors and one JSON, written into a temporary folder and renamed. No pickle.
-
-Reading single parts needs numpy only; torch is imported where a whole stack is built.
-"""
+"""The weights of a checkpoint as numpy arrays."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +12,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_train.checkpoints.config import (
-    BRIDGE_NAME,
-    LORA_NAME,
-    TENSORS_NAME,
-)
-
-if TYPE_CHECKING:
-    pass
-
+from mtllm_edge_train.checkpoints.config import BRIDGE_NAME, LORA_NAME, TENSORS_NAME
 
 Array = NDArray[np.float32]
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """All tensors of a safetensors file as float32.
+    """Read all tensors of a safetensors file as float32.
 
     Raises:
-        ModelError: Missing or damaged.
+        ModelError: The file is missing or damaged.
     """
     try:
         tensors: dict[str, NDArray[Any]] = load_file(path)
@@ -44,31 +33,31 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def read_bridge(folder: Path) -> tuple[Array, Array]:
-    """The bridge: weight (d_llm, stride * d_encoder), bias (d_llm)."""
+    """Read the bridge: weight (d_llm, stride * d_encoder) and bias (d_llm)."""
     tensors = read_tensors(folder / BRIDGE_NAME)
     return _named(tensors, "weight", folder / BRIDGE_NAME), _named(tensors, "bias", folder / BRIDGE_NAME)
 
 
 def read_lora(folder: Path) -> dict[str, Array]:
-    """The adapter's tensors by name, empty where the checkpoint has no adapter."""
+    """Read the tensors of the adapter by name; empty for a checkpoint without an adapter."""
     path = folder / LORA_NAME
     return read_tensors(path) if path.exists() else {}
 
 
 def head_path(folder: Path, task: str) -> Path:
-    """Where a checkpoint keeps a task's head."""
+    """Return the path of a task's head in a checkpoint."""
     return folder / "tasks" / f"{task}.safetensors"
 
 
 def read_head(folder: Path, task: str) -> tuple[Array, Array | None]:
-    """A task's head: weight (rows, d_llm) and, where it has one, bias (rows)."""
+    """Read a task's head: weight (rows, d_llm), and bias (rows) or None."""
     path = head_path(folder, task)
     tensors = read_tensors(path)
     return _named(tensors, "weight", path), tensors.get("bias")
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over what was trained in a checkpoint."""
+    """Return the SHA-256 of the trained weights of a checkpoint."""
     sha256 = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         if path.name != TENSORS_NAME:

@@ -1,11 +1,11 @@
-"""The command `eval`; the heavy imports wait until the extra is known to be there."""
+"""The command `eval`. Heavy imports are inside functions, after the check of the extra."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,185 +14,205 @@ from mtllm_edge import console
 from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.atomic import atomic_folder, check_output_folder
-from mtllm_edge.files.columns import Columns
-from mtllm_edge_train.cli.options import SECOND_COLUMNS, chosen_device
-from mtllm_edge_train.cli.train import prepare
+from mtllm_edge_train.cli.options import PATH, SECOND_COLUMNS, available_device, columns_of, prepare
 
 if TYPE_CHECKING:
     from mtllm_edge_train.data.labeled import LabeledTexts
+    from mtllm_edge_train.evaluation.data import Schema
+    from mtllm_edge_train.evaluation.model_under_test import ModelUnderTest
+    from mtllm_edge_train.evaluation.prediction_cache import PredictionCache
+    from mtllm_edge_train.evaluation.report import Report
     from mtllm_edge_train.evaluation.systems import System
 
 REPORT_NAME = "eval.json"
-_PATH = click.Path(path_type=Path)
 _CHUNK = 256
-"""Texts that are asked for, and kept, at a time."""
+"""Number of texts that are predicted and cached together."""
 
 
 @click.command("eval")
-@click.argument("model", type=_PATH)
+@click.argument("model", type=PATH)
 @click.argument("data", nargs=-1, required=True)
-@click.option("-t", "--task", required=True, metavar="NAME", help="The model's task that DATA has labels of.")
-@click.option("-o", "--output", "out", type=_PATH, required=True, metavar="FOLDER", help="Folder to write.")
-@click.option("--train", metavar="FILE", help="Training rows, in DATA's form: for encoder alone.")
-@click.option("--teacher", type=_PATH, metavar="CHECKPOINT", help="LLM made by `train finetune`: for LLM alone.")
-@click.option("--translator", type=_PATH, metavar="FOLDER", help="With --teacher: for translate-test.")
-@click.option("--seen", metavar="FILE", help="Codes of the languages that the encoder was trained on, or: e5.")
+@click.option("-t", "--task", required=True, metavar="NAME", help="Task of the model.")
+@click.option("-o", "--output", "out", type=PATH, required=True, metavar="FOLDER", help="Folder to write.")
+@click.option("--train", metavar="FILE", help="Training rows, in the format of DATA: for encoder alone.")
+@click.option("--teacher", type=PATH, metavar="CHECKPOINT", help="LLM made by `train finetune`: for LLM alone.")
+@click.option("--translator", type=PATH, metavar="FOLDER", help="With --teacher: for translate-test.")
+@click.option("--seen", metavar="FILE", help="Language codes that the encoder was trained on, or: e5.")
 @click.option(
-    "--resources", type=_PATH, metavar="FILE", help="Parallel sentences by language: .tsv with columns lang, sentences."
+    "--resources", type=PATH, metavar="FILE", help="Parallel sentences by language: .tsv with columns lang, sentences."
 )
 @click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column of the texts.")
 @SECOND_COLUMNS
-@click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Of the labels.")
-@click.option("--language-column", default="lang", show_default=True, metavar="NAME", help="Of the texts' languages.")
+@click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column of the labels.")
 @click.option(
-    "--where", multiple=True, metavar="COLUMN=VALUE", help="Take these rows of DATA; values of one column add up."
+    "--language-column", default="lang", show_default=True, metavar="NAME", help="Column of the language codes."
 )
-@click.option("--train-where", multiple=True, metavar="COLUMN=VALUE", help="Likewise, of --train.")
+@click.option("--language", metavar="CODE", help="Language of all rows of DATA, instead of a column.")
+@click.option(
+    "--where", multiple=True, metavar="COLUMN=VALUE", help="Use these rows of DATA. A column may have several values."
+)
+@click.option("--train-where", multiple=True, metavar="COLUMN=VALUE", help="Use these rows of --train.")
 @click.option(
     "--train-language", default="eng_Latn", show_default=True, metavar="CODE", help="Language of the training labels."
 )
 @click.option(
-    "--measure", type=click.Choice(["accuracy", "macro-f1"]), default="accuracy", show_default=True, help="To show."
+    "--measure",
+    type=click.Choice(["accuracy", "macro-f1"]),
+    default="accuracy",
+    show_default=True,
+    help="Measure of the terminal table and the chart.",
 )
-@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Of the bootstrap.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resamples.")
 @click.option(
-    "--cache", type=_PATH, metavar="FOLDER", help="Keep all answers here; by default only until all is written."
+    "--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Number of bootstrap resamples."
 )
-@click.option("--device", help="Of what runs in torch; by default cuda where there is one.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of the engines; by default what suits.")
-@click.option("--force", is_flag=True, help="Replace an existing evaluation, once the new one is complete.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the resamples.")
+@click.option(
+    "--cache", type=PATH, metavar="FOLDER", help="Keep all predictions here; by default only until the report exists."
+)
+@click.option("--device", help="Device of the models in torch; by default cuda if available.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the engines.")
+@click.option("--force", is_flag=True, help="Replace an existing report, once the new one is complete.")
 @click.pass_context
 def evaluate(
-    ctx: click.Context,
-    model: Path,
-    data: tuple[str, ...],
-    *,
-    task: str,
-    out: Path,
-    train: str | None,
-    teacher: Path | None,
-    translator: Path | None,
-    seen: str | None,
-    resources: Path | None,
-    text_column: str,
-    pair_column: str | None,
-    choices_column: tuple[str, ...],
-    label_column: str,
-    language_column: str,
-    where: tuple[str, ...],
-    train_where: tuple[str, ...],
-    train_language: str,
-    measure: str,
-    resamples: int,
-    seed: int,
-    cache: Path | None,
-    device: str | None,
-    threads: int | None,
-    force: bool,
+    ctx: click.Context, /, *, out: Path, measure: str, cache: Path | None, force: bool, **options: Any
 ) -> None:
-    """Compare an MT-LLM with its baselines, language by language.
+    """Evaluate a model language by language, and compare an MT-LLM with its baselines.
 
-    MODEL is a bundle or a checkpoint. DATA are .csv, .jsonl or .parquet files, or data sets such as
-    hub:ID:CONFIG:SPLIT, with a text, a label and a language in every row, and with its second text or its choices where
-    the task reads such. A baseline runs when what it needs is given: encoder alone, translate-test, LLM alone.
+    MODEL is a bundle, a checkpoint, or a fine-tuned LLM without an encoder, which has no baselines. DATA are .csv,
+    .jsonl or .parquet files, or data sets such as hub:ID:CONFIG:SPLIT. Each row has a text, a label and a language, and
+    a second text or choices if the task requires them. A baseline runs if its input is given: encoder alone,
+    translate-test, LLM alone.
 
-    The output folder gets eval.json, eval.md and eval.png; the last line on stdout is the summary as JSON.
+    The output folder receives eval.json, eval.md and eval.png. The last line on stdout is the summary as JSON.
     """
     prepare()
     check_output_folder(out, force=force, marker=REPORT_NAME)
-    if translator is not None and teacher is None:
-        raise UsageError("--translator needs --teacher, which reads the translations")
-    if train_where and train is None:
-        raise UsageError("--train-where chooses rows of --train, which is not given")
-    from mtllm_edge_train.evaluation import chart, language_groups, tables
-    from mtllm_edge_train.evaluation.data import Layout, check_labels, read_by_language, read_training_rows
-    from mtllm_edge_train.evaluation.model_under_test import open_subject
-    from mtllm_edge_train.evaluation.prediction_cache import Answers
-    from mtllm_edge_train.evaluation.report import make_report
-    from mtllm_edge_train.evaluation.systems import TITLES, Systems
+    _check_options(options)
+    from mtllm_edge_train.evaluation import chart, tables
+    from mtllm_edge_train.evaluation.prediction_cache import PredictionCache
 
-    subject = open_subject(model, task)
-    layout = Layout(subject.kind, text_column, Columns(pair_column, choices_column), label_column, language_column)
-    rows = read_by_language(data, layout, _conditions(where))
-    check_labels(rows, subject.labels, task)
-    answers = Answers(cache or out.with_name(f"{out.name}.partial"))
-    training = None
-    if train is not None:
-        training = read_training_rows(train, layout, _conditions(train_where), language=train_language)
-        check_labels({train_language: training}, subject.labels, task)
-    made = Systems(subject, [*rows], answers, chosen_device(device), threads)
-    systems, left_out = made.choose(
-        train=training, train_language=train_language, teacher=teacher, translator=translator
-    )
-    chosen = language_groups.language_groups(
-        [*rows],
-        source=train_language,
-        seen=None if seen is None else language_groups.read_seen(seen, [*rows]),
-        sentences=None if resources is None else language_groups.read_sentences(resources),
-    )
-    console.note(f"{task} ({subject.kind}): {dict(sorted(_label_counts(rows).items()))}")
-    if training is not None:
-        console.note(f"training {training.summary}")
-    descriptions = {system.id: system.description for system in systems}
-    found = {}
+    predictions = PredictionCache(cache or out.with_name(f"{out.name}.partial"))
     try:
-        while systems:
-            system = systems.pop(0)  # so that its models leave the memory before the next one's are loaded
-            found[system.id] = _ask(system, TITLES[system.id], rows)
+        report = _compare(options, predictions)
     except KeyboardInterrupt:
-        console.note("stopped; repeat the command to go on, what was answered is kept")
+        console.note("stopped; repeat the command to resume, the predictions are kept")
         ctx.exit(130)
-    report = make_report(
-        rows,
-        found,
-        chosen,
-        model=subject.name,
-        task=task,
-        systems=descriptions,
-        left_out=left_out,
-        resamples=resamples,
-        seed=seed,
-    )
-    shown = measure.replace("-", "_")
+    measure = measure.replace("-", "_")
     with atomic_folder(out, force=force, marker=REPORT_NAME) as folder:
         folder.joinpath(REPORT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
         folder.joinpath("eval.md").write_text(tables.markdown(report), encoding="utf-8")
-        chart.save_chart(report, shown, folder / "eval.png")
+        chart.save_chart(report, measure, folder / "eval.png")
     if cache is None:
-        answers.forget()
-    console.print_stdout(tables.terminal_view(report, shown))
+        predictions.remove_used()
+    console.print_stdout(tables.terminal_view(report, measure))
     click.echo(msgspec.json.encode(report.summary()).decode())
 
 
-def _label_counts(rows: dict[str, LabeledTexts]) -> Counter[str]:
-    """Texts per label, in all languages together."""
-    return Counter(label for labelled in rows.values() for label in labelled.labels)
+def _check_options(options: dict[str, Any]) -> None:
+    if options["translator"] is not None and options["teacher"] is None:
+        raise UsageError("--translator needs --teacher, which reads the translations")
+    if options["train_where"] and options["train"] is None:
+        raise UsageError("--train-where chooses rows of --train, which is not given")
 
 
-def _ask(system: System, title: str, rows: dict[str, LabeledTexts]) -> dict[str, list[str]]:
-    """A system's labels for all texts of each language."""
-    total = sum(len(labelled.texts) for labelled in rows.values())
+def _compare(options: dict[str, Any], cache: PredictionCache) -> Report:
+    """Predict the labels of all rows with all systems, and score the predictions."""
+    from mtllm_edge_train.evaluation.data import Schema, check_labels, read_by_language
+    from mtllm_edge_train.evaluation.model_under_test import open_model
+    from mtllm_edge_train.evaluation.report import make_report
+    from mtllm_edge_train.evaluation.systems import SystemFactory
+
+    model = open_model(options["model"], options["task"])
+    _check_baselines(model, options)
+    columns = {name: options[name] for name in ("text_column", "label_column", "language_column", "language")}
+    schema = Schema(kind=model.kind, columns=columns_of(options), **columns)
+    rows = read_by_language(options["data"], schema, _row_filter(options["where"]))
+    check_labels(rows, model.labels, model.task)
+    training = _training_rows(model, schema, options)
+    factory = SystemFactory(model, [*rows], cache, available_device(options["device"]), options["threads"])
+    systems, left_out = factory.build(
+        train=training, **{name: options[name] for name in ("train_language", "teacher", "translator")}
+    )
+    groups = _groups([*rows], options)
+    label_counts = Counter(label for data in rows.values() for label in data.labels)
+    console.note(f"{model.task} ({model.kind}): {dict(sorted(label_counts.items()))}")
+    if training is not None:
+        console.note(f"training {training.summary}")
+    descriptions = {system.id: system.description for system in systems}
+    predictions = {}
+    while systems:
+        system = systems.pop(0)  # releases the models of a system before those of the next one are loaded
+        predictions[system.id] = _predict(system, rows)
+    return make_report(
+        rows,
+        predictions,
+        groups,
+        model=model.name,
+        task=model.task,
+        systems=descriptions,
+        left_out=left_out,
+        resamples=options["resamples"],
+        seed=options["seed"],
+    )
+
+
+def _check_baselines(model: ModelUnderTest, options: dict[str, Any]) -> None:
+    baselines = [name for name in ("train", "teacher", "translator") if options[name] is not None]
+    if baselines and not model.has_encoder:
+        raise UsageError(
+            f"{options['model']} is an LLM without an encoder, which has no baselines; leave out --{baselines[0]}, or "
+            "give it as --teacher, and a stack as MODEL"
+        )
+
+
+def _training_rows(model: ModelUnderTest, schema: Schema, options: dict[str, Any]) -> LabeledTexts | None:
+    from mtllm_edge_train.evaluation.data import check_labels, read_training_rows
+
+    if options["train"] is None:
+        return None
+    language = options["train_language"]
+    training = read_training_rows(options["train"], schema, _row_filter(options["train_where"]), language=language)
+    check_labels({language: training}, model.labels, model.task)
+    return training
+
+
+def _groups(languages: Sequence[str], options: dict[str, Any]) -> Any:
+    from mtllm_edge_train.evaluation.language_groups import language_groups, read_seen, read_sentences
+
+    seen, resources = options["seen"], options["resources"]
+    return language_groups(
+        languages,
+        source=options["train_language"],
+        seen=None if seen is None else read_seen(seen, languages),
+        sentences=None if resources is None else read_sentences(resources),
+    )
+
+
+def _predict(system: System, rows: Mapping[str, LabeledTexts]) -> dict[str, list[str]]:
+    """Language -> predicted labels of its rows."""
+    from mtllm_edge_train.evaluation.systems import TITLES
+
+    title = TITLES[system.id]
+    total = sum(len(data.texts) for data in rows.values())
     console.note(f"{title}: {console.count(total, 'text')} in {console.count(len(rows), 'language')}")
-    found: dict[str, list[str]] = {}
+    predictions: dict[str, list[str]] = defaultdict(list)
     with progress_bar(total) as progress:
-        for language, labelled in rows.items():
-            found[language] = []
-            for start in range(0, len(labelled.texts), _CHUNK):
-                chunk = labelled.inputs[start : start + _CHUNK]
+        for language, data in rows.items():
+            for start in range(0, len(data.texts), _CHUNK):
+                chunk = data.inputs[start : start + _CHUNK]
                 try:
-                    found[language] += system.answer(chunk, language)
+                    predictions[language] += system.predict(chunk, language)
                 except DataError as error:
                     raise DataError(f"{title}, {language}, from text {start} on: {error}") from None
                 progress(len(chunk))
-    return found
+    return predictions
 
 
-def _conditions(arguments: Sequence[str]) -> dict[str, set[str]]:
-    conditions: dict[str, set[str]] = defaultdict(set)
-    for argument in arguments:
-        column, separator, value = argument.partition("=")
+def _row_filter(conditions: Sequence[str]) -> dict[str, set[str]]:
+    row_filter: dict[str, set[str]] = defaultdict(set)
+    for condition in conditions:
+        column, separator, value = condition.partition("=")
         if not separator or not column:
-            raise UsageError(f"{argument!r} is not COLUMN=VALUE; name the column, then the value of the rows to take")
-        conditions[column].add(value)
-    return conditions
+            raise UsageError(f"{condition!r} is not COLUMN=VALUE; name the column, then the value of the rows to take")
+        row_filter[column].add(value)
+    return row_filter

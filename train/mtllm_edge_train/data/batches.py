@@ -1,4 +1,4 @@
-"""Order of the batches of a training set."""
+"""Order of the batches of a training set that fits into memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 
 class BatchOrder:
-    """A reproducible order of batches: batch `step` depends on the seed alone, so a resumed run goes on as it would.
+    """A reproducible order of batches: batch `step` depends on the seed alone, so a resumed run continues unchanged.
 
-    Every epoch is shuffled anew; within a window of batches, texts of similar length go together, which saves padding.
+    Every epoch is shuffled. Within a window of batches, texts are sorted by length, which saves padding.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, window: int = 32) -> None:
-        """Plan batches over items of the given lengths (any unit)."""
+        """Plan batches of items with the given lengths, in any unit."""
         self._lengths = np.asarray(lengths)
         self._size = min(batch_size, len(lengths))
         self._seed, self._window = seed, window
@@ -24,7 +24,7 @@ class BatchOrder:
         self._batches: list[NDArray[np.int64]] = []
 
     def __getitem__(self, step: int) -> NDArray[np.int64]:
-        """Item indices of one batch; an epoch's odd remainder is left to the next shuffle."""
+        """Return the item indices of a batch. The remainder of an epoch is skipped."""
         epoch, index = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, list(self._shuffled(epoch))

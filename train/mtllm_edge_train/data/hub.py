@@ -1,4 +1,4 @@
-"""Data sets of the hub or of a folder, through the library `datasets`: how they are named, and their rows."""
+"""Data sets of the hub or of a folder, read with the library `datasets`."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge_train.library_errors import one_line_error
 
 HUB = "hub:"
-"""Starts the name of a data set: ``hub:ID``, ``hub:ID:CONFIG`` or ``hub:ID:CONFIG:SPLIT``."""
+"""Prefix of the name of a data set: ``hub:ID``, ``hub:ID:CONFIG`` or ``hub:ID:CONFIG:SPLIT``."""
 
 
 class DataSet(NamedTuple):
-    """One split of a data set, to be read once."""
+    """The rows of a split, which can be read once."""
 
     rows: Iterator[tuple[str, dict[str, Any]]]
-    """The rows with their places, as messages name them."""
+    """Place and cells of each row; messages show the place."""
     classes: Mapping[str, Sequence[str]]
-    """Column that holds numbers of classes -> the names of its classes."""
+    """Column of class indices -> class names."""
 
 
 def is_hub_dataset(name: str | Path) -> bool:
-    """Whether a source is a data set and not a file."""
+    """Return whether a source is a data set and not a file."""
     return str(name).startswith(HUB)
 
 
 def parse_dataset_name(name: str) -> tuple[str, str | None, str]:
-    """ID, configuration and split in the name of a data set; the split is ``train`` unless told.
+    """Return the id, configuration and split of a data set; the default split is ``train``.
 
     Raises:
-        UsageError: It has none, or other parts.
+        UsageError: The name has other parts.
     """
     parts = name.removeprefix(HUB).split(":")
     if not parts[0] or len(parts) > 3:
@@ -42,11 +42,11 @@ def parse_dataset_name(name: str) -> tuple[str, str | None, str]:
 
 
 def open_dataset(name: str) -> DataSet:
-    """Find a data set; its rows are fetched as they are asked for.
+    """Open a data set; its rows are fetched on demand.
 
     Raises:
-        UsageError: The name is none of a data set.
-        DataError: There is no such data set, configuration or split, or, later, a row cannot be fetched.
+        UsageError: The name has other parts.
+        DataError: The data set, configuration or split does not exist, or, later, a row cannot be fetched.
     """
     import datasets
 
@@ -55,13 +55,13 @@ def open_dataset(name: str) -> DataSet:
         f"{name} cannot be read", f"check its name, as {HUB}ID:CONFIG:SPLIT, and the connection", DataError
     ):
         data = datasets.load_dataset(identifier, config, split=split, streaming=True)
-        features = data.features or {}  # of some formats not known before the rows
+        features = data.features or {}  # unknown for some formats
         rows = iter(data)
     classes = {column: kind.names for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    return DataSet(_placed(rows, name), classes)
+    return DataSet(_with_places(rows, name), classes)
 
 
-def _placed(rows: Iterator[dict[str, Any]], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _with_places(rows: Iterator[dict[str, Any]], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number in itertools.count(1):
         with one_line_error(f"{name} row {number} cannot be read", "check the connection and the data set", DataError):
             row = next(rows, None)

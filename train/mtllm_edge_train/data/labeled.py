@@ -1,4 +1,4 @@
-"""Labelled texts from files and data sets, and the order in which training sees them."""
+"""Labeled texts from files and data sets."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mtllm_edge_train.data.hub import is_hub_dataset
 from mtllm_edge_train.data.tables import Rows, read_rows
 from mtllm_edge_train.data.texts import read_file
 
-_USUAL = Columns()
+_DEFAULT_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
 class LabeledTexts:
-    """A training or test set of one task.
+    """A training or test set of a task.
 
     Raises:
-        DataError: There is not one label, and one second text or list of choices, for each text; the numbers of choices
-            differ, or a label is the number of none.
+        DataError: The number of labels, or of second texts or lists of choices, differs from the number of texts; the
+            texts have different numbers of choices, or a label is not the index of a choice.
     """
 
     texts: list[str]
     labels: list[str]
-    """Label of each text; of choices, the number of the right one, the first being ``"0"``."""
+    """Label of each text; for multiple choice the index of the right choice, ``"0"`` being the first."""
     seconds: Sequence[Sequence[str]] | None = None
-    """The second text of each pair, or the choices of each text; None where the task reads texts alone."""
+    """Second text of each pair, or choices of each text; None for a task of single texts."""
 
     def __post_init__(self) -> None:
         seconds = self.texts if self.seconds is None else self.seconds
@@ -43,35 +43,37 @@ class LabeledTexts:
 
     @classmethod
     def of(cls, inputs: Sequence[Input], labels: Sequence[str]) -> LabeledTexts:
-        """Put together what a task reads and the label of each."""
+        """Create a set from inputs of a task and their labels."""
         texts = [item if isinstance(item, str) else item[0] for item in inputs]
         seconds = [item[1] for item in inputs if not isinstance(item, str)]
         return cls(texts, [*labels], seconds or None)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Texts per label, labels sorted."""
+        """Number of texts per label, labels sorted."""
         return dict(sorted(Counter(self.labels).items()))
 
     @property
     def inputs(self) -> list[Input]:
-        """What the task reads."""
+        """Inputs of the task."""
         return [*self.texts] if self.seconds is None else [*zip(self.texts, self.seconds, strict=True)]
 
     @property
     def kind(self) -> Kind:
-        """The kind of the task."""
+        """Kind of the task."""
         if self.seconds is None:
             return "sequence"
         return "pair" if all(isinstance(second, str) for second in self.seconds) else "multiple_choice"
 
     @property
     def summary(self) -> str:
-        """Kind, number of texts and counts of labels, for a line that people read before work begins."""
+        """Kind, number of texts and counts of labels, for a log line."""
         return f"({self.kind}): {len(self.texts)} texts, {self.counts}"
 
 
-def read_inputs(source: str | Path, *, text_column: str | None = None, columns: Columns = _USUAL) -> list[Input]:
+def read_inputs(
+    source: str | Path, *, text_column: str | None = None, columns: Columns = _DEFAULT_COLUMNS
+) -> list[Input]:
     """Read what a task reads, without labels: texts (`texts.SUFFIXES`), or pairs, or texts with choices.
 
     Arguments are those of `read_labeled`, and so are the errors.
@@ -83,7 +85,11 @@ def read_inputs(source: str | Path, *, text_column: str | None = None, columns: 
 
 
 def read_labeled(
-    source: str | Path, *, text_column: str | None = None, label_column: str = LABEL_COLUMN, columns: Columns = _USUAL
+    source: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str = LABEL_COLUMN,
+    columns: Columns = _DEFAULT_COLUMNS,
 ) -> LabeledTexts:
     """Read a .csv, .jsonl or .parquet file, or a data set, of labelled texts, pairs, or texts with choices.
 

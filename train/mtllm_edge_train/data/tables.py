@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtllm_edge.errors import DataError, UsageError
@@ -19,7 +19,16 @@ class Rows(Table):
 
     classes: Mapping[str, Sequence[str]]
     """Column of a data set that numbers classes there -> their names, in the order of the numbers. The records have
-    the names, and None where the number is that of no class, as -1 in unlabelled splits."""
+    the names, and None for a number outside the classes, such as -1 in unlabeled splits."""
+
+    def select(self, indices: Sequence[int]) -> Rows:
+        """Return some of the rows."""
+        return replace(
+            self,
+            texts=[self.texts[i] for i in indices],
+            records=[self.records[i] for i in indices],
+            places=[self.places[i] for i in indices],
+        )
 
 
 def read_rows(source: str | Path, column: str | None) -> Rows:

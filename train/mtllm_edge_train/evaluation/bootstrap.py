@@ -1,7 +1,7 @@
 """Accuracy and macro-F1 with bootstrap intervals (Efron 1979), of several systems on the same resamples.
 
-Texts on which the label and all systems' answers are the same are interchangeable, so a resample of N texts is a draw
-of N from the distinct cells of that table: the exact bootstrap, at the cost of the cells and not of the texts.
+Texts with the same label and the same predictions of all systems are interchangeable. A resample of N texts is
+therefore a multinomial draw over the distinct combinations: the exact bootstrap, at a cost that does not grow with N.
 """
 
 from __future__ import annotations
@@ -16,52 +16,59 @@ from mtllm_edge.tasks.metrics import macro_f1
 
 CONFIDENCE = 0.95
 MEASURES = ("accuracy", "macro_f1")
-"""What the last axis of `figures` holds."""
+"""Last axis of the result of `bootstrap_scores`."""
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A figure and its percentile interval."""
+    """A score and its percentile interval."""
 
     value: float
     low: float
     high: float
 
 
-def figures(
-    gold: Sequence[str], found: Sequence[Sequence[str]], *, resamples: int, seed: Sequence[int]
+def bootstrap_scores(
+    labels: Sequence[str], predictions: Sequence[Sequence[str]], *, resamples: int, seed: Sequence[int]
 ) -> NDArray[np.float64]:
-    """Measure systems on texts and on resamples of them.
+    """Score systems on texts and on bootstrap resamples of them.
 
     Args:
-        gold: Label of each text.
-        found: For each system, its answer to each text.
-        resamples: How often to draw as many texts as there are, with replacement.
-        seed: Of the draws.
+        labels: Label of each text.
+        predictions: For each system, its prediction for each text.
+        resamples: Number of resamples, each of as many texts as there are, with replacement.
+        seed: Random seed of the resamples.
 
     Returns:
-        (1 + resamples, systems, measures): first the texts themselves, then the resamples, which are the same for all
-        systems, so that differences between systems are paired. A label that is neither in a resample nor predicted
+        Scores (1 + resamples, systems, measures): the first row is of the texts themselves. A resample is the same for
+        all systems, so differences between systems are paired. A label that is neither in a resample nor predicted
         there has no F1.
     """
-    names, codes = np.unique(np.array([gold, *found]), return_inverse=True)
-    cells_KA, counts_K = np.unique(codes.reshape(1 + len(found), len(gold)).T, axis=0, return_counts=True)
-    drawn_BK = np.random.default_rng(seed).multinomial(len(gold), counts_K / len(gold), size=resamples)
-    counts_BK = np.concatenate([counts_K[None], drawn_BK]).astype(np.float64)
-    is_KAC = (cells_KA[..., None] == np.arange(len(names))).astype(np.float64)
-    return np.stack([_measure(counts_BK, is_KAC[:, 0], is_KAC[:, 1 + system]) for system in range(len(found))], axis=1)
+    names, codes = np.unique(np.array([labels, *predictions]), return_inverse=True)
+    cells_KA, counts_K = np.unique(codes.reshape(1 + len(predictions), -1).T, axis=0, return_counts=True)
+    resampled_BK = np.random.default_rng(seed).multinomial(len(labels), counts_K / len(labels), size=resamples)
+    counts_BK = np.concatenate([counts_K[None], resampled_BK]).astype(np.float64)
+    one_hot_KAC = (cells_KA[..., None] == np.arange(len(names))).astype(np.float64)
+    labels_KC, *systems = one_hot_KAC.swapaxes(0, 1)
+    return np.stack([_scores(counts_BK, labels_KC, predicted_KC) for predicted_KC in systems], axis=1)
 
 
-def _measure(
-    counts_BK: NDArray[np.float64], gold_KC: NDArray[np.float64], found_KC: NDArray[np.float64]
+def _scores(
+    counts_BK: NDArray[np.float64], labels_KC: NDArray[np.float64], predicted_KC: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Accuracy and macro-F1 (B, 2) of cells that occur so often."""
-    hits_BC = counts_BK @ (gold_KC * found_KC)
-    either_BC = counts_BK @ (gold_KC + found_KC)
-    return np.stack([hits_BC.sum(1) / counts_BK.sum(1), macro_f1(hits_BC, either_BC)], axis=1)
+    """Accuracy and macro-F1 (B, 2), given how often each combination K of label and predictions occurs."""
+    hits_BC = counts_BK @ (labels_KC * predicted_KC)
+    occurrences_BC = counts_BK @ (labels_KC + predicted_KC)
+    return np.stack([hits_BC.sum(1) / counts_BK.sum(1), macro_f1(hits_BC, occurrences_BC)], axis=1)
+
+
+def score(labels: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Accuracy and macro-F1 of one system, without intervals."""
+    values = bootstrap_scores(labels, [predictions], resamples=0, seed=(0,))[0, 0]
+    return dict(zip(MEASURES, values.tolist(), strict=True))
 
 
 def interval(values_B: NDArray[np.float64]) -> Interval:
-    """The first value, between the percentiles of the others."""
+    """Interval of a score: the first value is the score, the others are those of the resamples."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(values_B[1:], [tail, 100 - tail])
     return Interval(*(round(float(value), 4) for value in (values_B[0], low, high)))

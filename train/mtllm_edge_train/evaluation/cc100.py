@@ -1,7 +1,7 @@
-"""The languages that multilingual-e5-small was trained on, in FLORES-200 codes.
+"""The training languages of multilingual-e5-small, as FLORES-200 codes.
 
-They are those of CC-100 (Conneau et al. 2020, table 6). Where FLORES-200 has a language in two scripts or standards,
-the one that CC-100 mainly holds is listed; Breton, Latin and Western Frisian have no code there.
+They are the languages of CC-100 (Conneau et al. 2020, table 6). If FLORES-200 has a language in two scripts or
+standards, the more frequent one in CC-100 is listed. Breton, Latin and Western Frisian have no FLORES-200 code.
 """
 
 _CODES = """

@@ -1,4 +1,4 @@
-"""A report as one chart: bars over the groups of languages, with their intervals."""
+"""A report as a bar chart of the groups of languages, with error bars."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from mtllm_edge_train.evaluation.report import Report, Row
 from mtllm_edge_train.evaluation.systems import TITLES
 from mtllm_edge_train.evaluation.tables import MEASURE_NAMES
 
-COLOURS = {
+COLORS = {
     "mt_llm": "#1f5a99",
     "encoder_alone": "#e69f00",
     "translate_test": "#3a9d76",
     "llm_alone": "#a8a8a8",
 }
-"""Told apart in grey and by the colour-blind, too."""
+"""Distinct in gray scale and for color-blind readers."""
 _GAP = 0.4
-"""Between kinds of groups; a group's own place is 1 wide."""
+"""Space between kinds of groups; a group is 1 wide."""
 
 
 def save_chart(report: Report, measure: str, path: Path) -> None:
-    """Draw the groups of a report as a PNG."""
+    """Save a bar chart of a report as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    places = _places(report.groups)
+    positions = _positions(report.groups)
     bar = min(0.8 / len(report.systems), 0.3)
-    width = max(6.4, 1 + 0.95 * (places[-1] + 1))
+    width = max(6.4, 1 + 0.95 * (positions[-1] + 1))
     figure, axes = pyplot.subplots(figsize=(width, 4.6), layout="constrained")
     for number, system in enumerate(report.systems):
         shift = (number - (len(report.systems) - 1) / 2) * bar
         scores = [row.scores[system][measure] for row in report.groups]
         values = [score.value for score in scores]
-        # A percentile interval need not hold the figure itself where texts are few.
+        # With few texts a percentile interval may exclude the score itself.
         down = [max(score.value - score.low, 0) for score in scores]
         up = [max(score.high - score.value, 0) for score in scores]
         axes.bar(
-            [place + shift for place in places],
+            [position + shift for position in positions],
             values,
             bar * 0.92,
             yerr=[down, up],
             error_kw={"elinewidth": 0.9, "capsize": 1.8, "ecolor": "#333333"},
-            color=COLOURS[system],
+            color=COLORS[system],
             label=TITLES[system],
         )
-    axes.set_xticks(places, [_label(row) for row in report.groups], fontsize=8)
+    axes.set_xticks(positions, [_label(row) for row in report.groups], fontsize=8)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
+    axes.set_xlim(positions[0] - 0.6, positions[-1] + 0.6)
     axes.set_ylim(0, 1)
     axes.set_ylabel(MEASURE_NAMES[measure])
     axes.set_title(f"{report.model}: {report.task}", loc="left")
@@ -62,12 +62,12 @@ def save_chart(report: Report, measure: str, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _places(rows: list[Row]) -> list[float]:
-    """Where each group stands on the axis; kinds are set apart."""
-    places = [0.0]
-    for before, row in itertools.pairwise(rows):
-        places.append(places[-1] + 1 + _GAP * (row.kind != before.kind))
-    return places
+def _positions(rows: list[Row]) -> list[float]:
+    """Positions of the groups on the axis, with a gap between kinds of groups."""
+    positions = [0.0]
+    for previous, row in itertools.pairwise(rows):
+        positions.append(positions[-1] + 1 + _GAP * (row.kind != previous.kind))
+    return positions
 
 
 def _label(row: Row) -> str:

@@ -1,10 +1,10 @@
-"""Labelled texts in many languages, from files with a column that tells the language."""
+"""Labeled texts in several languages, from files with a language column."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,111 +14,111 @@ from mtllm_edge.inputs import Input, Kind
 from mtllm_edge_train.data.labeled import LabeledTexts, labeled_texts
 from mtllm_edge_train.data.tables import Rows, read_rows
 
-Where = Mapping[str, Set[str]]
-"""Column -> the values that a row may have there."""
+RowFilter = Mapping[str, Set[str]]
+"""Column -> its accepted values."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the task reads, and where a file keeps it."""
+class Schema:
+    """Kind of a task's inputs, and the columns that hold them."""
 
     kind: Kind
-    text: str
-    """Name of the column of the texts; likewise the others."""
-    others: Columns
+    text_column: str
+    columns: Columns
     """Columns of second texts or choices."""
-    label: str
-    language: str
+    label_column: str
+    language_column: str
+    language: str | None = None
+    """Language code of all rows; None reads the language column."""
+
+    def language_of(self, record: Mapping[str, Any], place: str) -> str:
+        """Return the language code of a row; `place` is for messages."""
+        language = self.language or _cell(record, self.language_column, place)
+        if not isinstance(language, str) or not language.strip():
+            raise DataError(f"{place} has the language {language!r}, expected a code such as deu_Latn")
+        return language.strip()
 
 
-def read_by_language(sources: Sequence[str | Path], layout: Layout, where: Where) -> dict[str, LabeledTexts]:
-    """Language -> its rows of all files, languages sorted.
+def read_by_language(sources: Sequence[str | Path], schema: Schema, row_filter: RowFilter) -> dict[str, LabeledTexts]:
+    """Read the rows of all files, grouped by language; languages are sorted.
 
     Args:
         sources: .csv, .jsonl or .parquet files, or data sets.
-        layout: What to read of them.
-        where: Which rows to take.
+        schema: Columns to read.
+        row_filter: Rows to read.
 
     Raises:
-        UsageError: No such file, another suffix, or no such column.
-        DataError: An unreadable file, a cell that is no text, label or language, or a value of `where` in no row.
+        UsageError: A file is missing or has another suffix, or a column is missing.
+        DataError: A file cannot be read, a cell is no text, label or language, or no row has a value of `row_filter`.
     """
-    taken: dict[str, tuple[list[Input], list[str]]] = defaultdict(lambda: ([], []))
-    for rows in _chosen_rows(sources, layout.text, where):
-        data = labeled_texts(rows, layout.kind, layout.others, layout.label)
+    groups: dict[str, tuple[list[Input], list[str]]] = defaultdict(lambda: ([], []))
+    for rows in _filtered(sources, schema.text_column, row_filter):
+        data = labeled_texts(rows, schema.kind, schema.columns, schema.label_column)
         for place, record, item, label in zip(rows.places, rows.records, data.inputs, data.labels, strict=True):
-            language = _cell(record, layout.language, place)
-            if not isinstance(language, str) or not language.strip():
-                raise DataError(f"{place} has the language {language!r}, expected a code such as deu_Latn")
-            inputs, labels = taken[language.strip()]
+            inputs, labels = groups[schema.language_of(record, place)]
             inputs.append(item)
             labels.append(label)
-    return {language: LabeledTexts.of(*taken[language]) for language in sorted(taken)}
+    return {language: LabeledTexts.of(*groups[language]) for language in sorted(groups)}
 
 
-def read_training_rows(source: str | Path, layout: Layout, where: Where, *, language: str) -> LabeledTexts:
-    """What a baseline learns from, all in one language.
+def read_training_rows(source: str | Path, schema: Schema, row_filter: RowFilter, *, language: str) -> LabeledTexts:
+    """Read the training rows of a baseline, all in one language.
 
     Args:
-        source: As in `read_by_language`; the column of languages may be absent.
-        layout: What to read of it.
-        where: Which rows to take.
-        language: The only language that may be found among them.
+        source: As in `read_by_language`; the language column is optional.
+        schema: Columns to read.
+        row_filter: Rows to read.
+        language: The only language allowed.
 
     Raises:
-        UsageError: Rows in another language, or as for `read_by_language`.
-        DataError: Fewer than two labels, or as for `read_by_language`.
+        UsageError: A row is in another language; otherwise as for `read_by_language`.
+        DataError: There are fewer than two labels; otherwise as for `read_by_language`.
     """
-    (rows,) = _chosen_rows([source], layout.text, where)
+    (rows,) = _filtered([source], schema.text_column, row_filter)
     for place, record in zip(rows.places, rows.records, strict=True):
-        found = record.get(layout.language, language)
-        if found != language:
+        row_language = record.get(schema.language_column, language)
+        if row_language != language:
             raise UsageError(
-                f"{place} is a training row in {found}, expected {language} alone; "
-                f"add --train-where {layout.language}={language}"
+                f"{place} is a training row in {row_language}, expected {language} alone; "
+                f"add --train-where {schema.language_column}={language}"
             )
-    labelled = labeled_texts(rows, layout.kind, layout.others, layout.label)
-    if len(labelled.counts) < 2:
-        raise DataError(f"the training rows of {source} have the labels {[*labelled.counts]}; give rows of two labels")
-    return labelled
+    data = labeled_texts(rows, schema.kind, schema.columns, schema.label_column)
+    if len(data.counts) < 2:
+        raise DataError(f"the training rows of {source} have the labels {[*data.counts]}; give rows of two labels")
+    return data
 
 
 def check_labels(by_language: Mapping[str, LabeledTexts], labels: Sequence[str], task: str) -> None:
-    """Refuse a label that the task lacks; of choices, which have no labels, the numbers were checked before.
+    """Check that the task has all labels. Multiple choice has none; its indices are checked on reading.
 
     Raises:
-        DataError: There is one.
+        DataError: A label is unknown.
     """
     if not labels:
         return
     for language, rows in by_language.items():
-        strange = sorted(set(rows.labels) - set(labels))
-        if strange:
+        unknown = sorted(set(rows.labels) - set(labels))
+        if unknown:
             raise DataError(
-                f"task {task!r} has no label {strange[0]!r}, which rows in {language} have; "
+                f"task {task!r} has no label {unknown[0]!r}, which rows in {language} have; "
                 f"its labels: {', '.join(labels)}"
             )
 
 
-def _chosen_rows(sources: Sequence[str | Path], text_column: str, where: Where) -> Iterator[Rows]:
-    """Of each file, the rows that `where` takes."""
-    unmet = {(column, value) for column, values in where.items() for value in values}
+def _filtered(sources: Sequence[str | Path], text_column: str, row_filter: RowFilter) -> Iterator[Rows]:
+    """The accepted rows of each file."""
+    unmatched = {(column, value) for column, values in row_filter.items() for value in values}
     for source in sources:
         rows = read_rows(source, text_column)
-        taken = []
+        accepted = []
         for index, (place, record) in enumerate(zip(rows.places, rows.records, strict=True)):
-            if all(str(_cell(record, column, place)) in values for column, values in where.items()):
-                unmet -= {(column, str(record[column])) for column in where}
-                taken.append(index)
-        yield replace(
-            rows,
-            texts=[rows.texts[index] for index in taken],
-            records=[rows.records[index] for index in taken],
-            places=[rows.places[index] for index in taken],
-        )
-    if unmet:
-        column, value = min(unmet)
-        others = " beside the other conditions" if len(where) > 1 else ""
+            if all(str(_cell(record, column, place)) in values for column, values in row_filter.items()):
+                unmatched -= {(column, str(record[column])) for column in row_filter}
+                accepted.append(index)
+        yield rows.select(accepted)
+    if unmatched:
+        column, value = min(unmatched)
+        others = " beside the other conditions" if len(row_filter) > 1 else ""
         raise DataError(f"{', '.join(map(str, sources))}: no row has {column}={value}{others}; correct the conditions")
 
 

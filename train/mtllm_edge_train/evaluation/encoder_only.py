@@ -1,4 +1,4 @@
-"""A stack's encoder without the LLM: what the stack must beat for the LLM to be worth its cost."""
+"""The encoder-only baseline: a stack must beat it for the LLM to be worth its cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mtllm_edge.backends.cpu import default_threads
 from mtllm_edge.backends.loading import load_encoder
@@ -15,52 +14,36 @@ from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge.inputs import Input
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.encoder_only import EncoderOnly
-from mtllm_edge_train.evaluation.prediction_cache import Ask
+from mtllm_edge_train.evaluation.prediction_cache import Predictor
+from mtllm_edge_train.models.stack import predict_labels
 
 
-class EncoderAlone:
-    """The encoder of a bundle or a checkpoint."""
+def load_encoder_only(model: Bundle | Path, *, device: str, threads: int | None) -> EncoderOnly:
+    """Load the encoder of a bundle, or of the folder of a checkpoint.
 
-    def __init__(self, model: Bundle | Path, *, device: str, threads: int | None) -> None:
-        """Load the encoder.
+    Args:
+        model: The bundle or folder.
+        device: Device of a checkpoint's encoder.
+        threads: CPU threads of a bundle's encoder; None chooses the number.
 
-        Args:
-            model: A bundle, or the folder of a checkpoint.
-            device: Of a checkpoint's encoder.
-            threads: Of a bundle's encoder; None takes what suits.
-
-        Raises:
-            ModelError: It is missing or damaged.
-            EngineError: An engine refuses.
-        """
-        if isinstance(model, Bundle):
-            self._mean_states = _compiled(model, threads or default_threads())
-        else:
-            self._mean_states = EncoderOnly.of_checkpoint(model, device=device)
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Codes of which texts need one; empty where the encoder takes none."""
-        return self._mean_states.languages
-
-    def fit(self, train: LabeledTexts, *, language: str) -> Ask:
-        """A classifier from training rows in one language."""
-        labels = [] if train.kind == "multiple_choice" else [*train.counts]
-        head = self._mean_states.classifier(train, labels, language=language)
-
-        def ask(texts: Sequence[Input], language: str) -> list[str]:
-            vectors = self._mean_states.vectors(texts, language=language)
-            with torch.no_grad():
-                logits_VC = head(torch.cat(vectors))
-            # a row of labels, or a column of choices
-            found = [int(logits.argmax()) for logits in torch.split(logits_VC, [len(own_VD) for own_VD in vectors])]
-            return [labels[index] if labels else str(index) for index in found]
-
-        return ask
-
-
-def _compiled(bundle: Bundle, threads: int) -> EncoderOnly:
-    encoder = load_encoder(bundle, threads=threads)
+    Raises:
+        ModelError: The encoder is missing or damaged.
+        EngineError: The engine rejects it.
+    """
+    if not isinstance(model, Bundle):
+        return EncoderOnly.of_checkpoint(model, device=device)
+    encoder = load_encoder(model, threads=threads or default_threads())
     return EncoderOnly(
-        load_tokenizer(bundle), lambda batch: np.stack([states.mean(axis=0) for states in encoder.encode(batch)])
+        load_tokenizer(model), lambda batch: np.stack([states.mean(axis=0) for states in encoder.encode(batch)])
     )
+
+
+def fit_encoder_only(encoder: EncoderOnly, train: LabeledTexts, *, language: str) -> Predictor:
+    """Fit a logistic regression on the mean encoder states of training rows in one language."""
+    labels = [] if train.kind == "multiple_choice" else [*train.counts]
+    head = encoder.classifier(train, labels, language=language)
+
+    def predict(texts: Sequence[Input], language: str) -> list[str]:
+        return predict_labels(head, encoder.vectors(texts, language=language), labels)
+
+    return predict

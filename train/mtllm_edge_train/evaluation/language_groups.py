@@ -1,4 +1,4 @@
-"""Groups of languages: what a mean over languages is taken of."""
+"""Groups of languages that a report averages over."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mtllm_edge_train.evaluation.cc100 import CC100
 BUILT_IN = {"e5": CC100}
 """Name -> codes of the languages that an encoder was trained on."""
 BORDERS = (1_000, 10_000)
-"""Numbers of parallel sentences at which the bands of resources begin."""
+"""Numbers of parallel sentences that separate the groups by resources."""
 _FLORES_CODE = re.compile(r"[a-z]{3}_([A-Z][a-z]{3})")
-_SMALL = 3
-"""Scripts of fewer languages are put together."""
+_MIN_SCRIPT_SIZE = 3
+"""Scripts with fewer languages form one group."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some languages that a mean is taken over."""
+    """Languages that a report averages over."""
 
     kind: str
     """``language``, ``all``, ``encoder``, ``script`` or ``sentences``."""
@@ -41,39 +41,39 @@ def language_groups(
     """Group languages; empty groups are left out.
 
     Args:
-        languages: Codes; scripts are told by FLORES codes, and by no others.
-        source: The language of the training labels: a group of its own, and in no other.
-        seen: Those that the encoder was trained on; None makes no such groups.
-        sentences: Number of parallel sentences, a language that is absent has none; None makes no such groups.
+        languages: Language codes. Only FLORES codes are grouped by script.
+        source: Language of the training labels, a group of its own and in no other.
+        seen: Languages that the encoder was trained on; None makes no such groups.
+        sentences: Language -> number of parallel sentences, 0 if absent; None makes no such groups.
     """
     others = [language for language in languages if language != source]
-    found = [Group("language", source, (source,))] if source in languages else []
-    found.append(Group("all", "all others" if found else "all languages", tuple(others)))
+    groups = [Group("language", source, (source,))] if source in languages else []
+    groups.append(Group("all", "all others" if groups else "all languages", tuple(others)))
     if seen is not None:
-        found += [
-            Group("encoder", name, tuple(code for code in others if (code in seen) is known))
-            for name, known in (("seen by the encoder", True), ("unseen by the encoder", False))
+        groups += [
+            Group("encoder", name, tuple(code for code in others if (code in seen) is is_seen))
+            for name, is_seen in (("seen by the encoder", True), ("unseen by the encoder", False))
         ]
-    found += _script_groups(others)
+    groups += _script_groups(others)
     if sentences is not None:
-        found += [
+        groups += [
             Group("sentences", name, tuple(code for code in others if _band(sentences.get(code, 0)) == band))
             for band, name in enumerate(_band_names())
         ]
-    return [group for group in found if group.languages]
+    return [group for group in groups if group.languages]
 
 
 def read_seen(source: str, languages: Sequence[str]) -> Set[str]:
-    """Codes of the languages that the encoder was trained on.
+    """Read the codes of the languages that the encoder was trained on.
 
     Args:
-        source: ``e5`` for multilingual-e5 and other models of CC-100's languages, or a text file of codes between
-            white space or commas.
-        languages: Those of the data.
+        source: ``e5`` for multilingual-e5 and other models of the languages of CC-100, or a text file of codes,
+            separated by white space or commas.
+        languages: Languages of the data.
 
     Raises:
-        UsageError: No such file.
-        DataError: Not UTF-8, or none of the languages is named in it.
+        UsageError: The file is missing.
+        DataError: The file is not UTF-8, or has none of the languages.
     """
     if source in BUILT_IN:
         return BUILT_IN[source]
@@ -84,11 +84,11 @@ def read_seen(source: str, languages: Sequence[str]) -> Set[str]:
 
 
 def read_sentences(path: Path) -> dict[str, int]:
-    """Language -> number of parallel sentences, from a .tsv file with the columns ``lang`` and ``sentences``.
+    """Read the number of parallel sentences by language, from a .tsv file with the columns ``lang`` and ``sentences``.
 
     Raises:
-        UsageError: No such file, or no such columns.
-        DataError: Not UTF-8, or a row without a whole number.
+        UsageError: The file or a column is missing.
+        DataError: The file is not UTF-8, or a row has no whole number.
     """
     lines = _read(path).splitlines()
     header = lines[0].split("\t")
@@ -104,12 +104,14 @@ def read_sentences(path: Path) -> dict[str, int]:
 
 
 def _script_groups(languages: Sequence[str]) -> list[Group]:
-    """Scripts with many languages first, the rare ones together at the end; nothing where there is only one."""
+    """One group per script, the largest first, and one of the rare scripts; none if all languages share a script."""
     by_script: dict[str, list[str]] = defaultdict(list)
     for code in languages:
         if match := _FLORES_CODE.fullmatch(code):
             by_script[match[1]].append(code)
-    common = sorted((name for name in by_script if len(by_script[name]) >= _SMALL), key=lambda s: -len(by_script[s]))
+    common = sorted(
+        (name for name in by_script if len(by_script[name]) >= _MIN_SCRIPT_SIZE), key=lambda s: -len(by_script[s])
+    )
     rare = [code for name, codes in by_script.items() if name not in common for code in codes]
     groups = [Group("script", f"{name} script", tuple(by_script[name])) for name in common]
     groups += [Group("script", "other scripts", tuple(sorted(rare)))] if rare else []

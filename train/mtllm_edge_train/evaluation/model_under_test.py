@@ -1,124 +1,111 @@
-"""What is evaluated: a bundle, as users run it, or a checkpoint in torch. Nothing is loaded before it is asked."""
+"""The evaluated model: a bundle as users run it, or a checkpoint in torch. It is loaded on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtllm_edge.bundle.manifest import MANIFEST_NAME, TaskSpec
+from mtllm_edge.bundle.manifest import MANIFEST_NAME
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.inputs import Input, Kind
-from mtllm_edge_train.checkpoints.config import CONFIG_NAME, StackConfig, TaskConfig, resolve_source
-from mtllm_edge_train.evaluation.prediction_cache import Ask, digest, folder_digest
+from mtllm_edge_train.checkpoints.config import CONFIG_NAME, StackConfig, find_task
+from mtllm_edge_train.evaluation.prediction_cache import Predictor, checkpoint_digest, digest
 
 
 @dataclass(frozen=True)
-class Subject:
-    """An MT-LLM with the task that it is asked."""
+class ModelUnderTest:
+    """A model and the task that it is evaluated on."""
 
-    model: Bundle | Path
+    source: Bundle | Path
     """A bundle, or the folder of a checkpoint."""
     name: str
     description: str
-    key: str
-    """Digest of all its weights."""
+    digest: str
+    """Digest of all weights."""
     task: str
     kind: Kind
-    """What the task reads."""
+    """Kind of the task's inputs."""
     labels: tuple[str, ...]
-    """Those of the task; none for multiple choice."""
+    """Labels of the task; empty for multiple choice."""
+    has_encoder: bool = True
+    """False for a fine-tuned LLM, the teacher of a stack."""
 
-    def load(self, languages: Sequence[str], *, device: str, threads: int | None) -> Ask:
-        """Load it.
+    def load(self, languages: Sequence[str], *, device: str, threads: int | None) -> Predictor:
+        """Load the model.
 
         Args:
-            languages: All that it will be asked for.
-            device: Of a checkpoint.
-            threads: Of a bundle; None takes what suits.
+            languages: Codes of all languages that it will predict.
+            device: Device of a checkpoint.
+            threads: CPU threads of a bundle; None chooses the number.
 
         Raises:
-            UsageError: The encoder must be told the language and does not know one.
+            UsageError: The encoder requires a language code and lacks one of them.
         """
-        if isinstance(self.model, Bundle):
-            return self._load_bundle(self.model, languages, threads)
-        return self._load_checkpoint(self.model, languages, device)
+        if isinstance(self.source, Bundle):
+            return self._load_bundle(self.source, languages, threads)
+        return self._load_checkpoint(self.source, languages, device)
 
-    def _load_bundle(self, bundle: Bundle, languages: Sequence[str], threads: int | None) -> Ask:
+    def _load_bundle(self, bundle: Bundle, languages: Sequence[str], threads: int | None) -> Predictor:
         from mtllm_edge.classifier import Classifier
 
-        known = bundle.manifest.languages
-        check_languages(languages, known)
+        codes = bundle.manifest.languages
+        check_languages(languages, codes)
         classifier = Classifier.load(bundle, task=self.task, threads=threads)
 
-        def ask(texts: Sequence[Input], language: str) -> list[str]:
-            found = classifier.classify(texts, language=language if known else None, threshold=0)
-            return [prediction.label for prediction in found]
+        def predict(texts: Sequence[Input], language: str) -> list[str]:
+            predictions = classifier.classify(texts, language=language if codes else None, threshold=0)
+            return [prediction.label for prediction in predictions]
 
-        return ask
+        return predict
 
-    def _load_checkpoint(self, folder: Path, languages: Sequence[str], device: str) -> Ask:
-        from mtllm_edge_train.evaluation.scoring import Evaluator
+    def _load_checkpoint(self, folder: Path, languages: Sequence[str], device: str) -> Predictor:
+        from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
 
-        evaluator = Evaluator(folder, device=device)
-        known = evaluator.languages
-        check_languages(languages, known)
-        return lambda texts, language: evaluator.predict(self.task, texts, language=language if known else None)
+        classifier = CheckpointClassifier(folder, device=device)
+        codes = classifier.languages
+        check_languages(languages, codes)
+        return lambda texts, language: classifier.predict(self.task, texts, language=language if codes else None)
 
 
-def open_subject(folder: Path, task: str) -> Subject:
-    """Look at an MT-LLM.
+def open_model(folder: Path, task: str) -> ModelUnderTest:
+    """Read the description of a bundle or checkpoint.
 
     Raises:
-        UsageError: No such task, or an LLM without encoder.
-        ModelError: Neither a bundle nor a checkpoint, or a damaged one.
+        UsageError: The model has no such task.
+        ModelError: The folder is neither a bundle nor a checkpoint, or is damaged.
     """
     if (folder / MANIFEST_NAME).is_file():
         bundle = Bundle.open(folder)
         manifest = bundle.manifest
-        what = f"{manifest.name}, encoder {manifest.encoder.quantization}, LLM {manifest.llm.quantization}"
-        asked = task_of(manifest.tasks, task, folder)
-        return Subject(bundle, manifest.name, what, digest(manifest.to_json().decode()), task, asked.kind, asked.labels)
+        description = f"{manifest.name}, encoder {manifest.encoder.quantization}, LLM {manifest.llm.quantization}"
+        spec = find_task(manifest.tasks, task, folder)
+        key = digest(manifest.to_json().decode())
+        return ModelUnderTest(bundle, manifest.name, description, key, task, spec.kind, spec.labels)
     if not (folder / CONFIG_NAME).is_file():
         raise ModelError(f"{folder} holds neither {MANIFEST_NAME} nor {CONFIG_NAME}; name a bundle or a checkpoint")
+    return open_checkpoint(folder, task)
+
+
+def open_checkpoint(folder: Path, task: str) -> ModelUnderTest:
+    """Read the description of a checkpoint; errors as for `open_model`."""
     config = StackConfig.load(folder)
-    if config.encoder is None:
-        raise UsageError(f"{folder} is an LLM without an encoder; give it as --teacher, and a stack as MODEL")
-    asked = task_of(config.tasks, task, folder)
-    what = f"{config.name} in torch"
-    return Subject(folder, config.name, what, checkpoint_digest(folder, config), task, asked.kind, asked.labels)
+    spec = find_task(config.tasks, task, folder)
+    description, key = f"{config.name} in torch", checkpoint_digest(folder, config)
+    has_encoder = config.encoder is not None
+    return ModelUnderTest(folder, config.name, description, key, task, spec.kind, spec.labels, has_encoder)
 
 
-def task_of(tasks: Mapping[str, TaskSpec] | Mapping[str, TaskConfig], task: str, folder: Path) -> TaskSpec | TaskConfig:
-    """One of a model's tasks.
-
-    Raises:
-        UsageError: It has no such task.
-    """
-    if task not in tasks:
-        raise UsageError(f"{folder} has no task {task!r}; its tasks: {', '.join(tasks) or 'none'}")
-    return tasks[task]
-
-
-def check_languages(wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse, before hours of work, a language that the encoder must be told and does not know.
+def check_languages(languages: Sequence[str], codes: Sequence[str]) -> None:
+    """Check, before hours of work, that the encoder has a token for every language.
 
     Raises:
-        UsageError: There is one; `known` is empty where the encoder takes none.
+        UsageError: One is missing; `codes` is empty for an encoder without language codes.
     """
-    strange = [code for code in wanted if known and code not in known]
-    if strange:
+    unsupported = [code for code in languages if codes and code not in codes]
+    if unsupported:
         raise UsageError(
-            f"the encoder has no token for the language {strange[0]}; leave its rows out, or write its codes, such as "
-            f"{known[0]}"
+            f"the encoder has no token for the language {unsupported[0]}; leave its rows out, or use the encoder's "
+            f"codes, such as {codes[0]}"
         )
-
-
-def checkpoint_digest(folder: Path, config: StackConfig) -> str:
-    """A name for a checkpoint's content and for the models that it stands on; a model on the hub is its id."""
-    sources = [config.llm.source] + ([config.encoder.source] if config.encoder else [])
-    paths = [Path(resolve_source(source, folder)) for source in sources]
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    stamps = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return digest(folder_digest(folder), *sources, *stamps)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: what `eval.json` holds, computed from labels and answers."""
+"""The result of an evaluation, saved as `eval.json`."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from numpy.typing import NDArray
 
 from mtllm_edge import __version__
 from mtllm_edge_train.data.labeled import LabeledTexts
-from mtllm_edge_train.evaluation.bootstrap import CONFIDENCE, MEASURES, Interval, figures, interval
+from mtllm_edge_train.evaluation.bootstrap import CONFIDENCE, MEASURES, Interval, bootstrap_scores, interval
 from mtllm_edge_train.evaluation.language_groups import Group
 
 Scores = dict[str, dict[str, Interval]]
-"""System -> measure -> figure."""
+"""System -> measure -> score."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One language, or the mean over a group of them."""
+    """Scores of one language, or means over a group of languages."""
 
     kind: str
-    """That of `Group`."""
+    """As in `Group`."""
     name: str
     languages: tuple[str, ...]
     texts: int
     scores: Scores
     ahead: Scores
-    """For each baseline, the MT-LLM's figure minus the baseline's, on the same resamples."""
+    """For each baseline, the score of the MT-LLM minus that of the baseline, on the same resamples."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole of `eval.json`."""
+    """Content of `eval.json`."""
 
     created_with: str
     model: str
     task: str
     systems: dict[str, str]
-    """Id of each system that ran -> what it consists of; the first is the MT-LLM."""
+    """System id -> description. The first is the evaluated model, the others are baselines."""
     left_out: dict[str, str]
-    """Id of each that did not -> what it needs."""
+    """Id of each system that did not run -> what it requires."""
     resamples: int
     seed: int
     confidence: float
@@ -48,11 +48,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def baselines(self) -> list[str]:
-        """Ids of the systems that the MT-LLM is compared with."""
+        """Ids of the systems that the evaluated model is compared with."""
         return [*self.systems][1:]
 
     def summary(self) -> dict[str, object]:
-        """The document without the single languages."""
+        """The report as plain values for JSON, without the single languages."""
         document: dict[str, object] = msgspec.to_builtins(self)
         del document["per_language"]
         document["groups"] = [
@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_report(
     data: Mapping[str, LabeledTexts],
-    answers: Mapping[str, Mapping[str, Sequence[str]]],
+    predictions: Mapping[str, Mapping[str, Sequence[str]]],
     groups: Sequence[Group],
     *,
     model: str,
@@ -73,35 +73,38 @@ def make_report(
     resamples: int,
     seed: int,
 ) -> Report:
-    """Compare answers with labels.
+    """Score predictions.
 
     Args:
         data: Language -> texts and labels.
-        answers: System -> language -> its labels for the texts.
-        groups: What means are taken over.
-        model: The MT-LLM's name.
-        task: The task's.
-        systems: As in `Report`, and the order of the systems.
+        predictions: System -> language -> predicted labels.
+        groups: Groups of languages to average over.
+        model: Name of the evaluated model.
+        task: Name of the task.
+        systems: As in `Report`.
         left_out: As in `Report`.
-        resamples: Of the texts within each language.
-        seed: Of the resamples.
+        resamples: Number of bootstrap resamples, drawn within each language.
+        seed: Random seed of the resamples.
     """
-    measured = {
-        language: figures(
-            rows.labels, [answers[system][language] for system in systems], resamples=resamples, seed=(seed, place)
+    scores = {
+        language: bootstrap_scores(
+            rows.labels,
+            [predictions[system][language] for system in systems],
+            resamples=resamples,
+            seed=(seed, position),
         )
-        for place, (language, rows) in enumerate(data.items())
+        for position, (language, rows) in enumerate(data.items())
     }
 
     def row(group: Group) -> Row:
-        mean_BSM = np.mean([measured[language] for language in group.languages], axis=0)
+        mean_BSM = np.mean([scores[language] for language in group.languages], axis=0)
         return Row(
             kind=group.kind,
             name=group.name,
             languages=group.languages,
             texts=sum(len(data[language].texts) for language in group.languages),
-            scores=_scores(mean_BSM, [*systems]),
-            ahead=_scores(mean_BSM[:, :1] - mean_BSM[:, 1:], [*systems][1:]),
+            scores=_intervals(mean_BSM, [*systems]),
+            ahead=_intervals(mean_BSM[:, :1] - mean_BSM[:, 1:], [*systems][1:]),
         )
 
     return Report(
@@ -118,8 +121,8 @@ def make_report(
     )
 
 
-def _scores(figures_BSM: NDArray[np.float64], systems: Sequence[str]) -> Scores:
+def _intervals(scores_BSM: NDArray[np.float64], systems: Sequence[str]) -> Scores:
     return {
-        system: {measure: interval(figures_BSM[:, place, m]) for m, measure in enumerate(MEASURES)}
-        for place, system in enumerate(systems)
+        system: {measure: interval(scores_BSM[:, s, m]) for m, measure in enumerate(MEASURES)}
+        for s, system in enumerate(systems)
     }

@@ -1,6 +1,7 @@
-"""The MT-LLM and its three baselines: a model that labels texts, in one of them after a translator.
+"""The compared systems: the MT-LLM and three baselines.
 
-All of them learned the task from the same English labels, and differ in how they come to understand another language.
+All of them are trained on the same English labels, and differ in how they read other languages. The translate-test
+baseline translates into English first.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from pathlib import Path
 
 from mtllm_edge.errors import UsageError
 from mtllm_edge.inputs import Input, Kind, parts_of, replace_parts
-from mtllm_edge_train.checkpoints.config import StackConfig
 from mtllm_edge_train.data.labeled import LabeledTexts
-from mtllm_edge_train.evaluation.model_under_test import Subject, check_languages, checkpoint_digest, task_of
-from mtllm_edge_train.evaluation.prediction_cache import Answers, Ask, Model, digest, folder_digest
+from mtllm_edge_train.evaluation.model_under_test import ModelUnderTest, check_languages, open_checkpoint
+from mtllm_edge_train.evaluation.prediction_cache import (
+    CachedPredictor,
+    PredictionCache,
+    Predictor,
+    digest,
+    folder_digest,
+)
 
 TITLES = {
     "mt_llm": "MT-LLM",
@@ -22,153 +28,151 @@ TITLES = {
     "translate_test": "translate-test",
     "llm_alone": "LLM alone",
 }
-"""Id of each system -> its name for people, in the order of tables and charts."""
+"""System id -> display name, in the order of tables and charts."""
 
-_COMPARED = "mean-pooled, comparing two texts at a time"
-_READINGS: dict[Kind, str] = {"sequence": "mean-pooled", "pair": _COMPARED, "multiple_choice": _COMPARED}
+_POOLING_OF_PARTS = "mean-pooled, comparing two texts at a time"
+_POOLING: dict[Kind, str] = {
+    "sequence": "mean-pooled",
+    "pair": _POOLING_OF_PARTS,
+    "multiple_choice": _POOLING_OF_PARTS,
+}
 
 
 @dataclass(frozen=True)
 class System:
-    """What is compared."""
+    """A compared system."""
 
     id: str
-    """One of `TITLES`."""
+    """A key of `TITLES`."""
     description: str
-    """What it consists of here."""
-    reader: Model
-    """Writes the labels."""
-    translator: Model | None = None
-    """Writes what the reader reads: the texts of a pair and the choices are translated each by itself."""
+    classifier: CachedPredictor
+    translator: CachedPredictor | None = None
+    """Translates the classifier's inputs; the texts of a pair and the choices are translated separately."""
 
-    def answer(self, texts: Sequence[Input], language: str) -> list[str]:
-        """Its labels for texts in one language, or for what else the task reads."""
+    def predict(self, texts: Sequence[Input], language: str) -> list[str]:
+        """Predict the labels of inputs in one language."""
         if self.translator is not None:
-            translated = iter(self.translator([part for item in texts for part in parts_of(item)], language))
-            texts = [replace_parts(item, [next(translated) for _ in parts_of(item)]) for item in texts]
-        return self.reader(texts, language)
+            translations = iter(self.translator([part for item in texts for part in parts_of(item)], language))
+            texts = [replace_parts(item, [next(translations) for _ in parts_of(item)]) for item in texts]
+        return self.classifier(texts, language)
 
 
 @dataclass(frozen=True)
-class Systems:
-    """Makes the systems of a comparison, and checks what can be checked without loading a model."""
+class SystemFactory:
+    """Builds the systems of a comparison, with the checks that need no loaded model."""
 
-    subject: Subject
+    model: ModelUnderTest
     languages: Sequence[str]
-    """All that will be asked for."""
-    answers: Answers
-    """What is known already."""
+    """Codes of all evaluated languages."""
+    cache: PredictionCache
     device: str
-    """Of what runs in torch."""
+    """Device of the models that run in torch."""
     threads: int | None
-    """Of the engines, as for a bundle."""
+    """CPU threads of the engines, as for a bundle."""
 
-    def choose(
+    def build(
         self, *, train: LabeledTexts | None, train_language: str, teacher: Path | None, translator: Path | None
     ) -> tuple[list[System], dict[str, str]]:
-        """The systems that can run, and for each other one's id what it needs.
+        """Build the systems that can run.
 
         Args:
             train: Training rows.
-            train_language: Their language.
-            teacher: The fine-tuned English LLM.
-            translator: A translator made by `export-translator`.
+            train_language: Language of the training rows.
+            teacher: Checkpoint of the fine-tuned English LLM.
+            translator: Folder made by `export-translator`.
+
+        Returns:
+            The systems, and for the id of each missing system what it requires.
 
         Raises:
             UsageError: The teacher has an encoder, lacks the task, or has other labels.
-            ModelError: The teacher or the translator is none, or damaged.
+            ModelError: The teacher or the translator is damaged or something else.
         """
-        systems, left_out = [self._mt_llm()], {}
+        systems = [self._model_under_test()]
+        if not self.model.has_encoder:
+            return systems, {}
         if train is not None:
-            systems.append(self._encoder_alone(train, train_language))
-        else:
-            left_out["encoder_alone"] = "needs --train"
-        if teacher is None:
-            return systems, left_out | {
-                "translate_test": "needs --translator and --teacher",
-                "llm_alone": "needs --teacher",
-            }
-        reader, name = self._teacher(teacher)
-        if translator is not None:
-            translate, how = self._translator(translator)
-            systems.append(System("translate_test", f"translator {how}, then LLM {name}", reader, translate))
-        else:
-            left_out["translate_test"] = "needs --translator"
-        systems.append(System("llm_alone", f"LLM {name}, without encoder", reader))
-        return systems, left_out
+            systems.append(self._encoder_only(train, train_language))
+        if teacher is not None:
+            llm, name = self._teacher(teacher)
+            if translator is not None:
+                translate, description = self._translator(translator)
+                systems.append(System("translate_test", f"translator {description}, then LLM {name}", llm, translate))
+            systems.append(System("llm_alone", f"LLM {name}, without encoder", llm))
+        requirements = {
+            "encoder_alone": "needs --train",
+            "translate_test": "needs --translator" + (" and --teacher" if teacher is None else ""),
+            "llm_alone": "needs --teacher",
+        }
+        ids = {system.id for system in systems}
+        return systems, {system: needs for system, needs in requirements.items() if system not in ids}
 
-    def _mt_llm(self) -> System:
-        """The stack itself."""
-        subject = self.subject
-        model = self._model(
-            ["mt_llm", subject.key, subject.task],
-            lambda: subject.load(self.languages, device=self.device, threads=self.threads),
+    def _model_under_test(self) -> System:
+        model = self.model
+        system = "mt_llm" if model.has_encoder else "llm_alone"
+        predictor = self._cached(
+            [system, model.digest, model.task],
+            lambda: model.load(self.languages, device=self.device, threads=self.threads),
         )
-        return System("mt_llm", subject.description, model)
+        return System(system, model.description, predictor)
 
-    def _encoder_alone(self, train: LabeledTexts, language: str) -> System:
-        """The stack's encoder under a logistic regression on training rows in one language."""
+    def _encoder_only(self, train: LabeledTexts, language: str) -> System:
+        """The encoder under a logistic regression on training rows in one language."""
 
-        def load() -> Ask:
-            from mtllm_edge_train.evaluation.encoder_only import EncoderAlone
+        def load() -> Predictor:
+            from mtllm_edge_train.evaluation.encoder_only import fit_encoder_only, load_encoder_only
 
-            reader = EncoderAlone(self.subject.model, device=self.device, threads=self.threads)
-            check_languages([language, *self.languages], reader.languages)
-            return reader.fit(train, language=language)
+            encoder = load_encoder_only(self.model.source, device=self.device, threads=self.threads)
+            check_languages([language, *self.languages], encoder.languages)
+            return fit_encoder_only(encoder, train, language=language)
 
-        what = (
-            f"its encoder, {_READINGS[train.kind]}, cross-validated logistic regression on {len(train.texts)} texts "
+        description = (
+            f"its encoder, {_POOLING[train.kind]}, cross-validated logistic regression on {len(train.texts)} texts "
             f"in {language}"
         )
-        key = ["encoder_alone", self.subject.key, what, *train.inputs, *train.labels]
-        return System("encoder_alone", what, self._model(key, load))
+        key = ["encoder_alone", self.model.digest, description, *train.inputs, *train.labels]
+        return System("encoder_alone", description, self._cached(key, load))
 
-    def _translator(self, folder: Path) -> tuple[Model, str]:
-        """Greedy translation."""
+    def _translator(self, folder: Path) -> tuple[CachedPredictor, str]:
+        """Greedy translation, and its description."""
         from mtllm_edge.translator import TranslatorManifest
 
         manifest = TranslatorManifest.load(folder)
 
-        def load() -> Ask:
+        def load() -> Predictor:
             from mtllm_edge.translator import Translator
 
-            engine = Translator.load(folder, threads=self.threads)
+            translator = Translator.load(folder, threads=self.threads)
 
-            def ask(texts: Sequence[Input], language: str) -> list[str]:
-                found = engine.translate([text for item in texts for text in parts_of(item)])
-                return [text if text.strip() else "." for text in found]  # an empty one is nothing that an LLM reads
+            def translate(texts: Sequence[Input], language: str) -> list[str]:
+                translations = translator.translate([text for item in texts for text in parts_of(item)])
+                return [text if text.strip() else "." for text in translations]  # the LLM rejects empty texts
 
-            return ask
+            return translate
 
-        model = self._model(["translator", folder_digest(folder)], load)
-        return model, f"{manifest.name} ({manifest.quantization}, greedy)"
+        predictor = self._cached(["translator", folder_digest(folder)], load)
+        return predictor, f"{manifest.name} ({manifest.quantization}, greedy)"
 
-    def _teacher(self, folder: Path) -> tuple[Model, str]:
-        """The fine-tuned English LLM, on whatever text it gets."""
-        config = StackConfig.load(folder)
-        if config.encoder is not None:
+    def _teacher(self, folder: Path) -> tuple[CachedPredictor, str]:
+        """The fine-tuned English LLM, which reads texts of any language without an encoder, and its name."""
+        teacher = open_checkpoint(folder, self.model.task)
+        if teacher.has_encoder:
             raise UsageError(f"{folder} has an encoder; --teacher is the LLM that `mtllm-edge train finetune` made")
-        task, expected = self.subject.task, self.subject.labels
-        asked = task_of(config.tasks, task, folder)
-        if asked.kind != self.subject.kind:
+        if teacher.kind != self.model.kind:
             raise UsageError(
-                f"task {task!r} is of the kind {asked.kind!r} in {folder}, but {self.subject.kind!r} in "
-                f"{self.subject.name}; give the teacher of this model"
+                f"task {teacher.task!r} is of the kind {teacher.kind!r} in {folder}, but {self.model.kind!r} in "
+                f"{self.model.name}; give the teacher of this model"
             )
-        labels = asked.labels
-        if set(labels) != set(expected):
+        if set(teacher.labels) != set(self.model.labels):
             raise UsageError(
-                f"task {task!r} has the labels {', '.join(labels)} in {folder}, but {', '.join(expected)} in "
-                f"{self.subject.name}; give the teacher of this model"
+                f"task {teacher.task!r} has the labels {', '.join(teacher.labels)} in {folder}, but "
+                f"{', '.join(self.model.labels)} in {self.model.name}; give the teacher of this model"
             )
+        predictor = self._cached(
+            ["llm", teacher.digest, teacher.task],
+            lambda: teacher.load(self.languages, device=self.device, threads=self.threads),
+        )
+        return predictor, teacher.name
 
-        def load() -> Ask:
-            from mtllm_edge_train.evaluation.scoring import Evaluator
-
-            evaluator = Evaluator(folder, device=self.device)
-            return lambda texts, language: evaluator.predict(task, texts)
-
-        return self._model(["llm", checkpoint_digest(folder, config), task], load), config.name
-
-    def _model(self, key: Sequence[Input], load: Callable[[], Ask]) -> Model:
-        return Model(digest(*key), load, self.answers)
+    def _cached(self, key: Sequence[Input], load: Callable[[], Predictor]) -> CachedPredictor:
+        return CachedPredictor(digest(*key), load, self.cache)

@@ -1,7 +1,7 @@
 """The bridge from encoder states to LLM inputs.
 
-The paper's bridge makes one LLM input of every encoder state. A strided one makes one of several neighbouring states,
-so that the LLM, by far the larger part, reads that many times fewer inputs.
+The bridge of the paper maps every encoder state to one LLM input. A strided bridge maps several neighboring states to
+one, which shortens the input of the LLM, by far the larger part.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from torch.nn import functional
 
 
 class Bridge(nn.Module):
-    """Groups of encoder states, projected to the LLM's width."""
+    """A linear projection of groups of encoder states to the width of the LLM."""
 
     def __init__(self, d_encoder: int, d_llm: int, *, stride: int) -> None:
-        """Start with a weight (d_llm, stride * d_encoder) of noise, sigma 0.02, and a bias (d_llm) of zero."""
+        """Initialize the weight (d_llm, stride * d_encoder) with sigma 0.02, and the bias (d_llm) with zeros."""
         super().__init__()
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(d_llm, stride * d_encoder).normal_(std=0.02))
         self.bias = nn.Parameter(torch.zeros(d_llm))
 
     def forward(self, hidden_NLD: Tensor, mask_NL: Tensor) -> tuple[Tensor, Tensor]:
-        """LLM inputs (N, G, d_llm) and their mask (N, G) of encoder states; shapes as for `group_states`."""
+        """Map encoder states to LLM inputs (N, G, d_llm) and their mask (N, G); shapes as in `group_states`."""
         grouped_NGK, mask_NG = group_states(hidden_NLD, mask_NL, self.stride)
         return functional.linear(grouped_NGK.to(self.weight.dtype), self.weight, self.bias), mask_NG
 
 
 def group_states(hidden_NLD: Tensor, mask_NL: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Concatenate neighbouring states, from the first token on.
+    """Concatenate neighboring states, from the first token on.
 
-    Zeros stand in for padding and fill a last group, so that a text's groups do not depend on its batch.
+    Padding is set to zero and fills the last group, so that the groups of a text do not depend on its batch.
 
     Args:
         hidden_NLD: States, padded on the right.
-        mask_NL: 1 where there is a token, 0 in the padding.
-        stride: States in a group.
+        mask_NL: 1 for tokens, 0 for padding.
+        stride: Number of states in a group.
 
     Returns:
-        Groups (N, G, stride * D), G being L / stride rounded up, and their mask (N, G): 1 where a group has a token.
+        Groups (N, G, stride * D), with G = ceil(L / stride), and their mask (N, G): 1 if a group has a token.
     """
     rows, length, width = hidden_NLD.shape
     missing = -length % stride

@@ -1,4 +1,4 @@
-"""Checkpoints as torch modules."""
+"""Checkpoints as torch modules: loading and saving."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.numpy import save_file
 
 from mtllm_edge.errors import ModelError
-from mtllm_edge_train.checkpoints.config import (
-    BRIDGE_NAME,
-    CONFIG_NAME,
-    LORA_NAME,
-    StackConfig,
-    resolve_source,
-)
+from mtllm_edge_train.checkpoints.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, StackConfig, resolve_source
 from mtllm_edge_train.checkpoints.tensors import Array, head_path, read_bridge, read_head, read_lora
 
 if TYPE_CHECKING:
@@ -25,10 +19,10 @@ def save_parts(folder: Path, config: StackConfig, stack: Stack | None, llm: LlmB
     """Write the parts of a checkpoint into an existing folder.
 
     Args:
-        folder: Where to write; the caller renames it into place.
-        config: Becomes `stack.json`.
-        stack: Gives the bridge; None for an LLM without encoder.
-        llm: Gives the adapter, if it has one.
+        folder: Folder to write to; the caller renames it into place.
+        config: Content of `stack.json`.
+        stack: Source of the bridge; None for an LLM without encoder.
+        llm: Source of the adapter, if any.
         heads: Module dictionary, task name -> linear head.
     """
     folder.joinpath(CONFIG_NAME).write_bytes(config.to_json())
@@ -46,7 +40,7 @@ def _arrays(state: dict[str, Any]) -> dict[str, Array]:
 
 
 def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = None, nf4: bool = False) -> LlmBody:
-    """The checkpoint's LLM body with its adapter, in eval mode."""
+    """Load the LLM body of a checkpoint with its adapter, in eval mode."""
     import torch
 
     from mtllm_edge_train.models.stack import LlmBody, load_llm_body
@@ -61,7 +55,7 @@ def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = No
 
 
 def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
-    """The checkpoint's heads, on vectors of the given width, as a module dictionary."""
+    """Load the heads of a checkpoint, on vectors of the given width, as a module dictionary."""
     import torch
 
     heads = torch.nn.ModuleDict()
@@ -81,11 +75,11 @@ def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
 
 
 def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
-    """Rebuild a trained stack in float32 on the CPU, in eval mode.
+    """Load a stack in float32 on the CPU, in eval mode.
 
     Args:
         folder: The checkpoint.
-        llm: Its LLM where it is loaded already, adapter included.
+        llm: Its LLM with the adapter, if already loaded.
 
     Raises:
         ModelError: A part is missing, damaged, or of another shape.
@@ -104,10 +98,10 @@ def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
 
 
 def load_bridge(stack: Stack, folder: Path) -> None:
-    """Copy a checkpoint's bridge into a stack.
+    """Copy the bridge of a checkpoint into a stack.
 
     Raises:
-        ModelError: It is missing, damaged, or of another shape.
+        ModelError: The bridge is missing, damaged, or of another shape.
     """
     import torch
 
@@ -124,7 +118,7 @@ def load_bridge(stack: Stack, folder: Path) -> None:
 
 
 def load_encoder_and_tokenizer(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:
-    """The encoder named by a configuration, and the runtime's tokenizer for it."""
+    """Load the encoder of a configuration, and its tokenizer as in the runtime."""
     import tempfile
 
     from mtllm_edge.tokenization.tokenizer import Tokenizer

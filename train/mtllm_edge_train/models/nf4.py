@@ -1,7 +1,7 @@
-"""The frozen LLM in 4-bit NF4 (Dettmers et al. 2023, arXiv 2305.14314), as the paper trains on it.
+"""The frozen LLM in 4-bit NF4 (Dettmers et al. 2023, arXiv 2305.14314), as in the paper.
 
-bitsandbytes packs the weights when they move to a GPU, so this works for every source that the body can be read from.
-Untested on a GPU: the tests replace bitsandbytes.
+bitsandbytes quantizes the weights when they move to a GPU, so this works for every source of an LLM. Not tested on a
+GPU: the tests replace bitsandbytes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mtllm_edge.extras import missing_modules
 
 
 def check_nf4(device: str) -> None:
-    """Find out before a model is loaded whether it can be kept in NF4.
+    """Check the requirements of NF4, before a model is loaded.
 
     Raises:
-        UsageError: No CUDA device, or bitsandbytes is not installed.
+        UsageError: The device is not CUDA, or bitsandbytes is not installed.
     """
     if torch.device(device).type != "cuda":
         raise UsageError(f"a base in nf4 needs --device cuda, this run is on {device}; choose bfloat16 or float32")
@@ -31,10 +31,10 @@ def check_nf4(device: str) -> None:
 
 
 def pack_nf4(model: Any) -> None:
-    """Put 4-bit layers in the place of a decoder's linear layers; they are packed when the model moves to CUDA.
+    """Replace the linear layers of a decoder by 4-bit layers, which are quantized when the model moves to CUDA.
 
     Args:
-        model: A transformers decoder on the CPU; its type is the one that products are computed in.
+        model: A transformers decoder on the CPU. Matrix products are computed in its type.
     """
     import bitsandbytes
 
@@ -52,4 +52,4 @@ def pack_nf4(model: Any) -> None:
                 packed.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
                 packed.bias = layer.bias
                 setattr(parent, name, packed)
-    model.is_loaded_in_4bit = True  # by which peft knows that its adapters stand on 4-bit layers
+    model.is_loaded_in_4bit = True  # peft reads this when it adds adapters

@@ -1,4 +1,4 @@
-"""transformers' `from_pretrained`, but with one line for what is damaged and nothing made up for what is missing."""
+"""`from_pretrained` of transformers, with errors instead of random weights and empty tokenizers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from mtllm_edge.errors import ModelError
 
 
 def pretrained_model(auto_class: Any, source: str, **options: Any) -> Any:
-    """`from_pretrained`, but without random weights in the place of those that the files lack.
+    """Load a model, and refuse weights that transformers would initialize at random.
 
     Args:
-        auto_class: Such as ``transformers.AutoModel``.
+        auto_class: A class such as ``transformers.AutoModel``.
         source: Local folder or hub id.
-        options: For `from_pretrained`.
+        options: Arguments of `from_pretrained`.
 
     Raises:
-        ModelError: A weight (of the encoder, where there is a decoder, too) is missing or has another shape.
+        ModelError: A weight is missing or has another shape. The decoder of an encoder-decoder is not checked.
     """
     model, report = auto_class.from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     faults = dict.fromkeys(report["missing_keys"], "is missing")
-    for name, found, expected in report["mismatched_keys"]:
-        faults[name] = f"has shape {tuple(found)}, expected {tuple(expected)}"
+    for name, shape, expected in report["mismatched_keys"]:
+        faults[name] = f"has shape {tuple(shape)}, expected {tuple(expected)}"
     body = model.get_encoder() if model.config.is_encoder_decoder else model
     used = {id(parameter) for parameter in body.parameters()}
     names = [name for name, tensor in model.named_parameters(remove_duplicate=False) if id(tensor) in used]
@@ -39,12 +39,12 @@ def pretrained_model(auto_class: Any, source: str, **options: Any) -> Any:
 
 
 def pretrained_tokenizer(source: str, **options: Any) -> Any:
-    """The tokenizer of transformers, but not the empty one that it makes up for some families where the files lack.
+    """Load a tokenizer, and refuse the empty one that transformers creates for some families without files.
 
     Raises:
-        ValueError: There is no vocabulary.
+        ValueError: The tokenizer has no vocabulary.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # some made-up ones hold "▁"
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:  # an empty one may hold "▁"
         raise ValueError("it has no vocabulary")
     return tokenizer

@@ -1,7 +1,7 @@
 """The MT-LLM in torch: encoder -> bridge -> LLM body -> masked mean -> head (Schmidt et al. 2024, arXiv 2406.12739).
 
-No prompt, no BOS, no extra tokens: the LLM reads one input per encoder state, or per group of them where the bridge is
-strided, under the mask that the bridge makes of the encoder's.
+There is no prompt, BOS or other extra token: the LLM reads one input per encoder state, or per group of states if the
+bridge is strided.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from mtllm_edge.errors import ModelError
 from mtllm_edge.inputs import Input, parts_of, vector_count
 from mtllm_edge.tokenization.encoding import Encoding, Spans, downsample_spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
-from mtllm_edge_train.checkpoints.config import (
-    LoraConfig,
-)
+from mtllm_edge_train.checkpoints.config import LoraConfig
 from mtllm_edge_train.checkpoints.llm_weights import LlmWeights, open_llm_weights
 from mtllm_edge_train.checkpoints.published import is_published
 from mtllm_edge_train.library_errors import one_line_error
@@ -30,21 +28,21 @@ from mtllm_edge_train.models.bridge import Bridge
 from mtllm_edge_train.models.llm_tokenization import tokenize
 from mtllm_edge_train.models.nf4 import pack_nf4
 from mtllm_edge_train.models.pretrained import pretrained_model, pretrained_tokenizer
-from mtllm_edge_train.training import settings
+from mtllm_edge_train.training.settings import LoopSettings
 
 ENGLISH = ("eng_Latn", "en_XX", "en")
-"""Its codes in NLLB, mBART and M2M100."""
-_BATCH = 32
+"""Codes of English in NLLB, mBART and M2M100."""
+_BATCH_SIZE = 32
 
 
 def masked_mean(hidden_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-    """Mean over the unmasked positions, in float32: (N, L, D), (N, L) -> (N, D)."""
+    """Return the mean over the unmasked positions in float32: (N, L, D), (N, L) -> (N, D)."""
     weights = mask_NL[..., None].float()
     return (hidden_NLD.float() * weights).sum(1) / weights.sum(1)
 
 
 def span_means(hidden_NLD: Tensor, mask_NL: Tensor, spans: Sequence[Spans] | None) -> Tensor:
-    """Means (vectors, D) over the spans of each text, or over the whole of a text that has none; text after text."""
+    """Return the mean (vectors, D) of every span, or of the whole text for a text without spans, in text order."""
     if not any(spans or ()):
         return masked_mean(hidden_NLD, mask_NL)
     whole = ((0, mask_NL.shape[1]),)
@@ -57,10 +55,10 @@ def span_means(hidden_NLD: Tensor, mask_NL: Tensor, spans: Sequence[Spans] | Non
 
 
 class LlmBody(nn.Module):
-    """A decoder LLM without vocabulary head, read as an encoder: mean over its final-normed states.
+    """A decoder LLM without vocabulary head as a text encoder: the mean over its states after the final norm.
 
-    LoRA, where it is given, covers all linear layers and can be switched off: the LLM's own tokens with LoRA off are
-    the teacher of general adaptation, the stack with LoRA on is the student, in one set of weights.
+    LoRA, if given, covers all linear layers and can be disabled. In general adaptation one set of weights is the
+    teacher, on the LLM's own tokens without LoRA, and part of the student, with LoRA.
     """
 
     def __init__(self, model: nn.Module, *, bidirectional: bool, lora: LoraConfig | None) -> None:
@@ -68,8 +66,8 @@ class LlmBody(nn.Module):
 
         Args:
             model: The body; its weights are frozen in place.
-            bidirectional: Whether a token sees the tokens after it.
-            lora: Low-rank adapters to add, initialised to no change; None adds none.
+            bidirectional: Whether tokens attend to later tokens.
+            lora: Low-rank adapters to add, initialized to the identity; None adds none.
         """
         super().__init__()
         model.requires_grad_(False)
@@ -82,9 +80,9 @@ class LlmBody(nn.Module):
             self.model = peft.get_peft_model(model, adapters)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Keep only each layer's input for the backward pass, and compute the rest again there (Chen et al. 2016).
+        """Keep only the layer inputs, and recompute the activations in the backward pass (Chen et al. 2016).
 
-        Takes a fraction of the memory and about a third more time; the gradients are the same. Off outside training.
+        This takes a fraction of the memory and about a third more time. It has no effect in eval mode.
         """
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -101,7 +99,7 @@ class LlmBody(nn.Module):
         inputs_NLD: Tensor | None = None,
         spans: Sequence[Spans] | None = None,
     ) -> Tensor:
-        """Pooled vectors (N, D) of the LLM's own tokens, or of inputs made by the bridge; see `span_means`."""
+        """Pool the LLM's own tokens, or inputs from the bridge, to vectors (N, D); see `span_means`."""
         mask = mask_NL
         if self.bidirectional:
             dtype = torch.float32 if inputs_NLD is None else inputs_NLD.dtype
@@ -112,7 +110,7 @@ class LlmBody(nn.Module):
         return span_means(output.last_hidden_state, mask_NL, spans)
 
     def embed(self, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int) -> Tensor:
-        """Pooled vectors of texts in the LLM's own tokens: one of a text or a pair, of choices one each."""
+        """Return the vectors of texts in the LLM's own tokens: one per text or pair, and one per choice."""
         encoded = tokenize(tokenizer, texts, max_tokens=max_tokens)
         ids_NL, mask_NL = pad_right(encoded, device=str(next(self.parameters()).device))
         pooled: Tensor = self(mask_NL, ids_NL=ids_NL, spans=[row.choice_spans for row in encoded])
@@ -120,7 +118,7 @@ class LlmBody(nn.Module):
 
     @contextmanager
     def without_lora(self) -> Iterator[None]:
-        """The plain LLM: adapters off and dropout off."""
+        """Disable the adapters and dropout while the block runs."""
         training = self.training
         self.eval()
         try:
@@ -130,7 +128,7 @@ class LlmBody(nn.Module):
             self.train(training)
 
     def lora_state(self) -> dict[str, Tensor]:
-        """The adapters' weights under the names of the checkpoint format."""
+        """Return the weights of the adapters under their names in a checkpoint."""
         return {
             name.replace("base_model.model.", "").replace(".default.weight", ""): parameter.detach()
             for name, parameter in self.model.named_parameters()
@@ -138,28 +136,28 @@ class LlmBody(nn.Module):
         }
 
     def load_lora_state(self, state: dict[str, Any]) -> None:
-        """Copy adapter weights in.
+        """Set the weights of the adapters.
 
         Raises:
-            ModelError: The names or shapes are not this body's.
+            ModelError: The names or shapes differ from those of this body.
         """
         own = self.lora_state()
         if own.keys() != state.keys():
-            odd = sorted(own.keys() ^ state.keys())
-            raise ModelError(f"the adapter does not fit this LLM: {len(odd)} tensors differ, the first is {odd[0]}")
+            names = sorted(own.keys() ^ state.keys())
+            raise ModelError(f"the adapter does not fit this LLM: {len(names)} tensors differ, the first is {names[0]}")
         for name, parameter in own.items():
             value = torch.as_tensor(state[name])
             if value.shape != parameter.shape:
-                found, expected = tuple(value.shape), tuple(parameter.shape)
-                raise ModelError(f"the adapter's {name} has shape {found}, this LLM needs {expected}")
+                shape, expected = tuple(value.shape), tuple(parameter.shape)
+                raise ModelError(f"the adapter's {name} has shape {shape}, this LLM needs {expected}")
             parameter.copy_(value)
 
 
 class Stack(nn.Module):
-    """The whole MT-LLM."""
+    """The MT-LLM: encoder, bridge, LLM body and task heads."""
 
     def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, llm: LlmBody, *, d_encoder: int, stride: int) -> None:
-        """Put an encoder under an LLM body with a fresh bridge."""
+        """Connect an encoder and an LLM body with a new bridge."""
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
@@ -169,52 +167,61 @@ class Stack(nn.Module):
 
     @property
     def encoder_learns(self) -> bool:
-        """Whether any of the encoder's parameters takes gradients."""
+        """Whether the encoder has trainable parameters."""
         return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """Encoder states (N, L, d_encoder), with gradients where the encoder learns."""
+        """Return the encoder states (N, L, d_encoder)."""
         hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
         return hidden
 
     def pool(self, inputs_NGD: Tensor, mask_NG: Tensor, spans: Sequence[Spans] | None = None) -> Tensor:
-        """Pooled vectors (N, d_llm) of LLM inputs and mask made by the bridge, of spans in these; see `span_means`."""
+        """Pool LLM inputs and their mask from the bridge to vectors (N, d_llm), by spans; see `span_means`."""
         pooled: Tensor = self.llm(mask_NG, inputs_NLD=inputs_NGD, spans=spans)
         return pooled
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor, spans: Sequence[Spans] | None = None) -> Tensor:
-        """Pooled vectors (N, d_llm) of encoder tokens, of spans in these; see `span_means`."""
+        """Return the vectors (N, d_llm) of encoder tokens, by spans; see `span_means`."""
         inputs_NGD, mask_NG = self.bridge(self.encode(ids_NL, mask_NL), mask_NL)
         return self.pool(inputs_NGD, mask_NG, spans and [downsample_spans(own, self.bridge.stride) for own in spans])
 
     def embed(self, encoded: Sequence[Encoding]) -> Tensor:
-        """Pooled vectors (V, d_llm) of what the tokenizer returned: one of a text or a pair, of choices one each."""
+        """Return the vectors (V, d_llm) of tokenized inputs: one per text or pair, and one per choice."""
         ids_NL, mask_NL = pad_right(encoded, device=str(next(self.llm.parameters()).device))
         pooled: Tensor = self(ids_NL, mask_NL, [row.choice_spans for row in encoded])
         return pooled
 
 
 def pool_in_batches(texts: Sequence[Input], pool: Callable[[list[Input]], Tensor]) -> list[Tensor]:
-    """Vectors (V, D) of each of many texts, in their order: one row, or of choices one each.
+    """Return the vectors (V, D) of each text, in order: one row, or one row per choice.
 
-    Texts of similar length are pooled together, without gradients.
+    Batches contain texts of similar length. Gradients are disabled.
     """
     by_length = sorted(range(len(texts)), key=lambda i: sum(map(len, parts_of(texts[i]))))
     pooled: dict[int, Tensor] = {}
     with torch.no_grad():
-        for start in range(0, len(texts), _BATCH):
-            places = by_length[start : start + _BATCH]
-            batch = [texts[i] for i in places]
+        for start in range(0, len(texts), _BATCH_SIZE):
+            indices = by_length[start : start + _BATCH_SIZE]
+            batch = [texts[i] for i in indices]
             pooled_VD = pool(batch).float()
-            pooled |= zip(places, torch.split(pooled_VD, [vector_count(item) for item in batch]), strict=True)
+            pooled |= zip(indices, torch.split(pooled_VD, [vector_count(item) for item in batch]), strict=True)
     return [pooled[i] for i in range(len(texts))]
 
 
+def predict_labels(head: nn.Module, vectors: Sequence[Tensor], labels: Sequence[str]) -> list[str]:
+    """Return the best label of each text, given its vectors (V, D); without labels the index of the best choice."""
+    with torch.no_grad():
+        logits_VC = head(torch.cat(list(vectors)))
+    # a row with a logit per label, or a column with a logit per choice
+    best = [int(logits.argmax()) for logits in logits_VC.split([len(rows_VD) for rows_VD in vectors])]
+    return [labels[index] if labels else str(index) for index in best]
+
+
 def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encoding]:
-    """Tokenize training text, which is English, for any encoder.
+    """Tokenize English training text for any encoder.
 
     Raises:
-        ModelError: The encoder must know the language, and has no token for English.
+        ModelError: The encoder requires a language code, and has none for English.
     """
     code = next((code for code in ENGLISH if code in tokenizer.languages), None)
     if tokenizer.needs_language and code is None:
@@ -223,7 +230,7 @@ def encode_english(tokenizer: Tokenizer, texts: Sequence[Input]) -> list[Encodin
 
 
 def pad_right(encoded: Sequence[Encoding] | Sequence[Sequence[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Rows of ids to a right-padded batch: ids (N, L) with 0 in the padding, mask (N, L) of ones and zeros."""
+    """Pad rows of ids on the right to a batch: ids (N, L), 0 in the padding, and mask (N, L) of ones and zeros."""
     rows = [torch.tensor(row.ids if isinstance(row, Encoding) else list(row)) for row in encoded]
     ids_NL = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths_N = torch.tensor([len(row) for row in rows])
@@ -232,19 +239,19 @@ def pad_right(encoded: Sequence[Encoding] | Sequence[Sequence[int]], *, device: 
 
 
 def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch.float32, nf4: bool = False) -> Any:
-    """The body of an LLM: its first layers and its final norm.
+    """Load the body of an LLM: its first layers and its final norm.
 
     Args:
         source: GGUF file (Llama architecture), local folder or hub id.
-        layers: How many layers to keep; None keeps all.
+        layers: Number of layers to keep; None keeps all.
         dtype: Type of the weights.
-        nf4: Pack the linear layers' weights in NF4 when the body moves to CUDA.
+        nf4: Quantize the weights of the linear layers to NF4 when the body moves to CUDA.
 
     Returns:
         A transformers decoder in eval mode.
 
     Raises:
-        ModelError: Nothing loadable there, or fewer layers than asked for.
+        ModelError: The LLM cannot be loaded, or has fewer layers.
     """
     with one_line_error(
         f"{source} cannot be loaded as an LLM", "name a folder, GGUF file or hub id, or get the model again"
@@ -256,7 +263,7 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
             check_layers(layers, len(model.layers), source)
             model.layers = model.layers[:layers]
             model.config.num_hidden_layers = len(model.layers)
-            if getattr(model.config, "attn_logit_softcapping", None):  # Gemma 2's, which torch's own attention lacks
+            if getattr(model.config, "attn_logit_softcapping", None):  # of Gemma 2, missing in the attention of torch
                 model.set_attn_implementation("eager")
     model.to(dtype).eval()
     if nf4:
@@ -265,7 +272,7 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
 
 
 def check_layers(layers: int | None, available: int, source: str) -> int:
-    """Number of layers to keep, checked against what there is."""
+    """Return the number of layers to keep, after a check that the LLM has them."""
     if layers is not None and not 1 <= layers <= available:
         raise ModelError(f"{source} has {available} layers, {layers} were asked for; choose 1 to {available}")
     return available if layers is None else layers
@@ -279,17 +286,17 @@ def _from_weights(weights: LlmWeights, source: str, layers: int | None) -> Any:
     for name, parameter in model.state_dict().items():
         weight = weights.tensor(name)
         if weight.shape != parameter.shape:
-            found, expected = weight.shape, tuple(parameter.shape)
-            raise ModelError(f"{source}: {name} has shape {found}, expected {expected}; get the model again")
+            expected = tuple(parameter.shape)
+            raise ModelError(f"{source}: {name} has shape {weight.shape}, expected {expected}; get the model again")
         parameter.copy_(torch.from_numpy(weight.copy()))
     return model
 
 
 def load_llm_tokenizer(source: str) -> Any:
-    """The LLM's own tokenizer (the teacher reads English with it), padding on the right.
+    """Load the tokenizer of the LLM, which the teacher uses, with padding on the right.
 
     Raises:
-        ModelError: The GGUF file, folder or hub id holds no readable tokenizer.
+        ModelError: The GGUF file, folder or hub id has no readable tokenizer.
     """
     path = Path(source)
     with one_line_error(f"{source} has no readable tokenizer", "get the LLM again, with its tokenizer"):
@@ -303,9 +310,9 @@ def load_llm_tokenizer(source: str) -> Any:
 
 
 def embed_texts(
-    llm: LlmBody, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int, settings: settings.LoopSettings
+    llm: LlmBody, tokenizer: Any, texts: Sequence[Input], *, max_tokens: int, settings: LoopSettings
 ) -> list[Tensor]:
-    """Pooled vectors (V, D) of each text in the LLM's own tokens, as a teacher says them: in eval mode."""
+    """Return the teacher's vectors (V, D) of each text, in the LLM's own tokens and in eval mode."""
     llm.eval()
     with settings.autocast():
         return pool_in_batches(texts, lambda batch: llm.embed(tokenizer, batch, max_tokens=max_tokens))

@@ -1,9 +1,8 @@
-"""A `tokenizer.json` for families whose own tokenizer is SentencePiece with a vocabulary beside it: M2M100 and Marian.
+"""Conversion of the SentencePiece tokenizers of M2M100 and Marian to `tokenizer.json`.
 
-transformers runs these two in Python and writes no `tokenizer.json`, but the runtime reads nothing else. Pieces keep
-the ids of the vocabulary. Two differences remain: of pieces that the vocabulary lacks, which the family's own tokenizer
-reads as unknown, smaller ones are read; and Marian's changes of punctuation (Moses, where that is installed) are not
-made.
+transformers implements these two in Python, without a `tokenizer.json`, which the runtime requires. Pieces keep the ids
+of the vocabulary. Two differences remain: a piece missing from the vocabulary is split into smaller ones instead of
+becoming unknown, and the punctuation normalization of Marian (Moses, if installed) is not applied.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ _UNIGRAM, _BPE = 1, 2
 _NORMAL = 1
 """`SentencePiece.Type`."""
 _NEVER = -1e6
-"""Score of what only the other side's SentencePiece model knows: read where nothing else fits."""
+"""Score of pieces that only the target language's model has: a last resort."""
 
 
-def has_pieces(tokenizer: Any) -> bool:
-    """Whether a tokenizer of transformers is one of these."""
+def is_sentencepiece(tokenizer: Any) -> bool:
+    """Return whether a tokenizer of transformers is an M2M100 or Marian tokenizer."""
     return hasattr(tokenizer, "encoder") and (hasattr(tokenizer, "spm_file") or hasattr(tokenizer, "spm_files"))
 
 
 def tokenizer_json(tokenizer: Any) -> str:
-    """The `tokenizer.json` of an `M2M100Tokenizer` or `MarianTokenizer`.
+    """Convert an `M2M100Tokenizer` or `MarianTokenizer` to the content of a `tokenizer.json`.
 
     Raises:
-        ValueError: The SentencePiece model is of another kind than unigram and BPE.
+        ValueError: The SentencePiece model is neither unigram nor BPE.
     """
     from sentencepiece import sentencepiece_model_pb2
 
     path = tokenizer.spm_files[0] if hasattr(tokenizer, "spm_files") else tokenizer.spm_file
-    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    messages: Any = sentencepiece_model_pb2  # its classes are created on import
     model = messages.ModelProto()
     model.ParseFromString(Path(path).read_bytes())
     ids: dict[str, int] = tokenizer.encoder
@@ -44,9 +43,9 @@ def tokenizer_json(tokenizer: Any) -> str:
     result.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     languages = getattr(tokenizer, "lang_token_to_id", {})
     special = [token for token in tokenizer.all_special_tokens if token in ids]
-    special += sorted(languages, key=languages.__getitem__)  # they get the ids behind the vocabulary, in this order
+    special += sorted(languages, key=languages.__getitem__)  # their ids follow the vocabulary, in this order
     result.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    result.post_processor = _frame(tokenizer, result)
+    result.post_processor = _template(tokenizer, result)
     json: str = result.to_str()
     return json
 
@@ -59,9 +58,9 @@ def _pieces(model: Any, ids: dict[str, int], unknown: str) -> Any:
         return models.Unigram([(piece, scores.get(piece, _NEVER)) for piece in in_order], unk_id=ids[unknown])
     if kind != _BPE:
         raise ValueError(f"its SentencePiece model is of kind {kind}, expected unigram or BPE")
-    known = {piece: score for piece, score in scores.items() if piece in ids}
-    splits = [(score, piece[:at], piece[at:]) for piece, score in known.items() for at in range(1, len(piece))]
-    merges = [split for split in splits if split[1] in known and split[2] in known]
+    scores = {piece: score for piece, score in scores.items() if piece in ids}
+    splits = [(score, piece[:at], piece[at:]) for piece, score in scores.items() for at in range(1, len(piece))]
+    merges = [split for split in splits if split[1] in scores and split[2] in scores]
     merges.sort(key=lambda split: -split[0])
     return models.BPE(ids, [(left, right) for _, left, right in merges], unk_token=unknown, fuse_unk=True)
 
@@ -75,12 +74,12 @@ def _normalizer(settings: Any) -> Any:
     return normalizers.Sequence(steps)
 
 
-def _frame(tokenizer: Any, result: Tokenizer) -> Any:
-    """Special tokens around a text, as the family's own tokenizer puts them; nothing between those of a pair."""
+def _template(tokenizer: Any, result: Tokenizer) -> Any:
+    """Special tokens as in the original tokenizer; none between the texts of a pair."""
     unknown = tokenizer.unk_token_id
-    framed = tokenizer.build_inputs_with_special_tokens([unknown])
-    place = framed.index(unknown)
-    before, after = (tokenizer.convert_ids_to_tokens(ids) for ids in (framed[:place], framed[place + 1 :]))
+    ids = tokenizer.build_inputs_with_special_tokens([unknown])
+    position = ids.index(unknown)
+    before, after = map(tokenizer.convert_ids_to_tokens, (ids[:position], ids[position + 1 :]))
     return processors.TemplateProcessing(
         single=[*before, "$A", *after],
         pair=[*before, "$A", "$B", *after],

@@ -1,4 +1,4 @@
-"""An LLM with LLM2Vec's adapters merged into its weights (BehnamGhader et al. 2024, arXiv 2404.05961)."""
+"""Merging of LLM2Vec adapters into an LLM (BehnamGhader et al. 2024, arXiv 2404.05961)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mtllm_edge_train.models.pretrained import pretrained_model, pretrained_toke
 
 
 def merge_adapters(llm: str, adapters: Sequence[str], out: Path) -> None:
-    """Write an LLM's body in bfloat16, with adapters merged one after the other, and its tokenizer.
+    """Write the body of an LLM in bfloat16, with adapters merged one after the other, and its tokenizer.
 
     Args:
         llm: Local folder or hub id.
-        adapters: Folders or hub ids in peft's format.
-        out: The folder to write; it appears when all is done, or not at all.
+        adapters: Folders or hub ids in the format of peft.
+        out: Folder to write, complete or not at all.
 
     Raises:
-        ModelError: One of them cannot be loaded.
+        ModelError: The LLM or an adapter cannot be loaded.
         UsageError: `out` exists.
     """
     with atomic_folder(out, force=False, marker="config.json") as folder:

@@ -1,1 +1,1 @@
-"""Ingredients of the reference model: its encoder from packages on PyPI, its vocabulary, its English text."""
+"""Recipe of the reference model: its data, encoder and training stages."""

