@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, TypeVar
 
 import click
 
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.bundle.reader import Bundle
+from mtllm_edge.cli.options import llm_backend_option, option_group, threads_option
 from mtllm_edge.extras import EXTRAS, require
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
-_POSITIVE = click.IntRange(min=1)
+
+
+def _limit(option: str, field: str, default: int, metavar: str, help_text: str) -> Callable[[_Command], _Command]:
+    """Return an option with a positive number for a field of `Limits`."""
+    return click.option(
+        option, field, type=click.IntRange(min=1), default=default, show_default=True, metavar=metavar, help=help_text
+    )
+
+
+limit_options = option_group(
+    _limit("--max-texts", "max_texts", 1024, "N", "Texts per request."),
+    _limit("--max-chars", "max_characters", 20_000, "N", "Characters per text."),
+    _limit("--max-body", "max_body_bytes", 8 * 2**20, "BYTES", "Request size."),
+    _limit("--max-queue", "max_queued_texts", 2048, "N", "Waiting texts; above, status 429."),
+    _limit("--batch-tokens", "batch_tokens", 2048, "N", "Tokens per batch."),
+)
 
 
 @click.command()
@@ -28,34 +46,10 @@ _POSITIVE = click.IntRange(min=1)
     metavar="FILE",
     help="File with the bearer token of requests; by default the variable MTLLM_EDGE_TOKEN is used.",
 )
-@click.option(
-    "--threads", type=_POSITIVE, metavar="N", help="CPU threads; by default one per available core, at most 8."
-)
-@click.option(
-    "--llm-backend",
-    type=click.Choice(["auto", *get_args(LlmBackend)]),
-    default="auto",
-    show_default=True,
-    callback=lambda _context, _option, value: None if value == "auto" else value,
-    help="Backend of the LLM in a bundle with several; auto selects the fastest on this computer.",
-)
-@click.option("--max-texts", type=_POSITIVE, default=1024, show_default=True, metavar="N", help="Texts per request.")
-@click.option(
-    "--max-chars", type=_POSITIVE, default=20_000, show_default=True, metavar="N", help="Characters per text."
-)
-@click.option("--max-body", type=_POSITIVE, default=8 * 2**20, show_default=True, metavar="BYTES", help="Request size.")
-@click.option(
-    "--max-queue",
-    type=_POSITIVE,
-    default=2048,
-    show_default=True,
-    metavar="N",
-    help="Waiting texts; above, status 429.",
-)
-@click.option("--batch-tokens", type=_POSITIVE, default=2048, show_default=True, metavar="N", help="Tokens per batch.")
-@click.option(
-    "--grace", type=_POSITIVE, default=30, show_default=True, metavar="SECONDS", help="Time for requests at shutdown."
-)
+@threads_option
+@llm_backend_option
+@limit_options
+@_limit("--grace", "grace_s", 30, "SECONDS", "Time for requests at shutdown.")
 def serve(
     bundle: Path,
     *,
@@ -64,12 +58,8 @@ def serve(
     token_file: Path | None,
     threads: int | None,
     llm_backend: LlmBackend | None,
-    max_texts: int,
-    max_chars: int,
-    max_body: int,
-    max_queue: int,
-    batch_tokens: int,
-    grace: int,
+    grace_s: int,
+    **limits: int,
 ) -> None:
     """Serve a BUNDLE over HTTP.
 
@@ -81,13 +71,7 @@ def serve(
     from mtllm_edge.server.auth import TOKEN_VARIABLE, make_access_policy, read_token
     from mtllm_edge.server.limits import Limits
 
-    limits = Limits(
-        max_body_bytes=max_body,
-        max_texts=max_texts,
-        max_characters=max_chars,
-        max_queued_texts=max_queue,
-        batch_tokens=batch_tokens,
-    )
+    checked_limits = Limits(**limits)
     policy = make_access_policy(host, read_token(token_file, os.environ.get(TOKEN_VARIABLE)))
     opened = Bundle.open(bundle)
     from mtllm_edge.server import run
@@ -97,8 +81,8 @@ def serve(
         opened,
         lambda: Model(opened, threads=threads, llm_backend=llm_backend),
         alias=bundle.absolute().name,
-        address=run.Address(host, port),
+        address=(host, port),
         policy=policy,
-        limits=limits,
-        grace_s=grace,
+        limits=checked_limits,
+        grace_s=grace_s,
     )

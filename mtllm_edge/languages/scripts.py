@@ -8,46 +8,14 @@ from functools import lru_cache
 
 _MAX_CHARACTERS = 1000
 """Characters that are examined."""
-_SCRIPTS = {
-    "ARABIC": "Arab",
-    "ARMENIAN": "Armn",
-    "BENGALI": "Beng",
-    "BOPOMOFO": "Bopo",
-    "CANADIAN": "Cans",
-    "CHEROKEE": "Cher",
-    "CJK": "Hani",
-    "CYRILLIC": "Cyrl",
-    "DEVANAGARI": "Deva",
-    "ETHIOPIC": "Ethi",
-    "GEORGIAN": "Geor",
-    "GREEK": "Grek",
-    "GUJARATI": "Gujr",
-    "GURMUKHI": "Guru",
-    "HANGUL": "Kore",
-    "HEBREW": "Hebr",
-    "HIRAGANA": "Jpan",
-    "KANNADA": "Knda",
-    "KATAKANA": "Jpan",
-    "KHMER": "Khmr",
-    "LAO": "Laoo",
-    "LATIN": "Latn",
-    "MALAYALAM": "Mlym",
-    "MEETEI": "Mtei",
-    "MONGOLIAN": "Mong",
-    "MYANMAR": "Mymr",
-    "NKO": "Nkoo",
-    "OL": "Olck",
-    "ORIYA": "Orya",
-    "SINHALA": "Sinh",
-    "SYRIAC": "Syrc",
-    "TAMIL": "Taml",
-    "TELUGU": "Telu",
-    "THAANA": "Thaa",
-    "THAI": "Thai",
-    "TIBETAN": "Tibt",
-    "TIFINAGH": "Tfng",
-    "YI": "Yiii",
-}
+_SCRIPT_NAMES = """
+ARABIC=Arab ARMENIAN=Armn BENGALI=Beng BOPOMOFO=Bopo CANADIAN=Cans CHEROKEE=Cher CJK=Hani CYRILLIC=Cyrl
+DEVANAGARI=Deva ETHIOPIC=Ethi GEORGIAN=Geor GREEK=Grek GUJARATI=Gujr GURMUKHI=Guru HANGUL=Kore HEBREW=Hebr
+HIRAGANA=Jpan KANNADA=Knda KATAKANA=Jpan KHMER=Khmr LAO=Laoo LATIN=Latn MALAYALAM=Mlym MEETEI=Mtei MONGOLIAN=Mong
+MYANMAR=Mymr NKO=Nkoo OL=Olck ORIYA=Orya SINHALA=Sinh SYRIAC=Syrc TAMIL=Taml TELUGU=Telu THAANA=Thaa THAI=Thai
+TIBETAN=Tibt TIFINAGH=Tfng YI=Yiii
+"""
+_SCRIPTS = dict(pair.split("=") for pair in _SCRIPT_NAMES.split())
 """First word of a letter's Unicode name -> ISO 15924 code."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -156,28 +157,24 @@ class Batcher(Generic[Key, Item, Result]):
             return [] if self._closed else self._take_batch()
 
     def _take_batch(self) -> _Batch[Key, Item, Result]:
-        """Take one item in turn of each job with the oldest job's key, up to the token budget."""
-        candidates = [job for job in self._queue if job.key == self._queue[0].key]
+        """Take items of the jobs with the oldest job's key, one of each in turn, up to the token budget.
+
+        The jobs then move to the end of the queue, and those without waiting items leave it.
+        """
+        turns = deque(job for job in self._queue if job.key == self._queue[0].key)
         batch: _Batch[Key, Item, Result] = []
         budget = self._batch_tokens
-        while candidates:
-            for job in candidates:
-                tokens = job.tokens[job.started]
-                if batch and tokens > budget:
-                    self._requeue(batch)
-                    return batch
-                batch.append((job, job.started))
-                job.started += 1
-                budget -= tokens
-            candidates = [job for job in candidates if job.waiting]
-        self._requeue(batch)
+        while turns and (not batch or turns[0].tokens[turns[0].started] <= budget):
+            job = turns.popleft()
+            budget -= job.tokens[job.started]
+            batch.append((job, job.started))
+            job.started += 1
+            if job.waiting:
+                turns.append(job)
+        taken = {job for job, _ in batch}
+        others = [job for job in self._queue if job not in taken]
+        self._queue = others + [job for job in self._queue if job in taken and job.waiting]
         return batch
-
-    def _requeue(self, batch: _Batch[Key, Item, Result]) -> None:
-        """Move the jobs of a batch to the end of the queue, and remove those without waiting items."""
-        jobs = {job for job, _ in batch}
-        others = [job for job in self._queue if job not in jobs]
-        self._queue = others + [job for job in self._queue if job in jobs and job.waiting]
 
     def _compute_batch(self, batch: _Batch[Key, Item, Result]) -> None:
         """Compute a batch. If that fails, compute each job alone, so that only the faulty one fails."""

@@ -7,13 +7,10 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
 
 import uvicorn
 
@@ -33,21 +30,12 @@ _LAST_BATCH_S = 10
 """Time for the worker's current batch at shutdown, after all requests are finished or canceled."""
 
 
-@dataclass(frozen=True)
-class Address:
-    """Address that a server listens on."""
-
-    host: str
-    port: int
-    """0 selects a free port."""
-
-
 def serve(
     bundle: Bundle,
     load: Callable[[], Model],
     *,
     alias: str,
-    address: Address,
+    address: tuple[str, int],
     policy: AccessPolicy,
     limits: Limits,
     grace_s: int,
@@ -58,7 +46,7 @@ def serve(
         bundle: The bundle.
         load: Loads the model; called in the worker's thread.
         alias: See `create_app`.
-        address: Address to listen on.
+        address: Host and port to listen on; port 0 selects a free one.
         policy: Access control.
         limits: Limits on requests.
         grace_s: Time for running requests after the signal.
@@ -67,7 +55,7 @@ def serve(
         UsageError: The address is not available.
         MtllmError: The model cannot be loaded.
     """
-    listener = listen(address)
+    listener = listen(*address)
     warnings.simplefilter("ignore", LanguageWarning)  # each response has the language of its text
     metrics = Metrics()
     started = time.perf_counter()
@@ -110,13 +98,12 @@ def make_server(app: object, grace_s: int) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def listen(address: Address) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket.
 
     Raises:
         UsageError: The port is in use or privileged, or the host is not an address of this computer.
     """
-    host, port = address.host, address.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -146,14 +133,7 @@ def _signal_handlers(server: uvicorn.Server) -> Iterator[None]:
 
     When uvicorn ends it raises the signals it caught again; these handlers then have no further effect.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        _stop(server)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, lambda *_: _stop(server)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

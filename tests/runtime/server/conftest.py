@@ -19,7 +19,7 @@ from mtllm_edge.server.app import create_app
 from mtllm_edge.server.auth import AccessPolicy
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
-from mtllm_edge.server.run import Address, listen, make_server, url_of
+from mtllm_edge.server.run import listen, make_server, url_of
 from mtllm_edge.server.worker import EncodedTexts, Model, Worker
 
 TIMEOUT_S = 30
@@ -76,7 +76,7 @@ def run_server(
     """Run a server with the model that `load` returns, by default the bundle's."""
     bundle, limits, metrics = Bundle.open(folder), limits or Limits(), Metrics()
     worker = Worker(load or (lambda: Model(bundle)), limits, observe=metrics.observe_batch)
-    listener = listen(Address("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     app = create_app(bundle, worker, limits, policy or AccessPolicy(), metrics, alias=folder.name)
     uvicorn_server = make_server(app, grace_s=TIMEOUT_S)
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
