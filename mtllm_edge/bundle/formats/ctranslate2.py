@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, open_binary
+from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, check_unique, open_binary
 
 VERSION = 6
 
@@ -21,104 +21,92 @@ _MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """Where a variable lies."""
+    """Type, shape and location of a variable."""
 
     shape: tuple[int, ...]
     offset: int
-    """Of its first byte in the file."""
+    """Offset of its first byte in the file."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
     kind: int
-    """`FLOAT32`, `INT8` ... as the format counts its types."""
+    """The format's number of its type: `FLOAT32`, `INT8` ..."""
     value: float | None
-    """Of a single number without dimensions."""
+    """The number of a variable without dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a file says about itself."""
+    """Header of a `model.bin`."""
 
     name: str
-    """Of the specification, by which CTranslate2 chooses the kind of model."""
+    """Name of the specification, which selects CTranslate2's model class."""
     revision: int
     variables: dict[str, Variable]
-    """Aliases included."""
+    """By name, aliases included."""
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of an encoder's word embeddings; 0 where there are none."""
+        """Rows of an encoder's word embeddings; 0 without them."""
         words = self.variables.get("encoder/embeddings_0/weight")
         return words.shape[0] if words and words.shape else 0
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every variable, as `read_variables` finds them."""
+    """Name -> shape of every variable. Errors as for `read_model`."""
     return {name: variable.shape for name, variable in read_variables(path).items()}
 
 
 def read_variables(path: Path) -> dict[str, Variable]:
-    """Name -> place of every variable, as `read_model` finds them."""
+    """Variables of a `model.bin` by name. Errors as for `read_model`."""
     return read_model(path).variables
 
 
 def read_model(path: Path) -> Model:
-    """Walk the whole file, aliases included.
+    """Read the headers of all variables and aliases.
 
     Raises:
-        DamagedFileError: Another version, a name that stands twice, or a count, type or size that does not fit.
+        DamagedFileError: Another version, a duplicate name, or an invalid count, type or size.
     """
-    with open_binary(path) as cursor:
-        version = cursor.integer("I")
+    with open_binary(path) as reader:
+        version = reader.read_int("I")
         if version != VERSION:
             raise DamagedFileError(f"CTranslate2 binary version {version}, expected {VERSION}")
-        specification, revision = _text(cursor), cursor.integer("I")
+        specification, revision = _text(reader), reader.read_int("I")
         variables: dict[str, Variable] = {}
-        for _ in range(_count(cursor)):
-            name = _text(cursor)
-            _refuse_twice(name, variables)
-            variables[name] = _variable(cursor, name)
-        for _ in range(_count(cursor)):
-            alias, name = _text(cursor), _text(cursor)
+        for _ in range(reader.read_count("I", "variables", limit=_COUNT_LIMIT)):
+            name = _text(reader)
+            check_unique(name, variables, "variable")
+            variables[name] = _variable(reader, name)
+        for _ in range(reader.read_count("I", "variables", limit=_COUNT_LIMIT)):
+            alias, name = _text(reader), _text(reader)
             if name not in variables:
-                raise DamagedFileError(f"{alias} stands for {name}, which is not there")
-            _refuse_twice(alias, variables)
+                raise DamagedFileError(f"{alias} is an alias of {name}, which is missing")
+            check_unique(alias, variables, "variable")
             variables[alias] = variables[name]
-        if cursor.position != cursor.size:
-            raise DamagedFileError(f"ends at byte {cursor.position}, the file has {cursor.size}")
+        if reader.position != reader.size:
+            raise DamagedFileError(f"ends at byte {reader.position}, the file has {reader.size}")
         return Model(specification, revision, variables)
 
 
-def _refuse_twice(name: str, variables: dict[str, Variable]) -> None:
-    if name in variables:
-        raise DamagedFileError(f"{name} stands twice")
-
-
-def _variable(cursor: BinaryReader, name: str) -> Variable:
-    n_dimensions = cursor.integer("B")
+def _variable(reader: BinaryReader, name: str) -> Variable:
+    n_dimensions = reader.read_int("B")
     if n_dimensions > _MAX_DIMENSIONS:
         raise DamagedFileError(f"{name} has {n_dimensions} dimensions, expected {_MAX_DIMENSIONS} at most")
-    shape = tuple(cursor.integer("I") for _ in range(n_dimensions))
-    kind, n_bytes = cursor.integer("B"), cursor.integer("I")
+    shape = tuple(reader.read_int("I") for _ in range(n_dimensions))
+    kind, n_bytes = reader.read_int("B"), reader.read_int("I")
     if kind >= len(_TYPE_WIDTHS):
-        raise DamagedFileError(f"{name} has type {kind}, which this release does not know")
+        raise DamagedFileError(f"{name} has type {kind}, which this release does not support")
     if n_bytes != math.prod(shape) * _TYPE_WIDTHS[kind]:
         raise DamagedFileError(f"{name} has {n_bytes} bytes, which does not fit its shape {list(shape)}")
-    offset = cursor.position
-    value = None if shape else float(cursor.number(_TYPE_CODES[kind]))
-    return Variable(shape, cursor.skip(n_bytes) if shape else offset, n_bytes, kind, value)
+    offset = reader.position
+    value = None if shape else float(reader.read_number(_TYPE_CODES[kind]))
+    return Variable(shape, reader.skip(n_bytes) if shape else offset, n_bytes, kind, value)
 
 
-def _count(cursor: BinaryReader) -> int:
-    count = cursor.integer("I")
-    if count > _COUNT_LIMIT:
-        raise DamagedFileError(f"{count} variables, expected {_COUNT_LIMIT} at most")
-    return count
-
-
-def _text(cursor: BinaryReader) -> str:
-    """A string with its NUL, up to which CTranslate2 reads whatever the length says."""
-    begin = cursor.position
-    text = cursor.text(cursor.integer("H"), limit=_NAME_LIMIT)
+def _text(reader: BinaryReader) -> str:
+    """Read a string that ends at its only NUL, because CTranslate2 ignores the length and reads up to a NUL."""
+    begin = reader.position
+    text = reader.read_text(reader.read_int("H"), limit=_NAME_LIMIT)
     if text.find("\0") != len(text) - 1 or not text:
         raise DamagedFileError(f"a name that does not end at its NUL, at offset {begin}")
     return text[:-1]

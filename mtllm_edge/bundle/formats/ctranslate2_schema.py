@@ -1,8 +1,7 @@
-"""What the files of an encoder in CTranslate2 may hold: the variables that the exporters write, in their shapes.
+"""Variables and settings of a CTranslate2 encoder: those that the exporters write, in their shapes.
 
-CTranslate2 multiplies what it is given: it compares few shapes with each other, divides by the number of heads, and
-takes the numbers of enumerations as they come. So every variable is derived here from the width and the number of
-layers, and nothing else is let through.
+CTranslate2 compares few shapes with each other, divides by the number of heads, and does not check enumerations. So
+every variable is derived here from the width and the number of layers, and others are refused.
 """
 
 from __future__ import annotations
@@ -12,19 +11,18 @@ from collections.abc import Iterator
 
 import msgspec
 
-from mtllm_edge.bundle.formats.binary import DamagedFileError
+from mtllm_edge.bundle.formats.binary import DamagedFileError, decode_json
 from mtllm_edge.bundle.formats.ctranslate2 import FLOAT32, INT8, INT16, Model, Variable
+from mtllm_edge.bundle.formats.tensor_shapes import Shape, shape_problems
+from mtllm_edge.bundle.manifest import EncoderSpec
 
-FILES = ("model.bin", "config.json", "vocabulary.json")
-"""All that the folder may hold: CTranslate2 also reads others, where it finds them."""
 _NAME, _REVISION = "TransformerEncoderSpec", 1
 _ACTIVATIONS, _MERGES = 7, 2
 _LAYERS_LIMIT, _EMBEDDINGS_LIMIT = 512, 8
 _TOKEN_LIMIT = 1_024
 _NORM = ("gamma", "beta")
 _WORDS = "encoder/embeddings_0/weight"
-
-_Shape = tuple[int, ...]
+_POSITIONS = "encoder/position_encodings/encodings"
 
 
 class _Config(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,30 +33,24 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
     multi_query_attention: bool = False
 
 
-def encoder_problems(model: Model, *, d_model: int, max_tokens: int) -> list[str]:
-    """What keeps a `model.bin` from being the encoder that the manifest describes, as ends of sentences.
-
-    Args:
-        model: The file's own word.
-        d_model: Width of the states.
-        max_tokens: Longest input.
-    """
+def encoder_problems(model: Model, encoder: EncoderSpec) -> list[str]:
+    """Return the differences between a `model.bin` and the encoder that the manifest describes."""
     if (model.name, model.revision) != (_NAME, _REVISION):
         return [f"is a {model.name!r} of revision {model.revision}, expected {_NAME} of revision {_REVISION}"]
-    words = model.variables.get(_WORDS)
-    faults = []
+    variables, d_model = model.variables, encoder.d_model
+    words = variables.get(_WORDS)
+    problems = []
     if words is None or len(words.shape) != 2 or words.shape[1] != d_model or words.shape[0] < 1:
-        faults.append(
-            f"word embeddings have shape {list(words.shape if words else ())}, expected [vocabulary, {d_model}]"
-        )
-    positions = model.variables.get("encoder/position_encodings/encodings")  # absent where the engine computes them
-    if positions is not None and len(positions.shape) == 2 and positions.shape[0] < max_tokens:
-        faults.append(f"{positions.shape[0]} positions, fewer than max_tokens {max_tokens}")
-    return faults or _setting_faults(model.variables, d_model) or _variable_faults(model.variables, d_model)
+        shape = list(words.shape if words else ())
+        problems.append(f"word embeddings have shape {shape}, expected [vocabulary, {d_model}]")
+    positions = variables.get(_POSITIONS)  # absent where the engine computes them
+    if positions is not None and len(positions.shape) == 2 and positions.shape[0] < encoder.max_tokens:
+        problems.append(f"{positions.shape[0]} positions, fewer than max_tokens {encoder.max_tokens}")
+    return problems or _setting_problems(variables, d_model) or _variable_problems(variables, d_model)
 
 
-def _setting_faults(variables: dict[str, Variable], d_model: int) -> list[str]:
-    """Numbers by which CTranslate2 divides, or chooses what to do."""
+def _setting_problems(variables: dict[str, Variable], d_model: int) -> list[str]:
+    """Check numbers that CTranslate2 divides by or branches on."""
     heads = _setting(variables, "num_heads", INT16)
     n_embeddings = _count(variables, "encoder/embeddings_{}/weight", _EMBEDDINGS_LIMIT)
     merge = _setting(variables, "embeddings_merge", INT8)
@@ -70,10 +62,14 @@ def _setting_faults(variables: dict[str, Variable], d_model: int) -> list[str]:
         "multi_query_attention": _setting(variables, "multi_query_attention", INT8) in (0, None),
         "scale_embeddings": _is_scale(variables.get("encoder/scale_embeddings")),
     }
-    return [f"{name} is {_shown(variables, name)}, which is not possible" for name, holds in rules.items() if not holds]
+    return [
+        f"{name} is {_describe(variables, name)}, which is not possible"
+        for name, is_valid in rules.items()
+        if not is_valid
+    ]
 
 
-def _shown(variables: dict[str, Variable], name: str) -> str:
+def _describe(variables: dict[str, Variable], name: str) -> str:
     variable = variables.get(f"encoder/{name}")
     return "absent" if variable is None else str(variable.value if variable.shape == () else list(variable.shape))
 
@@ -84,7 +80,7 @@ def _setting(variables: dict[str, Variable], name: str, kind: int) -> float | No
 
 
 def _is_scale(variable: Variable | None) -> bool:
-    """A flag, or the number by which embeddings are multiplied."""
+    """Return whether a variable is a flag, or a factor of the embeddings."""
     if variable is None or variable.shape != () or variable.value is None:
         return False
     if variable.kind == INT8:
@@ -92,33 +88,26 @@ def _is_scale(variable: Variable | None) -> bool:
     return variable.kind == FLOAT32 and math.isfinite(variable.value)
 
 
-def _variable_faults(variables: dict[str, Variable], d_model: int) -> list[str]:
+def _variable_problems(variables: dict[str, Variable], d_model: int) -> list[str]:
     n_layers = _count(variables, "encoder/layer_{}/self_attention/linear_0/weight", _LAYERS_LIMIT)
     if not 1 <= n_layers <= _LAYERS_LIMIT:
         return [f"has {n_layers} layers, expected 1 to {_LAYERS_LIMIT}"]
-    expected = dict(_needed(variables, d_model, n_layers))
-    missing = [name for name in expected if name not in variables]
-    if missing:
-        return [f"lacks the variable {missing[0]} and {len(missing) - 1} more"]
-    for name in list(expected):
-        if name.endswith("/weight") and variables[name].kind == INT8:
-            expected[f"{name}_scale"] = expected[name][:1]
-    optional = dict(_optional(variables, d_model, n_layers))
-    faults = []
-    for name, variable in variables.items():
-        shape = expected.get(name, optional.get(name))
-        may_be_int8 = name.endswith("/weight") and f"{name}_scale" in variables
-        if shape is None:
-            faults.append(f"holds the variable {name!r}, which no such encoder has")
-        elif variable.shape != shape:
-            faults.append(f"{name} has shape {list(variable.shape)}, expected {list(shape)}")
-        elif shape and variable.kind != (INT8 if may_be_int8 else FLOAT32):
-            faults.append(f"{name} has type {variable.kind}, expected float32, or int8 with scales")
-    lacking = [name for name in expected if name not in variables]
-    return (faults + [f"lacks the variable {name}" for name in lacking])[:3]
+    required = dict(_required_shapes(variables, d_model, n_layers))
+    weights = [name for name in required if name.endswith("/weight") and name in variables]
+    required |= {f"{name}_scale": required[name][:1] for name in weights if variables[name].kind == INT8}
+    optional = dict(_optional_shapes(variables, d_model, n_layers))
+    shapes = {name: variable.shape for name, variable in variables.items()}
+    return (
+        shape_problems(shapes, required | optional, optional)
+        or [
+            f"tensor {name} has type {variable.kind}, expected float32, or int8 with scales"
+            for name, variable in variables.items()
+            if variable.shape and variable.kind != (INT8 if f"{name}_scale" in required else FLOAT32)
+        ][:3]
+    )
 
 
-def _needed(variables: dict[str, Variable], d_model: int, n_layers: int) -> Iterator[tuple[str, _Shape]]:
+def _required_shapes(variables: dict[str, Variable], d_model: int, n_layers: int) -> Iterator[tuple[str, Shape]]:
     for name in ("num_heads", "pre_norm", "activation", "embeddings_merge", "scale_embeddings"):
         yield f"encoder/{name}", ()
     for index in range(_count(variables, "encoder/embeddings_{}/weight", _EMBEDDINGS_LIMIT)):
@@ -136,10 +125,9 @@ def _needed(variables: dict[str, Variable], d_model: int, n_layers: int) -> Iter
                 yield f"{part}/layer_norm/{name}", (d_model,)
 
 
-def _optional(variables: dict[str, Variable], d_model: int, n_layers: int) -> Iterator[tuple[str, _Shape]]:
+def _optional_shapes(variables: dict[str, Variable], d_model: int, n_layers: int) -> Iterator[tuple[str, Shape]]:
     yield "encoder/multi_query_attention", ()
-    positions = "encoder/position_encodings/encodings"
-    yield positions, (_rows(variables, positions), d_model)
+    yield _POSITIONS, (_rows(variables, _POSITIONS), d_model)
     for part in ("layer_norm", "layernorm_embedding"):
         if any(f"encoder/{part}/{name}" in variables for name in _NORM):
             for name in _NORM:
@@ -158,40 +146,34 @@ def _rows(variables: dict[str, Variable], name: str) -> int:
 
 
 def _count(variables: dict[str, Variable], pattern: str, limit: int) -> int:
-    """How many variables there are of a name with a number in it, from 0 on; `limit` + 1 of more."""
+    """Number of consecutive variables of a numbered pattern, from 0; `limit` + 1 for more."""
     return next((index for index in range(limit + 1) if pattern.format(index) not in variables), limit + 1)
 
 
-def check_config(content: bytes) -> None:
-    """Look through `config.json`.
+def validate_config(content: bytes) -> None:
+    """Validate a `config.json`.
 
     Raises:
-        DamagedFileError: It is none of an encoder, or has settings that the exporters do not write.
+        DamagedFileError: Not the configuration of an encoder, or it has settings that the exporters do not write.
     """
-    try:
-        config = msgspec.json.decode(content, type=_Config)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedFileError(f"no configuration of an encoder ({error})") from None
+    config = decode_json(content, _Config, "configuration of an encoder")
     epsilon = config.layer_norm_epsilon
     if epsilon is not None and not 0 < epsilon <= 1:
         raise DamagedFileError(f"layer_norm_epsilon is {epsilon}, expected above 0")
     if config.multi_query_attention:
-        raise DamagedFileError("multi_query_attention is true, which no such encoder has")
+        raise DamagedFileError("multi_query_attention is true, expected false")
     if max(map(len, (config.bos_token, config.eos_token, config.unk_token))) > _TOKEN_LIMIT:
         raise DamagedFileError(f"a special token has more than {_TOKEN_LIMIT} letters")
 
 
-def check_vocabulary(content: bytes, rows: int) -> None:
-    """Look through `vocabulary.json`, which names each of the `rows` of the word embeddings.
+def validate_vocabulary(content: bytes, rows: int) -> None:
+    """Validate a `vocabulary.json`, which names each of the `rows` of the word embeddings.
 
     Raises:
-        DamagedFileError: It is no list of so many names.
+        DamagedFileError: Not a list of so many tokens.
     """
-    try:
-        names = msgspec.json.decode(content, type=list[str])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedFileError(f"no vocabulary ({error})") from None
-    if len(names) != rows:
-        raise DamagedFileError(f"names {len(names)} tokens, the encoder has {rows}")
-    if max(map(len, names)) > _TOKEN_LIMIT:
+    tokens = decode_json(content, list[str], "vocabulary")
+    if len(tokens) != rows:
+        raise DamagedFileError(f"names {len(tokens)} tokens, the encoder has {rows}")
+    if max(map(len, tokens)) > _TOKEN_LIMIT:
         raise DamagedFileError(f"a token has more than {_TOKEN_LIMIT} letters")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, open_binary
+from mtllm_edge.bundle.formats.binary import BinaryReader, DamagedFileError, check_unique, open_binary
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -14,7 +15,7 @@ VERSIONS = (2, 3)
 _NUMBER_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _TEXT_LIMIT = 65_535
-"""Most bytes of a key or a string: a body without vocabulary has no long ones."""
+"""Maximum size of a key or string in bytes; a body without vocabulary has no long ones."""
 _FIELD_LIMIT, _TENSOR_LIMIT, _ARRAY_LIMIT = 4_096, 2**16, 2**20
 _ALIGNMENT_LIMIT = 4_096
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -49,16 +50,16 @@ Value = int | float | bool | str | None
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says about itself."""
+    """Header of a GGUF file."""
 
     fields: dict[str, Value]
-    """Metadata; None stands for an array."""
+    """Metadata; None for arrays."""
     kinds: dict[str, int]
     """gguf_metadata_value_type of every field."""
     arrays: dict[str, tuple[int, int]]
-    """gguf_metadata_value_type of an array's items, and how many there are."""
+    """Field -> gguf_metadata_value_type and number of an array's items."""
     shapes: dict[str, tuple[int, ...]]
-    """Dimensions of every tensor as GGUF counts them: the contiguous one first."""
+    """Shape of every tensor in GGUF's order, the contiguous dimension first."""
     types: dict[str, int]
     """ggml_type of every tensor."""
 
@@ -68,43 +69,42 @@ class _Tensor:
     shape: tuple[int, ...]
     kind: int
     begin: int
-    """Bytes from the end of the header."""
+    """Offset from the end of the header in bytes."""
     end: int
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Walk the header and check that every tensor lies inside the file.
+    """Read the header, and check that every tensor lies inside the file.
 
     Raises:
         DamagedFileError: Wrong magic, version, count, type, size or offset.
     """
-    with open_binary(path) as cursor:
-        magic = cursor.take(len(MAGIC))
+    with open_binary(path) as reader:
+        magic = reader.read_bytes(len(MAGIC))
         if magic != MAGIC:
             raise DamagedFileError(f"no GGUF file: begins with {magic!r}, expected {MAGIC!r}")
-        version = cursor.integer("I")
+        version = reader.read_int("I")
         if version not in VERSIONS:
             raise DamagedFileError(f"GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}")
-        n_tensors, n_fields = _count(cursor, "tensors", _TENSOR_LIMIT), _count(cursor, "fields", _FIELD_LIMIT)
+        n_tensors = reader.read_count("Q", "tensors", limit=_TENSOR_LIMIT)
+        n_fields = reader.read_count("Q", "fields", limit=_FIELD_LIMIT)
         fields: dict[str, Value] = {}
         kinds: dict[str, int] = {}
         arrays: dict[str, tuple[int, int]] = {}
         for _ in range(n_fields):
-            key = cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
-            if key in fields:
-                raise DamagedFileError(f"field {key} stands twice")
-            kinds[key] = cursor.integer("I")
+            key = reader.read_text(reader.read_int("Q"), limit=_TEXT_LIMIT)
+            check_unique(key, fields, "field")
+            kinds[key] = reader.read_int("I")
             if kinds[key] == _ARRAY:
-                fields[key], arrays[key] = None, _array(cursor)
+                fields[key], arrays[key] = None, _array(reader)
             else:
-                fields[key] = _value(cursor, kinds[key])
+                fields[key] = _value(reader, kinds[key])
         tensors: dict[str, _Tensor] = {}
         for _ in range(n_tensors):
-            name = cursor.text(cursor.integer("Q"), limit=_MAX_NAME)
-            if name in tensors:
-                raise DamagedFileError(f"tensor {name} stands twice")
-            tensors[name] = _tensor(cursor, name)
-        _check_data(cursor, fields, tensors)
+            name = reader.read_text(reader.read_int("Q"), limit=_MAX_NAME)
+            check_unique(name, tensors, "tensor")
+            tensors[name] = _tensor(reader, name)
+        _check_data(reader, fields, tensors)
     return GgufHeader(
         fields,
         kinds,
@@ -114,83 +114,72 @@ def read_header(path: Path) -> GgufHeader:
     )
 
 
-def _count(cursor: BinaryReader, what: str, limit: int) -> int:
-    count = cursor.integer("Q")
-    if count > limit:
-        raise DamagedFileError(f"{count} {what}, expected {limit} at most")
-    return count
-
-
-def _value(cursor: BinaryReader, kind: int) -> Value:
+def _value(reader: BinaryReader, kind: int) -> Value:
     if kind == _STRING:
-        return cursor.text(cursor.integer("Q"), limit=_TEXT_LIMIT)
+        return reader.read_text(reader.read_int("Q"), limit=_TEXT_LIMIT)
     if kind == BOOL:
-        return _flag(cursor)
+        return _flag(reader)
     if kind in _NUMBER_CODES:
-        return cursor.number(_NUMBER_CODES[kind])
-    raise DamagedFileError(f"a field of unknown type {kind} at offset {cursor.position}")
+        return reader.read_number(_NUMBER_CODES[kind])
+    raise DamagedFileError(f"a field of unknown type {kind} at offset {reader.position}")
 
 
-def _array(cursor: BinaryReader) -> tuple[int, int]:
+def _array(reader: BinaryReader) -> tuple[int, int]:
     """Type and number of the items."""
-    item, length = cursor.integer("I"), _count(cursor, "items of an array", _ARRAY_LIMIT)
+    item, length = reader.read_int("I"), reader.read_count("Q", "items of an array", limit=_ARRAY_LIMIT)
     if item == _STRING:
         for _ in range(length):
-            cursor.skip(cursor.integer("Q"))
+            reader.skip(reader.read_int("Q"))
     elif item == BOOL:
         for _ in range(length):
-            _flag(cursor)
+            _flag(reader)
     elif item in _NUMBER_CODES:
-        cursor.skip(length * _width(_NUMBER_CODES[item]))
+        reader.skip(length * struct.calcsize("<" + _NUMBER_CODES[item]))
     else:
-        raise DamagedFileError(f"an array of unknown type {item} at offset {cursor.position}")
+        raise DamagedFileError(f"an array of unknown type {item} at offset {reader.position}")
     return item, length
 
 
-def _flag(cursor: BinaryReader) -> bool:
-    """A C++ `bool` that is neither 0 nor 1 is undefined behaviour in whoever reads it."""
-    value = cursor.integer("B")
+def _flag(reader: BinaryReader) -> bool:
+    """Read a truth value, 0 or 1; in C++, any other is undefined behavior."""
+    value = reader.read_int("B")
     if value > 1:
-        raise DamagedFileError(f"a truth value of {value} before offset {cursor.position}")
+        raise DamagedFileError(f"a truth value of {value} before offset {reader.position}")
     return value == 1
 
 
-def _width(code: str) -> int:
-    return {"B": 1, "b": 1, "?": 1, "H": 2, "h": 2, "I": 4, "i": 4, "f": 4}.get(code, 8)
-
-
-def _tensor(cursor: BinaryReader, name: str) -> _Tensor:
-    n_dimensions = cursor.integer("I")
+def _tensor(reader: BinaryReader, name: str) -> _Tensor:
+    n_dimensions = reader.read_int("I")
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
         raise DamagedFileError(f"tensor {name} has {n_dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}")
-    shape = tuple(cursor.integer("Q") for _ in range(n_dimensions))
-    kind, offset = cursor.integer("I"), cursor.integer("Q")
+    shape = tuple(reader.read_int("Q") for _ in range(n_dimensions))
+    kind, offset = reader.read_int("I"), reader.read_int("Q")
     if kind not in _TENSOR_TYPES:
-        raise DamagedFileError(f"tensor {name} has type {kind}, which this release does not know")
+        raise DamagedFileError(f"tensor {name} has type {kind}, which this release does not support")
     block, block_bytes = _TENSOR_TYPES[kind]
     if min(shape) < 1 or shape[0] % block:
         raise DamagedFileError(f"tensor {name} has shape {list(shape)}, expected rows of a multiple of {block}")
     return _Tensor(shape, kind, begin=offset, end=offset + math.prod(shape) // block * block_bytes)
 
 
-def _check_data(cursor: BinaryReader, fields: dict[str, Value], tensors: dict[str, _Tensor]) -> None:
-    """The tensors must follow each other without gap or overlap, in the order of the table, and end with the file."""
+def _check_data(reader: BinaryReader, fields: dict[str, Value], tensors: dict[str, _Tensor]) -> None:
+    """Check that the tensors follow each other without gap or overlap, in the table's order, up to the file's end."""
     alignment = fields.get("general.alignment", 32)
     fits = type(alignment) is int and 8 <= alignment <= _ALIGNMENT_LIMIT and alignment & (alignment - 1) == 0
     if not fits or not isinstance(alignment, int):
         raise DamagedFileError(f"alignment {alignment!r}, expected a power of two from 8 to {_ALIGNMENT_LIMIT}")
-    base = _padded(cursor.position, alignment)
+    base = _padded(reader.position, alignment)
     expected = 0
     for name, tensor in tensors.items():
         if tensor.begin != expected:
             raise DamagedFileError(f"tensor {name} begins at {tensor.begin} of the data, expected {expected}")
-        if base + tensor.end > cursor.size:
+        if base + tensor.end > reader.size:
             raise DamagedFileError(
-                f"cut short: tensor {name} ends at byte {base + tensor.end}, the file has {cursor.size}"
+                f"cut short: tensor {name} ends at byte {base + tensor.end}, the file has {reader.size}"
             )
         expected = _padded(tensor.end, alignment)
-    if cursor.size > base + expected:
-        raise DamagedFileError(f"{cursor.size - base - expected} bytes behind the last tensor")
+    if reader.size > base + expected:
+        raise DamagedFileError(f"{reader.size - base - expected} bytes behind the last tensor")
 
 
 def _padded(position: int, alignment: int) -> int:

@@ -1,4 +1,4 @@
-"""A LoRA in GGUF against the body that is to wear it: what llama.cpp would end the process over, or apply wrongly."""
+"""Compare a LoRA in GGUF with its LLM: llama.cpp ends the process over a mismatch, or applies it wrongly."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ _SUFFIXES = (".lora_a", ".lora_b")
 
 
 def adapter_problems(path: Path, base: gguf.GgufHeader, architecture: str) -> list[str]:
-    """What is wrong with an adapter.
+    """Return the problems of an adapter.
 
     Args:
         path: The adapter.
         base: Header of the LLM's GGUF file.
-        architecture: The LLM's.
+        architecture: Architecture of the LLM.
 
     Raises:
-        DamagedFileError: It is no GGUF file, or a damaged one.
+        DamagedFileError: The adapter is no GGUF file, or a damaged one.
     """
     header = gguf.read_header(path)
     expected = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": architecture}
-    faults = [
+    problems = [
         f"{key} is {header.fields.get(key)!r}, expected {value!r}"
         for key, value in expected.items()
         if header.fields.get(key) != value
     ]
     alpha = header.fields.get(ALPHA, 0.0)
     if header.kinds.get(ALPHA, gguf.FLOAT32) != gguf.FLOAT32 or not (isinstance(alpha, float) and math.isfinite(alpha)):
-        faults.append(f"{ALPHA} is {alpha!r}, expected a number in float32")
-    faults += [f"{key} is for generation alone" for key in header.fields if key.startswith("adapter.alora.")]
+        problems.append(f"{ALPHA} is {alpha!r}, expected a number in float32")
+    problems += [f"{key} is for text generation only" for key in header.fields if key.startswith("adapter.alora.")]
     if not header.shapes:
-        faults.append("holds no tensors")
+        problems.append("holds no tensors")
     for name in header.shapes:
-        faults += _pair_faults(name, header, base)
-    return faults if len(faults) <= 4 else [*faults[:3], f"and {len(faults) - 3} more faults"]
+        problems += _pair_problems(name, header, base)
+    return problems if len(problems) <= 4 else [*problems[:3], f"and {len(problems) - 3} more problems"]
 
 
-def _pair_faults(name: str, header: gguf.GgufHeader, base: gguf.GgufHeader) -> list[str]:
-    """What is wrong with one tensor; the pair as a whole is told of with its first half."""
+def _pair_problems(name: str, header: gguf.GgufHeader, base: gguf.GgufHeader) -> list[str]:
+    """Return the problems of a tensor; those of a pair are reported with its first half."""
     module = name[: -len(_SUFFIXES[0])]
     weight = base.shapes.get(module, ())
     if not name.endswith(_SUFFIXES) or len(weight) != 2 or not module.startswith("blk."):
@@ -50,7 +50,7 @@ def _pair_faults(name: str, header: gguf.GgufHeader, base: gguf.GgufHeader) -> l
         return [f"tensor {name} has type {header.types[name]}, expected float32 or float16"]
     down, up = (header.shapes.get(f"{module}{suffix}", ()) for suffix in _SUFFIXES)
     if len(down) != 2 or len(up) != 2:
-        return [f"tensor {name} lacks its other half, or has not two dimensions"]
+        return [f"tensor {name} lacks its other half, or does not have two dimensions"]
     if name.endswith(_SUFFIXES[0]) and (down[0], down[1], up[1]) != (weight[0], up[0], weight[1]):
         return [f"{module} has halves {list(down)} and {list(up)}, expected [{weight[0]}, r] and [r, {weight[1]}]"]
     return []

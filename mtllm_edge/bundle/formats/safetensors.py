@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from mtllm_edge.bundle.formats.binary import DamagedFileError, open_binary
+from mtllm_edge.bundle.formats.binary import DamagedFileError, decode_json, open_binary
 
 _HEADER_LIMIT = 2**20
-"""The format allows 100 MB; a bridge or a head has two tensors."""
+"""Maximum size in bytes; a bridge or a head has two tensors."""
 
 
 class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,17 +23,14 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor.
 
     Raises:
-        DamagedFileError: No such header, another type than float32, or data that does not fill the file exactly.
+        DamagedFileError: The header is invalid, a tensor is not float32, or the tensors do not fill the file.
     """
-    with open_binary(path) as cursor:
-        header = cursor.text(cursor.integer("Q"), limit=_HEADER_LIMIT)
-        size = cursor.size - cursor.position
-    try:
-        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        msgspec.json.decode(entries.pop("__metadata__", b"{}"), type=dict[str, str])
-        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in entries.items()}
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise DamagedFileError(f"no safetensors header ({error})") from None
+    with open_binary(path) as reader:
+        header = reader.read_text(reader.read_int("Q"), limit=_HEADER_LIMIT)
+        size = reader.size - reader.position
+    entries = decode_json(header, dict[str, msgspec.Raw], "safetensors header")
+    decode_json(entries.pop("__metadata__", msgspec.Raw(b"{}")), dict[str, str], "safetensors header")
+    tensors = {name: decode_json(entry, _Tensor, "safetensors header") for name, entry in entries.items()}
     expected = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, end = tensor.data_offsets

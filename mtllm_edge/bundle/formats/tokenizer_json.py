@@ -1,8 +1,7 @@
-"""Parts of a `tokenizer.json` (https://huggingface.co/docs/tokenizers) that could make a short text cost a process.
+"""Validate the steps of a `tokenizer.json` (https://huggingface.co/docs/tokenizers) that could exhaust memory or time.
 
-The Rust library that reads the file checks its structure and panics over the rest, and a panic can be caught. What
-cannot is memory: replacements that make a text grow without bound, character maps that turn one letter into pages, and
-words of any length in an algorithm that is quadratic in them.
+The Rust library checks the structure of the file and panics otherwise; a panic can be caught. Exhausted memory cannot:
+replacements and character maps that lengthen a text without bound, and long words in a quadratic algorithm.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import Any
 
 import msgspec
 
-from mtllm_edge.bundle.formats.binary import DamagedFileError
+from mtllm_edge.bundle.formats.binary import DamagedFileError, decode_json
 
 _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 _STEPS_LIMIT = 64
 _DEPTH_LIMIT = 16
 _PATTERN_LIMIT = 1_024
 _GROWTH_LIMIT = 64
-"""A text may become that many times longer: NFKC alone makes 18 letters of one."""
+"""Maximum growth of a text, as a factor; NFKC alone turns one letter into up to 18."""
 _MAPPED_LIMIT = 256
-"""Most bytes that a character map may make of one letter."""
+"""Maximum bytes that a character map makes from one letter."""
 _WORD_LIMIT = 1_000
 _ADDED_LIMIT, _ADDED_LENGTH_LIMIT = 100_000, 1_024
 
@@ -46,17 +45,14 @@ class _Model(msgspec.Struct):
     max_input_chars_per_word: int = 100
 
 
-def check(content: bytes) -> None:
-    """Look through a file's steps; its vocabulary is left to the library.
+def validate_tokenizer(content: bytes) -> None:
+    """Validate the steps of a file; the library validates its vocabulary.
 
     Raises:
-        DamagedFileError: No such file, or a step that could exhaust memory or time.
+        DamagedFileError: Not a `tokenizer.json`, or a step could exhaust memory or time.
     """
-    try:
-        file = msgspec.json.decode(content, type=_File)
-        model = msgspec.json.decode(file.model, type=_Model)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedFileError(f"no tokenizer ({error})") from None
+    file = decode_json(content, _File, "tokenizer")
+    model = decode_json(file.model, _Model, "tokenizer")
     if model.type not in _MODELS:
         raise DamagedFileError(f"has a model of type {model.type!r}, expected {', '.join(_MODELS)}")
     if model.max_input_chars_per_word > _WORD_LIMIT:
@@ -78,7 +74,7 @@ def check(content: bytes) -> None:
 
 
 def _steps(component: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """A component, or those that it is a sequence of."""
+    """Yield a component, or the components of a sequence."""
     if component is None:
         return
     if depth > _DEPTH_LIMIT or not isinstance(component, dict):
@@ -92,26 +88,26 @@ def _steps(component: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """How many times longer a step may make a text."""
+    """Maximum growth of a text by a step, as a factor."""
     pattern, content = step.get("pattern"), step.get("content", "")
-    searched = next(iter(pattern.values()), None) if isinstance(pattern, dict) and len(pattern) == 1 else pattern
-    if "pattern" in step and not (isinstance(searched, str) and 0 < len(searched) <= _PATTERN_LIMIT):
+    search = next(iter(pattern.values()), None) if isinstance(pattern, dict) and len(pattern) == 1 else pattern
+    if "pattern" in step and not (isinstance(search, str) and 0 < len(search) <= _PATTERN_LIMIT):
         raise DamagedFileError(
             f"searches for nothing, or for more than {_PATTERN_LIMIT} letters, in {step.get('type')}"
         )
     if "precompiled_charsmap" in step:
         _check_map(step["precompiled_charsmap"])
     if step.get("type") == "Prepend" and len(str(step.get("prepend"))) > _PATTERN_LIMIT:
-        raise DamagedFileError("puts pages before every text")
+        raise DamagedFileError(f"prepends more than {_PATTERN_LIMIT} letters")
     if step.get("type") != "Replace" or not isinstance(content, str):
         return 1.0
-    found = len(searched) if isinstance(pattern, dict) and "String" in pattern and isinstance(searched, str) else 1
-    return max(1.0, len(content) / found)
+    length = len(search) if isinstance(pattern, dict) and "String" in pattern and isinstance(search, str) else 1
+    return max(1.0, len(content) / length)
 
 
 def _check_map(encoded: Any) -> None:
-    """SentencePiece's compiled normaliser: a trie behind its length, then what its leaves point at, NUL-terminated."""
-    if encoded is None:  # the library reads it as an empty one
+    """Check SentencePiece's compiled normalizer: a trie after its length, then NUL-terminated replacements."""
+    if encoded is None:  # an empty map to the library
         return
     try:
         data = base64.b64decode(encoded, validate=True)

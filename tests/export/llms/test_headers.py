@@ -63,15 +63,15 @@ def rewritten(path: Path, change: Callable[[str, Any], Any], *, without: str = "
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes(family: str, tmp_path: Path) -> None:
     path, llm = written(tmp_path, family)
-    assert header_checks._gguf_faults(path, llm) == []
+    assert header_checks.check_llm(path, llm) == []
     if family in FEATURES:
         changed = rewritten(path, lambda _, value: value, without=FEATURES[family])
-        (fault,) = header_checks._gguf_faults(changed, llm)
-        assert fault.startswith(f"lacks the tensors blk.0.{FEATURES[family]}.weight")
+        (problem,) = header_checks.check_llm(changed, llm)
+        assert problem.startswith(f"lacks the tensors blk.0.{FEATURES[family]}.weight")
 
 
 @pytest.mark.parametrize(
-    ("family", "key", "value", "fault"),
+    ("family", "key", "value", "problem"),
     [
         ("gemma2", "gemma2.attention.sliding_window", 0, "sliding_window is 0, expected 1 to"),
         ("gemma3_text", "gemma3.attention.sliding_window", None, "sliding_window is None, expected 1 to"),
@@ -82,15 +82,20 @@ def test_every_family_passes(family: str, tmp_path: Path) -> None:
         ("qwen3", "qwen3.attention.key_length", 0, "key_length is 0"),
         ("qwen2", "qwen2.attention.head_count", 2, "2 heads of 16 do not make a width of 64"),
         ("llama", "llama.rope.scaling.type", "yarn", "scaling.type is 'yarn', expected 'linear'"),
-        ("llama", "llama.rope.scaling.factor", None, "scaling.type and llama.rope.scaling.factor come together only"),
+        (
+            "llama",
+            "llama.rope.scaling.factor",
+            None,
+            "scaling.type requires llama.rope.scaling.factor, and the reverse",
+        ),
         ("gemma2", "gemma2.attention.sliding_window", 2**26, "sliding_window is 67108864, expected 1 to 8388608"),
         ("gemma3_text", "gemma3.rope.freq_base_swa", 0.0, "freq_base_swa is 0.0, expected above 0"),
     ],
 )
-def test_numbers_that_would_end_the_process(family: str, key: str, value: Any, fault: str, tmp_path: Path) -> None:
+def test_numbers_that_would_end_the_process(family: str, key: str, value: Any, problem: str, tmp_path: Path) -> None:
     path, llm = written(tmp_path, family)
     changed = rewritten(path, lambda name, own: value if name == key else own)
-    assert fault in "; ".join(header_checks._gguf_faults(changed, llm))
+    assert problem in "; ".join(header_checks.check_llm(changed, llm))
 
 
 def test_a_window_pattern_of_another_depth(tmp_path: Path) -> None:
@@ -99,15 +104,15 @@ def test_a_window_pattern_of_another_depth(tmp_path: Path) -> None:
     key = "gemma2.attention.sliding_window_pattern"
     assert header.arrays == {key: (BOOL, llm.n_layer)}
     shorter = dataclasses.replace(header, arrays={key: (BOOL, llm.n_layer - 1)})
-    faults = gguf_schema.faults(shorter, architecture="gemma2", n_embd=llm.n_embd, n_layer=llm.n_layer)
-    assert faults == [f"{key} is no list of 4 truth values"]
+    problems = gguf_schema.llm_problems(shorter, llm)
+    assert problems == [f"{key} is no list of 4 truth values"]
 
 
 def test_biases_belong_to_qwen2(tmp_path: Path) -> None:
     path, llm = written(tmp_path, "qwen2")
     assert (
         "lacks the tensors blk.0.attn_k.bias"
-        in header_checks._gguf_faults(rewritten(path, lambda _, own: own, without="attn_k.bias"), llm)[0]
+        in header_checks.check_llm(rewritten(path, lambda _, own: own, without="attn_k.bias"), llm)[0]
     )
 
 

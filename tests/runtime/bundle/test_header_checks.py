@@ -302,12 +302,12 @@ def test_encoder_of_another_binary_version(fresh_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arrays", "fragment"),
     [
-        ("bridge", {"weight": (32, 15), "bias": (32,)}, "holds bias [32], weight [32, 15], expected bias [32], weight"),
-        ("bridge", {"weight": (32, 16)}, "holds weight [32, 16], expected bias [32], weight [32, 16]"),
-        ("tasks/topic/head", {"weight": (2, 32)}, "holds weight [2, 32], expected weight [3, 32]"),
-        ("tasks/topic/head", {"weight": (3, 32), "bias": (2,)}, "holds bias [2], weight [3, 32], expected bias [3]"),
-        ("tasks/topic/head", {"weight": (3, 32), "scale": (3,)}, "expected weight [3, 32]"),
-        ("tasks/topic/head", {}, "holds nothing"),
+        ("bridge", {"weight": (32, 15), "bias": (32,)}, "tensor weight has shape [32, 15], expected [32, 16]"),
+        ("bridge", {"weight": (32, 16)}, "lacks the tensors bias"),
+        ("tasks/topic/head", {"weight": (2, 32)}, "tensor weight has shape [2, 32], expected [3, 32]"),
+        ("tasks/topic/head", {"weight": (3, 32), "bias": (2,)}, "tensor bias has shape [2], expected [3]"),
+        ("tasks/topic/head", {"weight": (3, 32), "scale": (3,)}, "holds the tensor 'scale'"),
+        ("tasks/topic/head", {}, "lacks the tensors weight"),
     ],
 )
 def test_arrays_of_another_shape(
