@@ -19,12 +19,12 @@ from tests.fixtures.cli_result import Run
 CODES = ("deu_Latn", "eng_Latn", "swh_Latn", "zho_Hans")
 TEXTS = ["the team is good", "das ist gut", "timu ni nzuri", "中国 在 这 里", "the team is good"]
 LANGUAGES = ["eng_Latn", "German", "sw", "zh-CN", "deu_Latn"]
-READ_AS = ["eng_Latn", "deu_Latn", "swh_Latn", "zho_Hans", "deu_Latn"]
+CODES_USED = ["eng_Latn", "deu_Latn", "swh_Latn", "zho_Hans", "deu_Latn"]
 
 
 @pytest.fixture(scope="module")
-def told_bundle(tiny_variant: Callable[..., Path]) -> Path:
-    """A bundle whose encoder must be told the language, as NLLB."""
+def language_bundle(tiny_variant: Callable[..., Path]) -> Path:
+    """A bundle with language tokens, as NLLB has."""
     return tiny_variant(languages=CODES)
 
 
@@ -32,18 +32,18 @@ def _rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_texts_of_several_languages_in_one_batch(told_bundle: Path) -> None:
-    with Classifier.load(told_bundle, task="topic") as classifier:
+def test_texts_of_several_languages_in_one_batch(language_bundle: Path) -> None:
+    with Classifier.load(language_bundle, task="topic") as classifier:
         together = classifier.classify(TEXTS, language=LANGUAGES)
         alone = [classifier.classify([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
-    assert [prediction.language for prediction in together] == READ_AS
+    assert [prediction.language for prediction in together] == CODES_USED
     for one, other in zip(together, alone, strict=True):
         assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
-    assert together[0].probabilities != together[4].probabilities  # the same text, read as two languages
+    assert together[0].probabilities != together[4].probabilities  # the same text in two languages
 
 
-def test_vectors_of_several_languages(told_bundle: Path) -> None:
-    with Embedder.load(told_bundle) as embedder:
+def test_vectors_of_several_languages(language_bundle: Path) -> None:
+    with Embedder.load(language_bundle) as embedder:
         together_NE = embedder.embed(TEXTS, language=LANGUAGES)
         alone_NE = [embedder.embed([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
         with pytest.warns(LanguageWarning, match="Luxembourgish"):
@@ -53,16 +53,16 @@ def test_vectors_of_several_languages(told_bundle: Path) -> None:
     np.testing.assert_array_equal(luxembourgish_NE, german_NE)
 
 
-def test_an_encoder_that_needs_no_language_reads_the_same(tiny_bundle: Path) -> None:
+def test_languages_do_not_change_results_of_an_encoder_without_language_tokens(tiny_bundle: Path) -> None:
     with Classifier.load(tiny_bundle, task="topic") as classifier:
-        plain, told = classifier.classify(TEXTS), classifier.classify(TEXTS, language=LANGUAGES)
+        plain, tagged = classifier.classify(TEXTS), classifier.classify(TEXTS, language=LANGUAGES)
         assert classifier.predict(TEXTS, language="auto").tolist() == [prediction.label for prediction in plain]
     assert [prediction.language for prediction in plain] == [None] * len(TEXTS)
-    assert [prediction.language for prediction in told] == READ_AS
-    assert [prediction.probabilities for prediction in plain] == [prediction.probabilities for prediction in told]
+    assert [prediction.language for prediction in tagged] == CODES_USED
+    assert [prediction.probabilities for prediction in plain] == [prediction.probabilities for prediction in tagged]
 
 
-def test_the_command_line_says_languages(run: Run, tiny_bundle: Path) -> None:
+def test_languages_in_the_output_of_commands(run: Run, tiny_bundle: Path) -> None:
     texts = ["Das ist ein gutes Hotel in der Stadt.", "这个酒店很好，我们喜欢它。", "This is a good hotel in the town."]
     for name in ("--lang", "--language"):
         result = run("classify", "-b", tiny_bundle, "-t", "topic", name, "auto", *texts)
@@ -76,15 +76,15 @@ def test_the_command_line_says_languages(run: Run, tiny_bundle: Path) -> None:
     assert lines[-1].startswith("3 texts in ")
     table = run("classify", "-b", tiny_bundle, "-t", "topic", "--lang", "de", "--format", "table", *texts)
     assert table.out.count("deu_Latn") == 3
-    assert table.err.count("\n") == 1  # a single language that was given needs no table
+    assert table.err.count("\n") == 1  # one requested language needs no table
     embedded = run("embed", "-b", tiny_bundle, "--lang", "auto", *texts)
     assert [json.loads(line)["language"] for line in embedded.out.splitlines()] == ["deu_Latn", "zho_Hans", "eng_Latn"]
     assert embedded.err.splitlines()[0].split() == ["language", "texts"]
 
 
-def test_a_column_of_languages(run: Run, told_bundle: Path, tmp_path: Path) -> None:
+def test_a_column_of_languages(run: Run, language_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,lang\nthe team,English\nteam,gsw\ngood,lb\nbad,\n", encoding="utf-8")
-    command = ["classify", "-b", told_bundle, "-t", "topic", "a.csv", "--language-column", "lang"]
+    command = ["classify", "-b", language_bundle, "-t", "topic", "a.csv", "--language-column", "lang"]
     result = run(*command, "--lang", "sw")
     assert result.code == 0
     assert [row["language"] for row in _rows(result.out)] == ["eng_Latn", "deu_Latn", "deu_Latn", "swh_Latn"]
@@ -114,13 +114,13 @@ def test_a_column_of_languages(run: Run, told_bundle: Path, tmp_path: Path) -> N
     ],
 )
 def test_wrong_languages(
-    run: Run, told_bundle: Path, tmp_path: Path, content: str, arguments: list[str], message: str
+    run: Run, language_bundle: Path, tmp_path: Path, content: str, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     result = run(
         "classify",
         "-b",
-        told_bundle,
+        language_bundle,
         "-t",
         "topic",
         "a.csv",
@@ -137,7 +137,7 @@ def test_wrong_languages(
     assert not (tmp_path / "o.csv").exists()
 
 
-def test_the_extra_is_missed_at_the_door(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid", None)
     result = run("classify", "-b", tiny_bundle, "-t", "topic", "--lang", "auto", "text")
     assert (result.code, result.out) == (2, "")
@@ -146,8 +146,8 @@ def test_the_extra_is_missed_at_the_door(run: Run, tiny_bundle: Path, monkeypatc
     )
 
 
-def test_languages_of_a_bundle(run: Run, told_bundle: Path, tiny_bundle: Path) -> None:
-    assert run("languages", told_bundle).out.splitlines() == [
+def test_languages_of_a_bundle(run: Run, language_bundle: Path, tiny_bundle: Path) -> None:
+    assert run("languages", language_bundle).out.splitlines() == [
         "deu_Latn\tGerman",
         "eng_Latn\tEnglish",
         "swh_Latn\tSwahili",
@@ -155,16 +155,16 @@ def test_languages_of_a_bundle(run: Run, told_bundle: Path, tiny_bundle: Path) -
     ]
     assert run("languages", tiny_bundle).out == run("languages").out
     assert "bod_Tibt\tTibetan\n" in run("languages").out
-    assert "4, and --lang must tell which" in run("info", told_bundle).out
+    assert "4, and --lang must tell which" in run("info", language_bundle).out
 
 
-def test_the_summary_puts_rare_languages_together() -> None:
-    tally = LanguageSummary()
-    for place in range(13):
-        for _ in range(20 - place):
-            tally.add(f"l{place:02}", "yes" if place % 2 else "no", place / 20)
-    tally.add(None, "yes", 1.0)
-    lines = console.render(views.languages_table(tally)).decode().splitlines()
+def test_the_summary_merges_rare_languages() -> None:
+    summary = LanguageSummary()
+    for index in range(13):
+        for _ in range(20 - index):
+            summary.add(f"l{index:02}", "yes" if index % 2 else "no", index / 20)
+    summary.add(None, "yes", 1.0)
+    lines = console.render(views.languages_table(summary)).decode().splitlines()
     assert len(lines) == 2 + 10 + 1
     assert lines[2].split() == ["l00", "20", "0.000", "no", "100%"]
     assert lines[-1].split() == ["3", "others", "27", "0.546", "no", "67%,", "yes", "33%"]
