@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtllm_edge.errors import DataError
 from mtllm_edge.files.atomic import atomic_file
-from mtllm_edge.files.rows import csv_records
+from mtllm_edge.files.sources import open_source
 from mtllm_edge.files.writers import free_names, write_csv
 
 _SAMPLE = 100
@@ -50,7 +50,7 @@ def read(path: Path) -> Document:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() in _TABLES:
-                records = [record for _, record in csv_records(file, path.name) if record is not None]
+                records = [row for _, row in open_source(str(path), suffix=".csv").strict_rows()]
                 return Document(path.name, list(records[0]), records)
             return from_lines(path.name, file)
     except UnicodeDecodeError:

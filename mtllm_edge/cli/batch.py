@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,15 +22,15 @@ from mtllm_edge.cli.options import BatchOptions
 from mtllm_edge.cli.progress import job_progress
 from mtllm_edge.errors import DataError, NoRowsError, UsageError
 from mtllm_edge.files.columns import Columns
+from mtllm_edge.files.digest import sha256_file
 from mtllm_edge.files.rows import RowError
 from mtllm_edge.files.sources import STDIN, Source, find_sources
 from mtllm_edge.inputs import Input, Kind, parts_of
 from mtllm_edge.jobs import output
-from mtllm_edge.jobs.answer_store import Journal, Scratch
-from mtllm_edge.jobs.inputs import Reading, Request
-from mtllm_edge.jobs.journal import journal, rejected_path
+from mtllm_edge.jobs.inputs import InputReader, JobInput
+from mtllm_edge.jobs.journal import Journal, open_journal, rejected_path
 from mtllm_edge.jobs.row_languages import RowLanguages
-from mtllm_edge.jobs.runner import Answer, Model, Runner
+from mtllm_edge.jobs.runner import Model, Result, Runner
 from mtllm_edge.jobs.spec import Job
 
 _DEFAULT_COLUMNS = Columns()
@@ -46,7 +45,7 @@ class Batch:
 
     options: BatchOptions
     form: str
-    """Output format: one of `mtllm_edge.jobs.output.FORMS`, ``npy``, or ``table``."""
+    """Output format: one of `mtllm_edge.jobs.output.FORMATS`, ``npy``, or ``table``."""
     sources: Sequence[Source]
     bundle: Bundle
     languages: RowLanguages
@@ -63,10 +62,10 @@ class Batch:
         languages = RowLanguages(bundle.manifest, options.language, options.language_column)
         return cls(options=options, form=form, sources=sources, bundle=bundle, languages=languages)
 
-    def request(self, kind: Kind, columns: Columns = _DEFAULT_COLUMNS) -> Request:
+    def reader(self, kind: Kind, columns: Columns = _DEFAULT_COLUMNS) -> InputReader:
         """Return how rows become inputs of a task of some kind."""
         language = self.languages.language_of if self.languages.enabled else None
-        return Request(kind, self.options.text_column, columns, language)
+        return InputReader(kind, self.options.text_column, columns, language)
 
 
 def _find_inputs(texts: Sequence[str], text_column: str | None, output_path: Path | None) -> list[Source]:
@@ -87,83 +86,84 @@ def _find_inputs(texts: Sequence[str], text_column: str | None, output_path: Pat
 
 
 def run_batch(
-    batch: Batch, request: Request, load: Callable[[], AbstractContextManager[Model]], *, task: str | None = None
+    batch: Batch, reader: InputReader, load: Callable[[], AbstractContextManager[Model]], *, task: str | None = None
 ) -> None:
     """Compute the results of all rows and write the output.
 
     Args:
         batch: Inputs and output.
-        request: How rows become inputs of the model.
+        reader: How rows become inputs of the model.
         load: Loads the model for the duration of a block.
         task: Name of the task, if the command has one.
 
     Raises:
         MtllmError: Of any kind; results so far are in the journal.
     """
-    output.check_form(batch.form)
+    output.check_format(batch.form)
     strict = batch.options.strict or batch.options.output is None
-    readings = _inspect_inputs(batch, request, strict=strict)
+    inputs = _inspect_inputs(batch, reader, strict=strict)
     if strict:
-        _check_rows(request, readings)
-    with _result_store(batch, task) as store:
-        if store is None:
+        _check_rows(reader, inputs)
+    with _journal(batch, task) as journal:
+        if journal is None:
             console.note(f"{batch.options.output} was finished by an earlier run; nothing to do")
             return
-        resumed = store.progress.read
+        resumed = journal.progress.read
         if resumed:
             console.note(f"going on after {console.count(resumed, 'row')} of an interrupted run")
-        most_rows = output.MOST_ROWS.get(batch.form, output.ENDLESS)
+        max_rows = output.MAX_ROWS.get(batch.form, output.UNLIMITED)
         with load() as model, job_progress() as progress:
-            runner = Runner(request, readings, store, progress, strict=strict, most_rows=most_rows)
+            runner = Runner(reader, inputs, journal, progress, strict=strict, max_rows=max_rows)
             start = time.perf_counter()
             runner.run(model)
             seconds = time.perf_counter() - start
-        joined = output.Joined(request, readings, store)
-        if not joined.first:
-            raise DataError(f"no row can be read; the first error: {runner.first_fault}")
-        _note_renamed_columns(joined)
-        loss = _write_output(batch, joined, store)
+        rows = output.OutputRows(reader, inputs, journal)
+        if not rows.first:
+            raise DataError(f"no row can be read; the first error: {runner.first_error}")
+        _note_renamed_columns(rows)
+        loss = _write_output(batch, rows)
     if loss is not None:
         console.note(f"note: {loss}")
-    _print_summary(batch, joined, runner.first_fault)
-    _print_speed(joined.rows, store.progress.read - resumed, seconds, resumed=bool(resumed))
+    _print_summary(batch, rows, runner.first_error)
+    _print_speed(rows.count, rows.progress.read - resumed, seconds, resumed=bool(resumed))
 
 
-def _inspect_inputs(batch: Batch, request: Request, *, strict: bool) -> list[Reading]:
+def _inspect_inputs(batch: Batch, reader: InputReader, *, strict: bool) -> list[JobInput]:
     """Read the beginning of each input; leave out empty files, unless all are empty."""
-    readings: list[Reading] = []
+    inputs: list[JobInput] = []
     empty: list[NoRowsError] = []
     for source in batch.sources:
         try:
-            readings.append(request.survey(source))
+            inputs.append(reader.inspect(source))
         except NoRowsError as error:
             empty.append(error)
-    if empty and (strict or not readings):
+    if empty and (strict or not inputs):
         raise empty[0]
     if empty:
         console.note(f"note: {console.count(len(empty), 'file')} without texts left out, the first: {empty[0]}")
     names_by_note: dict[str, list[str]] = {}
-    for reading in readings:
-        if reading.note is not None:
-            names_by_note.setdefault(reading.note, []).append(reading.source.name)
+    for job_input in inputs:
+        if job_input.note is not None:
+            names_by_note.setdefault(job_input.note, []).append(job_input.source.name)
     for note, names in names_by_note.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.note(f"note: {names[0]}{others}: {note}")
-    return readings
+    return inputs
 
 
-def _check_rows(request: Request, readings: Sequence[Reading]) -> None:
+def _check_rows(reader: InputReader, inputs: Sequence[JobInput]) -> None:
     """Read all rows and raise the first error, before a model is loaded."""
-    for reading, number, _, item in request.read(readings):
+    for job_input, number, _, item in reader.read(inputs):
         if isinstance(item, RowError):
-            raise DataError(f"{reading.source.place(number)}{item.said}")
+            raise DataError(f"{job_input.source.place(number)}{item.message}")
 
 
 @contextmanager
-def _result_store(batch: Batch, task: str | None) -> Iterator[Journal | Scratch | None]:
+def _journal(batch: Batch, task: str | None) -> Iterator[Journal | None]:
     options = batch.options
     if options.output is None:
-        yield Scratch()
+        with closing(Journal()) as journal:
+            yield journal
         return
     context = click.get_current_context()
     assert context.info_name is not None
@@ -175,59 +175,59 @@ def _result_store(batch: Batch, task: str | None) -> Iterator[Journal | Scratch 
             recorded.setdefault(name, ", ".join(value) if isinstance(value, tuple) else str(value))
     job = Job(
         command=context.info_name,
-        bundle=hashlib.sha256((batch.bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
+        bundle=sha256_file(batch.bundle.path / MANIFEST_NAME),
         options=recorded | {"--format": batch.form},
         inputs=[source.identity for source in batch.sources],
     )
-    with journal(options.output, job, force=options.force, restart=options.restart) as store:
-        yield store
+    with open_journal(options.output, job, force=options.force, restart=options.restart) as opened:
+        yield opened
 
 
-def _note_renamed_columns(joined: output.Joined) -> None:
-    for name, renamed in joined.names.items():
+def _note_renamed_columns(rows: output.OutputRows) -> None:
+    for name, renamed in rows.names.items():
         if name != renamed:
             console.note(f"note: the input has a column {name!r}; the new one is called {renamed!r}")
 
 
-def _write_output(batch: Batch, joined: output.Joined, store: Journal | Scratch) -> str | None:
+def _write_output(batch: Batch, rows: output.OutputRows) -> str | None:
     """Write the output; return a message if the format cannot represent all of it."""
-    if isinstance(store, Journal):
+    if batch.options.output is not None:
         with console.spinner("writing the output"):
-            return store.write_result(lambda file: _write_file(batch.form, joined, file))
+            return rows.journal.write_output(lambda file: _write_file(batch.form, rows, file))
     if batch.form == "table":
-        for group in output.tables(joined, _ROWS_PER_TABLE):
+        for group in output.groups(rows, _ROWS_PER_TABLE):
             console.print_stdout(_table(group))
         return None
-    loss = output.write(batch.form, sys.stdout.buffer, joined)
+    loss = output.write(batch.form, sys.stdout.buffer, rows)
     sys.stdout.flush()
     return loss
 
 
-def _write_file(form: str, joined: output.Joined, file: BinaryIO) -> str | None:
+def _write_file(form: str, rows: output.OutputRows, file: BinaryIO) -> str | None:
     if form != "table":
-        return output.write(form, file, joined)
-    for group in output.tables(joined, _ROWS_PER_TABLE):
+        return output.write(form, file, rows)
+    for group in output.groups(rows, _ROWS_PER_TABLE):
         file.write(console.render(_table(group)))
     return None
 
 
-def _table(rows: Sequence[tuple[Input, Answer]]) -> Table:
+def _table(rows: Sequence[tuple[Input, Result]]) -> Table:
     return views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in rows])
 
 
-def _print_summary(batch: Batch, joined: output.Joined, first_error: str | None) -> None:
+def _print_summary(batch: Batch, rows: output.OutputRows, first_error: str | None) -> None:
     count, limit = console.count, batch.bundle.manifest.encoder.max_tokens
-    blank, rejected = sum(reading.blank for reading in joined.readings), joined.store.progress.rejected
+    blank, rejected = sum(job_input.blank for job_input in rows.inputs), rows.progress.rejected
     if blank:
         console.note(f"note: {count(blank, 'blank line')} left out")
-    if joined.truncated:
-        console.note(f"note: {count(joined.truncated, 'text')} longer than {limit} tokens lost the end")
-    if joined.split:
-        console.note(f"note: {count(joined.split, 'text')} longer than {limit} tokens read in windows")
-    if joined.abstained:
-        console.note(f"note: unsure of {count(joined.abstained, 'text')}")
-    if len(joined.languages.texts) > 1:
-        console.print_stderr(views.languages_table(joined.languages))
+    if rows.truncated:
+        console.note(f"note: {count(rows.truncated, 'text')} longer than {limit} tokens lost the end")
+    if rows.split:
+        console.note(f"note: {count(rows.split, 'text')} longer than {limit} tokens read in windows")
+    if rows.abstained:
+        console.note(f"note: unsure of {count(rows.abstained, 'text')}")
+    if len(rows.languages.texts) > 1:
+        console.print_stderr(views.languages_table(rows.languages))
     if rejected and batch.options.output is not None:
         path = rejected_path(batch.options.output)
         console.note(f"note: {count(rejected, 'row')} rejected, see {path}; the first: {first_error}")

@@ -16,11 +16,11 @@ from mtllm_edge.bundle.manifest import UNSURE, TaskSpec
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.bundle.update import validate_writable
 from mtllm_edge.cli import options, views
-from mtllm_edge.cli.labeled import labels_of, note_repeats, read_labeled
+from mtllm_edge.cli.labeled import note_repeats, read_labeled
 from mtllm_edge.cli.progress import progress_bar
 from mtllm_edge.embedder import Embedder, warn_truncated
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.files.columns import Columns, inputs_of
+from mtllm_edge.files.columns import Columns
 from mtllm_edge.files.tables import Table
 from mtllm_edge.inputs import Input, vector_count
 from mtllm_edge.jobs.row_languages import RowLanguages
@@ -88,8 +88,8 @@ def calibrate(
     spec = opened.manifest.tasks[name]
     limit, _ = resolve_abstention(spec, threshold if target_accuracy is None else target_accuracy, abstain)
     languages = RowLanguages(opened.manifest, language, language_column)
-    inputs = inputs_of(table, spec.kind, Columns(pair_column, choices_columns))
-    sample = _distinct(table, inputs, labels_of(table, label_column), name, spec, languages)
+    inputs = table.inputs(spec.kind, Columns(pair_column, choices_columns))
+    sample = _distinct(table, inputs, table.words(label_column, "label"), name, spec, languages)
     logits_NC, codes = _logits(opened, name, sample, threads)
     temperatures_N = select_temperatures(spec, codes)
     report = fit_calibration(
@@ -111,11 +111,8 @@ def _distinct(
     table: Table, inputs: Sequence[Input], labels: Sequence[str], name: str, task: TaskSpec, languages: RowLanguages
 ) -> _Sample:
     """Return the rows of a table, without those that repeat another."""
-    rows = zip(labels, inputs, table.records, table.places, strict=True)
-    parsed = [
-        (item, _class_of(label, item, name, task, place), languages.language_of(record, place))
-        for label, item, record, place in rows
-    ]
+    rows = zip(labels, inputs, table.places, table.map(languages.language_of), strict=True)
+    parsed = [(item, _class_of(label, item, name, task, place), language) for label, item, place, language in rows]
     indices = unique_indices(inputs, labels)
     note_repeats(len(inputs) - len(indices))
     validate_sample_size(len(indices))

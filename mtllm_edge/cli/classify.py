@@ -27,9 +27,9 @@ from mtllm_edge.cli.options import (
 )
 from mtllm_edge.errors import UsageError
 from mtllm_edge.files.columns import Columns
-from mtllm_edge.jobs.inputs import Asked
-from mtllm_edge.jobs.output import FORMS
-from mtllm_edge.jobs.runner import Answer, Model
+from mtllm_edge.jobs.inputs import ModelInput
+from mtllm_edge.jobs.output import FORMATS
+from mtllm_edge.jobs.runner import Model, Result
 from mtllm_edge.tasks.calibration import resolve_abstention
 from mtllm_edge.tasks.prediction import Prediction
 from mtllm_edge.tokenization.windows import check_long_texts
@@ -47,7 +47,7 @@ from mtllm_edge.tokenization.windows import check_long_texts
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", *FORMS.values()]),
+    type=click.Choice(["table", *FORMATS.values()]),
     help="By default that of the --output name; otherwise a table on a terminal and csv in a pipe.",
 )
 @output_options
@@ -70,7 +70,7 @@ def classify(
     the task may abstain, the label of an abstention is 'unsure', and there is a column abstained. If the input has a
     column of that name already, the new one is called predicted_label and so on.
     """
-    form = form or output_format(options.output, FORMS, terminal="table", pipe="csv")
+    form = form or output_format(options.output, FORMATS, terminal="table", pipe="csv")
     if options.output is None and form in ("parquet", "xlsx"):
         raise UsageError(f"--format {form} needs a file; name it with --output")
     batch = Batch.open(options, form)
@@ -88,7 +88,7 @@ def classify(
         with console.spinner("loading the model"):
             classifier = Classifier.load(batch.bundle, task=task, **options.engines)
 
-        def model(rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
+        def model(rows: Sequence[ModelInput], progress: Callable[[int], None]) -> list[Result]:
             languages, texts = zip(*rows, strict=True)
             predictions = classifier.classify(
                 texts,
@@ -103,17 +103,17 @@ def classify(
         with classifier:
             yield model
 
-    run_batch(batch, batch.request(spec.kind, columns), load, task=task)
+    run_batch(batch, batch.reader(spec.kind, columns), load, task=task)
 
 
-def _columns_of(prediction: Prediction, extra_fields: Sequence[str]) -> Answer:
+def _columns_of(prediction: Prediction, extra_fields: Sequence[str]) -> Result:
     """Return the output columns of a prediction."""
-    answer: Answer = {
+    result: Result = {
         "label": prediction.label,
         "confidence": round(prediction.confidence, 6),
         "truncated": prediction.truncated,
     }
-    answer |= {field: getattr(prediction, field) for field in extra_fields}
-    if "probabilities" in answer:
-        answer["probabilities"] = {label: round(value, 6) for label, value in prediction.probabilities.items()}
-    return answer
+    result |= {field: getattr(prediction, field) for field in extra_fields}
+    if "probabilities" in result:
+        result["probabilities"] = {label: round(value, 6) for label, value in prediction.probabilities.items()}
+    return result

@@ -21,8 +21,8 @@ from mtllm_edge.cli.options import (
     texts_argument,
 )
 from mtllm_edge.embedder import Embedder
-from mtllm_edge.jobs.inputs import Asked
-from mtllm_edge.jobs.runner import Answer, Model
+from mtllm_edge.jobs.inputs import ModelInput
+from mtllm_edge.jobs.runner import Model, Result
 
 _FORMS = {".npy": "npy", ".jsonl": "jsonl", ".parquet": "parquet"}
 
@@ -50,10 +50,12 @@ def embed(options: BatchOptions) -> None:
         with embedder:
             yield lambda rows, progress: _embed(embedder, batch, rows, progress)
 
-    run_batch(batch, batch.request("sequence"), load)
+    run_batch(batch, batch.reader("sequence"), load)
 
 
-def _embed(embedder: Embedder, batch: Batch, rows: Sequence[Asked], progress: Callable[[int], None]) -> list[Answer]:
+def _embed(
+    embedder: Embedder, batch: Batch, rows: Sequence[ModelInput], progress: Callable[[int], None]
+) -> list[Result]:
     """Return the output columns of each row."""
     languages, texts = zip(*rows, strict=True)
     windows = embedder.windows(texts, language=languages, long_texts=batch.options.long_texts)

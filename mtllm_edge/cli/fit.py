@@ -11,11 +11,11 @@ from mtllm_edge.backends.probing.offload import GpuLayers
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.classifier import Classifier
 from mtllm_edge.cli import options, views
-from mtllm_edge.cli.labeled import labels_of, note_repeats, read_labeled
+from mtllm_edge.cli.labeled import note_repeats, read_labeled
 from mtllm_edge.cli.progress import progress_bars
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.extras import require
-from mtllm_edge.files.columns import Columns, group_of, inputs_of
+from mtllm_edge.files.columns import Columns
 from mtllm_edge.tasks.fitting import prepare_examples, validate_fit_kind
 from mtllm_edge.tasks.store import task_source, validate_task_name
 
@@ -60,11 +60,10 @@ def fit(
     source = options.source_name(files)
     task_source(task, source, license)
     columns = Columns(pair_column)
-    kind = columns.kind(table.records[0], files[0])
+    kind = columns.kind(table.rows[0], files[0])
     validate_fit_kind(kind)
-    inputs, labels = inputs_of(table, kind, columns), labels_of(table, label_column)
-    rows = zip(table.records, table.places, strict=True)
-    groups = None if group_column is None else [group_of(record, group_column, place) for record, place in rows]
+    inputs, labels = table.inputs(kind, columns), table.words(label_column, "label")
+    groups = None if group_column is None else table.words(group_column, "group")
     examples = prepare_examples(inputs, labels, groups)
     note_repeats(len(inputs) - len(examples.inputs))
     console.note(f"{console.count(len(examples.inputs), 'text')}: {console.counts(examples.counts)}")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mtllm_edge import console
 from mtllm_edge.errors import UsageError
-from mtllm_edge.files.columns import label_of
 from mtllm_edge.files.tables import Table, read_table
 
 _SUFFIXES = (".csv", ".jsonl")
@@ -24,11 +23,6 @@ def read_labeled(files: Sequence[str], text_column: str | None) -> Table:
         if Path(name).suffix.lower() not in _SUFFIXES:
             raise UsageError(f"{name} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label per row")
     return read_table(files, text_column=text_column)
-
-
-def labels_of(table: Table, column: str) -> list[str]:
-    """Return the label of each row."""
-    return [label_of(record, column, place) for record, place in zip(table.records, table.places, strict=True)]
 
 
 def note_repeats(number: int) -> None:

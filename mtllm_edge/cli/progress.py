@@ -86,7 +86,7 @@ class JobBar:
         """Show the bar; `done` rows of an earlier run do not count for the speed."""
         self._bar = self._progress.add_task("texts", total=None, completed=done)
 
-    def expect(self, total: int) -> None:
+    def set_total(self, total: int) -> None:
         """Set the number of rows."""
         self._progress.update(self._bar, total=total)
 
@@ -94,7 +94,7 @@ class JobBar:
         """Add texts that were computed."""
         self._progress.advance(self._bar, texts)
 
-    def settle(self, done: int) -> None:
+    def set_done(self, done: int) -> None:
         """Set the number of rows with a result."""
         self._progress.update(self._bar, completed=done)
 
@@ -110,7 +110,7 @@ class JobLines:
         self._first = self._done = self._total = done
         self._start, self._next_line = time.monotonic(), _FIRST_LINE
 
-    def expect(self, total: int) -> None:
+    def set_total(self, total: int) -> None:
         """See `JobBar`."""
         self._total = total
 
@@ -125,6 +125,6 @@ class JobLines:
         left = max(self._total - self._done, 0) / max(rate, 1e-9)
         note(f"{self._done:,} of about {self._total:,} texts, {rate:.1f} texts/s, {duration(left)} left")
 
-    def settle(self, done: int) -> None:
+    def set_done(self, done: int) -> None:
         """See `JobBar`."""
         self._done = done

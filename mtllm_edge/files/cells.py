@@ -1,4 +1,4 @@
-"""Values of cells, whatever a format makes them, as text."""
+"""Cells of any format as text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import msgspec
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
-def as_json(value: object) -> str:
-    """A value in JSON; what JSON has no form for is written as a string."""
-    return _ENCODER.encode(value).decode()
+def as_json(cell: object) -> str:
+    """Encode a cell in JSON; a type that JSON lacks becomes a string."""
+    return _ENCODER.encode(cell).decode()
 
 
-def as_text(value: object) -> str:
-    """A value as the text of a cell: strings, dates and decimals as they are, all else in JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    return str(value) if isinstance(value, decimal.Decimal) else as_json(value)
+def as_text(cell: object) -> str:
+    """Return the text of a cell: strings, dates and decimals as they are, all other types in JSON."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, (datetime.date, datetime.time)):
+        return cell.isoformat()
+    return str(cell) if isinstance(cell, decimal.Decimal) else as_json(cell)

@@ -1,4 +1,4 @@
-"""From the columns of a file to what a task reads: texts, pairs, and texts with choices."""
+"""From the row of a table to the input of a task: text, pair, or text with choices."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import Any
 import msgspec
 
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.files.tables import Table, check_text
+from mtllm_edge.files.rows import encoding_error
 from mtllm_edge.inputs import Input, Kind
 
 PAIR_COLUMN = "text_pair"
 CHOICES_COLUMN = "choices"
 LABEL_COLUMN = "label"
-_ADVICE = "fill it or remove the row"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns beside that of the text."""
+    """Names of the columns that a task reads besides the text."""
 
     pair: str | None = None
     """The second text of a pair; None means `PAIR_COLUMN`."""
     choices: tuple[str, ...] = ()
-    """A column per choice, or one that holds a list of them (in csv, as JSON); empty means `CHOICES_COLUMN`."""
+    """One column per choice, or one with a list of them (in csv, as JSON); empty means `CHOICES_COLUMN`."""
 
     @property
     def pair_name(self) -> str:
@@ -37,34 +36,33 @@ class Columns:
         """The columns of the choices."""
         return self.choices or (CHOICES_COLUMN,)
 
-    def kind(self, record: Mapping[str, Any], name: str) -> Kind:
-        """The kind of task that a file is for, by the columns of its first record.
+    def kind(self, row: Mapping[str, Any], name: str) -> Kind:
+        """Return the kind of task that a file is for.
 
         Args:
-            record: The first record.
-            name: The file's, for messages.
+            row: The first row.
+            name: The file, for messages.
 
         Raises:
-            UsageError: A column that was named is not there, or the columns are those of two kinds.
+            UsageError: A named column is missing, or the file has the columns of two kinds.
         """
-        named = [*filter(None, [self.pair]), *self.choices]
-        missing = [column for column in named if column not in record]
-        if missing:
-            raise UsageError(f"{name} has no column {missing[0]!r}, only {', '.join(map(repr, record))}")
-        pair = self.pair_name in record
-        choices = all(column in record for column in self.choices_names)
-        if pair and choices:
+        for column in (*filter(None, [self.pair]), *self.choices):
+            if column not in row:
+                raise UsageError(f"{name}{missing_column(row, column)}")
+        has_pair = self.pair_name in row
+        has_choices = all(column in row for column in self.choices_names)
+        if has_pair and has_choices:
             raise UsageError(
                 f"{name} has the columns of a pair ({self.pair_name!r}) and of choices "
                 f"({', '.join(map(repr, self.choices_names))}); a task reads one or the other: leave one out"
             )
-        return "pair" if pair else "multiple_choice" if choices else "sequence"
+        return "pair" if has_pair else "multiple_choice" if has_choices else "sequence"
 
     def check(self, kind: Kind) -> None:
-        """Refuse columns that a task of some kind does not read.
+        """Refuse column options that a kind of task does not read.
 
         Raises:
-            UsageError: One was named.
+            UsageError: There is one.
         """
         if self.pair and kind != "pair":
             raise UsageError(f"--pair-column is for tasks of pairs, but the task is of the kind {kind!r}; leave it out")
@@ -73,83 +71,131 @@ class Columns:
                 f"--choices-column is for multiple choice, but the task is of the kind {kind!r}; leave it out"
             )
 
-    def beside(self, kind: Kind) -> tuple[str, ...]:
-        """The columns that a task of some kind reads beside that of the text."""
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """Return the columns that a kind of task reads besides the text."""
         return {"sequence": (), "pair": (self.pair_name,), "multiple_choice": self.choices_names}[kind]
 
+    def join(self, text: str, row: Mapping[str, Any], kind: Kind) -> Input:
+        """Return the input of a task: a text with the second text or the choices of its row.
 
-def inputs_of(sheet: Table, kind: Kind, columns: Columns) -> list[Input]:
-    """What a task reads of each record of a sheet.
+        Raises:
+            UsageError, DataError: As for `parse_row`.
+        """
+        if kind == "sequence":
+            return text
+        if kind == "pair":
+            return text, text_cell(row, self.pair_name)
+        if len(self.choices_names) > 1:
+            return text, tuple(text_cell(row, column) for column in self.choices_names)
+        return text, _choices(row, self.choices_names[0])
+
+
+def parse_row(row: Mapping[str, Any], text_column: str, kind: Kind, columns: Columns) -> Input:
+    """Return the input of a task from a row of a table.
+
+    Args:
+        row: Column -> cell.
+        text_column: Name of the text's column.
+        kind: The kind of task.
+        columns: Names of the other columns that it reads.
 
     Raises:
-        UsageError: A record lacks a column, or one was named that this kind does not read.
-        DataError: A cell is empty or no text, or there are fewer than two choices.
+        UsageError: A column is missing. The message follows the name of the row's place, as in `RowError`.
+        DataError: The text's column is missing, a cell is empty or no text, or there are fewer than two choices.
     """
-    columns.check(kind)
-    rows = zip(sheet.texts, sheet.records, sheet.places, strict=True)
-    return [input_of(text, record, kind, columns, place) for text, record, place in rows]
+    if text_column not in row:
+        raise DataError(missing_column(row, text_column))
+    return columns.join(text_cell(row, text_column), row, kind)
 
 
-def input_of(text: str, record: Mapping[str, Any], kind: Kind, columns: Columns, place: str) -> Input:
-    """What a task reads of one record, whose text is known to be one; errors as for `inputs_of`."""
-    if kind == "pair":
-        return text, _text(record, columns.pair_name, place)
-    return text if kind == "sequence" else (text, _choices(record, columns.choices_names, place))
+def missing_column(row: Mapping[str, Any], column: str) -> str:
+    """Return the message about a column that a row lacks."""
+    return f" has no column {column!r}, only {', '.join(map(repr, row)) or 'none'}"
 
 
-def label_of(record: Mapping[str, Any], column: str, place: str) -> str:
-    """The label of a record, as a word; `place` is for messages.
+def choose_text_column(row: Mapping[str, Any], name: str, text_column: str | None) -> str:
+    """Return the name of the text's column.
+
+    Args:
+        row: The first row of a file.
+        name: The file, for messages.
+        text_column: The name that the user gave; None takes ``text``, or the only column.
 
     Raises:
-        UsageError: There is no such column.
-        DataError: It is empty, or neither a word nor a whole number.
+        UsageError: There is no such column, or none was named and there are several.
     """
-    return _word(record, column, place, "label")
+    column = "text" if text_column is None else text_column
+    if column in row:
+        return column
+    if text_column is None and len(row) == 1:
+        return next(iter(row))
+    advice = "name one with --text-column" if text_column is None else "name one of them"
+    raise UsageError(f"{name}{missing_column(row, column)}; {advice}")
 
 
-def group_of(record: Mapping[str, Any], column: str, place: str) -> str:
-    """The name of what a record belongs to; arguments and errors as for `label_of`."""
-    return _word(record, column, place, "group")
+def cell_of(row: Mapping[str, Any], column: str) -> Any:
+    """Return a cell of a row.
+
+    Raises:
+        UsageError: The column is missing.
+    """
+    if column not in row:
+        raise UsageError(f"{missing_column(row, column)}; name the right column")
+    return row[column]
 
 
-def _word(record: Mapping[str, Any], column: str, place: str, what: str) -> str:
-    if column not in record:
-        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, record))}")
-    word = record[column]
-    if not isinstance(word, (str, int)) or isinstance(word, bool) or not str(word).strip():
-        raise DataError(f"{place} has the {what} {word!r}, expected a word or a whole number")
-    return str(word).strip()
+def text_cell(row: Mapping[str, Any], column: str) -> str:
+    """Return a cell that holds a text.
 
-
-def _cell(record: Mapping[str, Any], column: str, place: str) -> Any:
-    if column not in record:
-        found = ", ".join(map(repr, record))
-        raise UsageError(
-            f"{place} has no column {column!r}, only {found}; the task needs it, under this name or one that is given"
-        )
-    return record[column]
-
-
-def _text(record: Mapping[str, Any], column: str, place: str) -> str:
-    text: str = _cell(record, column, place)
-    check_text(text, f"{place}, column {column!r},", advice=_ADVICE)
+    Raises:
+        UsageError: The column is missing.
+        DataError: The cell is empty or no text.
+    """
+    text: str = cell_of(row, column)
+    check_text(text, f", column {column!r},")
     return text
 
 
-def _choices(record: Mapping[str, Any], columns: tuple[str, ...], place: str) -> tuple[str, ...]:
-    if len(columns) > 1:
-        return tuple(_text(record, column, place) for column in columns)
-    found = _cell(record, columns[0], place)
-    if isinstance(found, str):
+def word_cell(row: Mapping[str, Any], column: str, noun: str) -> str:
+    """Return a cell that holds a word or a whole number, such as a label; `noun` is its name in messages.
+
+    Raises:
+        UsageError: The column is missing.
+        DataError: The cell is empty or of another type.
+    """
+    word = cell_of(row, column)
+    if not isinstance(word, (str, int)) or isinstance(word, bool) or not str(word).strip():
+        raise DataError(f" has the {noun} {word!r}, expected a word or a whole number")
+    return str(word).strip()
+
+
+def _choices(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """Return the choices that one cell lists."""
+    choices = cell_of(row, column)
+    if isinstance(choices, str):
         try:
-            found = msgspec.json.decode(found)
+            choices = msgspec.json.decode(choices)
         except msgspec.DecodeError:
-            found = None
-    where = f"{place}, column {columns[0]!r},"
-    if not isinstance(found, list):
-        raise DataError(f'{where} is no list of choices; write ["one", "two"], or name a column per choice')
-    if len(found) < 2:
-        raise DataError(f"{where} has {len(found)} choices; give two or more")
-    for number, choice in enumerate(found):
-        check_text(choice, f"{where} choice {number}", advice=_ADVICE)
-    return tuple(found)
+            choices = None
+    place = f", column {column!r},"
+    if not isinstance(choices, list):
+        raise DataError(f'{place} is no list of choices; write ["one", "two"], or name a column per choice')
+    if len(choices) < 2:
+        raise DataError(f"{place} has {len(choices)} choices; give two or more")
+    for number, choice in enumerate(choices):
+        check_text(choice, f"{place} choice {number}")
+    return tuple(choices)
+
+
+def check_text(text: object, place: str) -> None:
+    """Refuse anything but a text that is not blank.
+
+    Raises:
+        DataError: It is another type, blank, not Unicode, or holds a NUL character.
+    """
+    if not isinstance(text, str):
+        types = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "an array"}
+        raise DataError(f"{place} is {types.get(type(text), 'an object')}, expected a string")
+    error = encoding_error(text) if text.strip() else " is empty; fill it or remove it"
+    if error is not None:
+        raise DataError(f"{place}{error}")

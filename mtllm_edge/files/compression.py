@@ -1,4 +1,4 @@
-"""Text files as lines, also packed ones (.gz, .zst): of several frames, and never a cut one taken for a short one."""
+"""Lines of text files, plain or compressed as .gz or .zst; a truncated file is an error."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, BinaryIO
 from mtllm_edge.errors import DataError
 from mtllm_edge.extras import require
 
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 
 
-def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
-    """Lines with their ends, told by line ends alone; bytes that are no UTF-8 are kept by ``surrogateescape``.
+def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """Yield lines with their ends, split at line ends alone; invalid UTF-8 is kept by ``surrogateescape``.
 
     Args:
-        file: The file's bytes.
-        name: Of the file; its suffix tells whether it is packed.
+        file: The file.
+        name: Its name; the suffix tells whether it is compressed.
 
     Raises:
-        DataError: It is packed, and damaged or cut short.
+        DataError: It is compressed, and damaged or truncated.
     """
     plain: Any = file
     if name.lower().endswith(".gz"):
         plain = gzip.GzipFile(fileobj=file, mode="rb")
     elif name.lower().endswith(".zst"):
-        plain = io.BufferedReader(Unzstd(file, name))
+        plain = io.BufferedReader(_ZstdFile(file, name))
     try:
         yield from io.TextIOWrapper(plain, encoding="utf-8-sig", errors="surrogateescape", newline="")
     except EOFError:
@@ -37,46 +37,37 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
         raise DataError(f"{name} is not a readable gzip file ({error})") from None
 
 
-class Unzstd(io.RawIOBase):
-    """The content of a zstd file of one or several frames; the package's own reader takes a cut one for a short one."""
+class _ZstdFile(io.RawIOBase):
+    """Content of a zstd file of one or several frames; zstandard's own reader accepts truncated files."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """Read from `file`; `name` is for messages.
-
-        Raises:
-            UsageError: zstandard is not installed.
-        """
         require("files", "zstandard")
         import zstandard
 
         self._file, self._name, self._zstandard = file, name, zstandard
         self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._inside = False
-        self._rest = self._ready = b""
+        self._in_frame = False
+        self._compressed = self._plain = b""
 
     def readable(self) -> bool:
-        """It can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a part of `buffer`; 0 at the end.
-
-        Raises:
-            DataError: The file is damaged or cut short.
-        """
-        while not self._ready:
-            packed = self._rest or self._file.read(io.DEFAULT_BUFFER_SIZE)
-            if not packed:
-                if self._inside:
+        """Fill a part of `buffer`, and return its size; 0 at the end."""
+        while not self._plain:
+            compressed = self._compressed or self._file.read(io.DEFAULT_BUFFER_SIZE)
+            if not compressed:
+                if self._in_frame:
                     raise DataError(f"{self._name} is cut short; copy or download it again")
                 return 0
             if self._frame.eof:
                 self._frame = self._zstandard.ZstdDecompressor().decompressobj()
             try:
-                self._ready = self._frame.decompress(packed)
+                self._plain = self._frame.decompress(compressed)
             except self._zstandard.ZstdError as error:
                 raise DataError(f"{self._name} is not a readable zstd file ({error})") from None
-            self._inside, self._rest = not self._frame.eof, self._frame.unused_data
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+            self._in_frame, self._compressed = not self._frame.eof, self._frame.unused_data
+        size = min(len(buffer), len(self._plain))
+        buffer[:size], self._plain = self._plain[:size], self._plain[size:]
         return size

@@ -1,88 +1,100 @@
-"""Parquet, read row by row and written group by group; needs the extra [files]."""
+"""Parquet files, read and written as streams; needs the extra [files]."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from mtllm_edge.errors import DataError, NoRowsError
+from mtllm_edge.errors import DataError
 from mtllm_edge.extras import require
 from mtllm_edge.files.cells import as_text
-from mtllm_edge.files.rows import Record, Row, refuse_repeated
+from mtllm_edge.files.rows import NumberedRow, Row, check_unique_columns
 from mtllm_edge.safe_text import one_line
 
 _READ_ROWS = 1024
 _GROUP_ROWS = 16_384
-"""Rows that are written together, and in memory together."""
+"""Rows of a row group, which are in memory together."""
 
 
-def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
-    """Rows of a parquet file.
+def parquet_rows(file: BinaryIO, name: str, column: str | None = None) -> Iterator[NumberedRow]:
+    """Yield the rows of a parquet file.
 
     Args:
         file: The file.
-        name: Of the file, for messages.
+        name: Its name, for messages.
+        column: The only column to read; None reads all.
 
     Raises:
         DataError: The file cannot be read.
-        NoRowsError: It has no rows.
     """
     require("files", "pyarrow")
     import pyarrow
     import pyarrow.parquet
 
     number = 0
+    with _arrow_errors(name), pyarrow.parquet.ParquetFile(file) as opened:
+        check_unique_columns(opened.schema_arrow.names, name)
+        columns = None if column is None else [column]
+        for batch in opened.iter_batches(batch_size=_READ_ROWS, columns=columns):
+            for row in _with_python_types(batch).to_pylist():
+                number += 1
+                yield number, row
+
+
+@contextmanager
+def _arrow_errors(name: str) -> Iterator[None]:
+    import pyarrow
+
     try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            refuse_repeated(opened.schema_arrow.names, name)
-            for batch in opened.iter_batches(batch_size=_READ_ROWS):
-                for record in _plain(batch).to_pylist():
-                    number += 1
-                    yield number, record
+        yield
     except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:  # Python's dates end with year 9999
         raise DataError(f"{name} is not a readable parquet file ({one_line(error)})") from None
-    if not number:
-        raise NoRowsError(f"{name} holds no rows; add a row per text")
 
 
 def parquet_length(file: BinaryIO) -> int:
-    """Number of rows of a readable parquet file."""
+    """Return the number of rows of a readable parquet file."""
     import pyarrow.parquet
 
     return int(pyarrow.parquet.read_metadata(file).num_rows)
 
 
-def parquet_types(file: BinaryIO) -> dict[str, Any]:
-    """Arrow type of each column of a readable parquet file; of dictionary-encoded ones, that of their values."""
+def parquet_types(file: BinaryIO, name: str) -> dict[str, Any]:
+    """Return the Arrow type of each column of a parquet file; for a dictionary, that of its values.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    require("files", "pyarrow")
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.parquet.read_schema(file)
+    with _arrow_errors(name):
+        schema = pyarrow.parquet.read_schema(file)
     return {
         field.name: field.type.value_type if pyarrow.types.is_dictionary(field.type) else field.type for field in schema
     }
 
 
-def _plain(batch: Any) -> Any:
-    """A batch whose nanoseconds, which Python's times cannot hold, are text, and whose durations are numbers."""
+def _with_python_types(batch: Any) -> Any:
+    """Convert times in nanoseconds, which Python cannot represent, to text, and durations to numbers."""
     import pyarrow
 
     for index, field in enumerate(batch.schema):
-        kind = field.type
-        if pyarrow.types.is_duration(kind):
+        if pyarrow.types.is_duration(field.type):
             batch = batch.set_column(index, field.name, batch.column(index).cast(pyarrow.int64()))
-        elif pyarrow.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns":
+        elif pyarrow.types.is_temporal(field.type) and getattr(field.type, "unit", "") == "ns":
             batch = batch.set_column(index, field.name, batch.column(index).cast(pyarrow.string()))
     return batch
 
 
-def arrow_type(kinds: Collection[type]) -> Any:
-    """The Arrow type for a column that holds values of these Python types; text where no other holds all of them."""
+def arrow_type(types: Collection[type]) -> Any:
+    """Return the Arrow type of a column with these Python types; text if no other type holds them all."""
     import pyarrow
 
-    by_kind = {
+    arrow_types = {
         bool: pyarrow.bool_(),
         int: pyarrow.int64(),
         float: pyarrow.float64(),
@@ -91,40 +103,41 @@ def arrow_type(kinds: Collection[type]) -> Any:
         dict: pyarrow.map_(pyarrow.string(), pyarrow.float64()),
         list: pyarrow.list_(pyarrow.float32()),
     }
-    if set(kinds) == {int, float}:
+    if set(types) == {int, float}:
         return pyarrow.float64()
-    return by_kind.get(next(iter(kinds)), pyarrow.string()) if len(kinds) == 1 else pyarrow.string()
+    return arrow_types.get(next(iter(types)), pyarrow.string()) if len(types) == 1 else pyarrow.string()
 
 
-def write_parquet(file: BinaryIO, types: Mapping[str, Any], records: Iterable[Record]) -> None:
-    """Write records.
+def write_parquet(file: BinaryIO, types: Mapping[str, Any], rows: Iterable[Row]) -> None:
+    """Write rows to a parquet file.
 
     Args:
         file: The file to fill.
-        types: Column -> its Arrow type; an answer's numbers by label are a map.
-        records: The rows; a column that one lacks is null.
+        types: Column -> its Arrow type; a dictionary of numbers, such as probabilities, is a map.
+        rows: The rows; a missing cell is null.
     """
     import pyarrow
     import pyarrow.parquet
 
     schema = pyarrow.schema(list(types.items()))
-    rows = iter(records)
+    rows = iter(rows)
     with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         while group := list(itertools.islice(rows, _GROUP_ROWS)):
-            columns = [_column([record.get(name) for record in group], kind) for name, kind in types.items()]
+            columns = [_column([row.get(name) for row in group], arrow) for name, arrow in types.items()]
             writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 
-def _column(values: list[Any], kind: Any) -> Any:
+def _column(cells: list[Any], arrow: Any) -> Any:
+    """Return cells as an Arrow array of a type."""
     import pyarrow
 
-    if pyarrow.types.is_string(kind):
-        values = [None if value is None else as_text(value) for value in values]
-    elif pyarrow.types.is_map(kind):
-        values = [list(value.items()) if isinstance(value, dict) else value for value in values]
-    elif pyarrow.types.is_temporal(kind) and any(isinstance(value, str) for value in values):  # as `_plain` makes them
-        if pyarrow.types.is_time(kind):  # which Arrow reads in a timestamp alone
-            values = [None if value is None else f"1970-01-01 {value}" for value in values]
-            return pyarrow.array(values, pyarrow.string()).cast(pyarrow.timestamp("ns")).cast(kind)
-        return pyarrow.array(values, pyarrow.string()).cast(kind)
-    return pyarrow.array(values, kind)
+    if pyarrow.types.is_string(arrow):
+        cells = [None if cell is None else as_text(cell) for cell in cells]
+    elif pyarrow.types.is_map(arrow):
+        cells = [list(cell.items()) if isinstance(cell, dict) else cell for cell in cells]
+    elif pyarrow.types.is_temporal(arrow) and any(isinstance(cell, str) for cell in cells):  # see _with_python_types
+        if pyarrow.types.is_time(arrow):  # which Arrow parses only as part of a timestamp
+            cells = [None if cell is None else f"1970-01-01 {cell}" for cell in cells]
+            return pyarrow.array(cells, pyarrow.string()).cast(pyarrow.timestamp("ns")).cast(arrow)
+        return pyarrow.array(cells, pyarrow.string()).cast(arrow)
+    return pyarrow.array(cells, arrow)

@@ -1,9 +1,7 @@
-"""Rows of txt, csv and jsonl files, one after another, so that a file may be larger than memory.
+"""Rows of txt, csv and jsonl files as streams.
 
-A row that cannot be read is a `RowError` in its place, and the rows after it are read. Lines are the editor's
-(1-based);
-rows of a csv are the spreadsheet's, so the header is row 1 and a cell may span lines. `csv_records` and
-`jsonl_records` are the same for those who would rather stop at the first fault.
+A row that cannot be read is a `RowError` in its place, and the rows after it are read. Lines are counted from 1, and
+so are the rows of a csv, whose header is row 1 and whose cells may span lines.
 """
 
 from __future__ import annotations
@@ -17,12 +15,13 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from mtllm_edge.errors import DataError, NoRowsError
+from mtllm_edge.errors import DataError
 
-Record: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+"""Column -> cell."""
 
 _CELL_LIMIT = 2**22
-"""Characters; a quote that is never closed swallows no more. The csv module's own limit is 128 KiB."""
+"""Longest cell in characters, and so the most that an unclosed quote can swallow. The default of csv is 128 KiB."""
 _CSV_ROWS = 256
 """Rows that are parsed at a time."""
 
@@ -31,167 +30,126 @@ _CSV_ROWS = 256
 class RowError:
     """A row that cannot be read."""
 
-    said: str
-    """What is wrong and what to do, as it follows the name of the place: `` is not valid UTF-8; save it as UTF-8``."""
+    message: str
+    """What is wrong and what to do, following the name of the place: `` is not valid UTF-8; save it as UTF-8``."""
     line: int
-    """Where the row begins, as an editor counts; of formats without lines, the row."""
+    """First line of the row, counted from 1; in formats without lines, the number of the row."""
     raw: str
-    """The row as it stands in the file, bytes that are no UTF-8 escaped; without lines to show, its cells in JSON."""
+    """The row as it stands in the file, with invalid bytes escaped; in formats without lines, its cells in JSON."""
 
     @property
     def reason(self) -> str:
-        """The same, on its own."""
-        return self.said.lstrip(" ,:")
+        """The message on its own."""
+        return self.message.lstrip(" ,:")
 
 
-Row: TypeAlias = tuple[int, Record | RowError | None]
-"""Number of the row, and its cells; None where it is blank."""
+NumberedRow: TypeAlias = tuple[int, Row | RowError | None]
+"""Number and cells of a row; None for a blank row."""
 
 
-def line_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    """Lines of a text file, each in a column ``text``.
+def line_rows(lines: Iterable[str]) -> Iterator[NumberedRow]:
+    """Yield the lines of a text file, each as a column ``text``.
 
     Args:
-        lines: The file's lines with their ends; bytes that are no UTF-8 kept by ``surrogateescape``.
-        name: The file, for messages.
-
-    Raises:
-        NoRowsError: All lines are blank.
+        lines: Lines with their ends; invalid bytes are kept by ``surrogateescape``.
     """
-    found = False
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\r\n")
         if not text or text.isspace():
             yield number, None
             continue
-        found = True
-        said = _said_of(text)
-        yield number, {"text": text} if said is None else _fault(said, number, text)
-    if not found:
-        raise NoRowsError(f"{name} holds no text; write one text per line")
+        message = encoding_error(text)
+        yield number, {"text": text} if message is None else _row_error(message, number, text)
 
 
-def jsonl_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    """Lines of a jsonl file. Arguments and errors as for `line_rows`."""
-    found = False
-    decode = msgspec.json.Decoder(dict[str, Any]).decode
+def jsonl_rows(lines: Iterable[str]) -> Iterator[NumberedRow]:
+    """Yield the rows of a jsonl file; arguments as for `line_rows`."""
+    decode = msgspec.json.Decoder(Row).decode
     for number, line in enumerate(lines, 1):
         if line.isspace():
             yield number, None
             continue
-        found = True
-        said = _said_of(line)
-        if said is None:
+        message = encoding_error(line)
+        if message is None:
             try:
                 yield number, decode(line)
                 continue
             except (msgspec.DecodeError, RecursionError) as error:
-                said = f": {error}; write one JSON object per line"
-        yield number, _fault(said, number, line.rstrip("\r\n"))
-    if not found:
-        raise NoRowsError(f"{name} holds no text; write one JSON object per line")
+                message = f": {error}; write one JSON object per line"
+        yield number, _row_error(message, number, line.rstrip("\r\n"))
 
 
-def csv_rows(lines: Iterable[str], name: str, delimiter: str | None = None) -> Iterator[Row]:
-    """Rows of a csv after its header.
+def csv_rows(lines: Iterable[str], name: str, delimiter: str | None = None) -> Iterator[NumberedRow]:
+    """Yield the rows of a csv after its header.
 
     Args:
         lines: As for `line_rows`.
         name: The file, for messages.
-        delimiter: Between cells; None takes what the header has of comma, semicolon and tabulator.
+        delimiter: Between cells; None takes the first of comma, semicolon and tab that the header contains.
 
     Raises:
         DataError: The header cannot be used.
-        NoRowsError: There is nothing else.
     """
     reader = _CsvReader(lines, delimiter)
     header: list[str] = []
-    found = False
     for number, cells in enumerate(reader, 1):
         if cells is None:
             yield number, None
         elif not header:
-            header = _header(cells, name)
+            if isinstance(cells, RowError):
+                raise DataError(f"{name} line {cells.line}{cells.message}")
+            check_unique_columns(cells, name)
+            header = cells
         elif isinstance(cells, RowError):
-            found = True
             yield number, cells
         elif len(cells) != len(header):
-            found = True
-            said = (
+            message = (
                 f" has {len(cells)} cells, the header has {len(header)} columns; "
                 f"put cells that contain {reader.delimiter!r} in double quotes"
             )
-            yield number, _fault(said, *reader.raw)
+            yield number, _row_error(message, *reader.raw)
         else:
-            found = True
             yield number, dict(zip(header, cells, strict=True))
-    if not found:
-        raise NoRowsError(f"{name} holds {'a header but no rows' if header else 'no text'}; add a row per text")
-
-
-def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[str, Record | None]]:
-    """Rows of a csv with their places; a blank row is None.
-
-    Raises:
-        DataError: No valid csv, or one without rows.
-    """
-    return _strict(csv_rows(lines, name), f"{name} row")
-
-
-def jsonl_records(lines: Iterable[str], name: str) -> Iterator[tuple[str, Record | None]]:
-    """Lines of a jsonl file with their places; a blank line is None.
-
-    Raises:
-        DataError: A line is no JSON object.
-    """
-    return _strict(jsonl_rows(lines, name), f"{name} line")
-
-
-def _strict(rows: Iterable[Row], unit: str) -> Iterator[tuple[str, Record | None]]:
-    for number, record in rows:
-        if isinstance(record, RowError):
-            raise DataError(f"{unit} {number}{record.said}")
-        yield f"{unit} {number}", record
 
 
 class _CsvReader:
-    """The cells of every row, a `RowError` for those that are no csv, None for blank ones.
+    """Iterator over the cells of each row, a `RowError` for invalid csv, and None for a blank row.
 
-    Where a row is no csv its first line alone is given up, and reading goes on with the next: a quote that is never
-    closed would take the rest of the file with it.
+    After invalid csv, reading resumes at the line after the row's first: an unclosed quote would otherwise take the
+    rest of the file.
     """
 
     def __init__(self, lines: Iterable[str], delimiter: str | None) -> None:
         self._lines = iter(lines)
-        self._again: deque[str] = deque()
-        """Lines that are read once more."""
-        self._taken: list[str] = []
-        """Lines that the present rows are made of."""
+        self._pending: deque[str] = deque()
+        """Lines to read again."""
+        self._buffer: list[str] = []
+        """Lines of the rows in progress."""
         self._line = 0
-        """Lines before them."""
+        """Number of lines before the buffer."""
         self.delimiter = delimiter or self._sniff()
         self._span = (0, 0)
-        """Of `_taken`, the lines of the row that was given last."""
+        """Lines of the buffer that are the present row."""
 
     @property
     def raw(self) -> tuple[int, str]:
-        """Line and text of the row that was given last."""
+        """First line and text of the present row."""
         start, end = self._span
-        return self._line + start + 1, "".join(self._taken[start:end]).rstrip("\r\n")
+        return self._line + start + 1, "".join(self._buffer[start:end]).rstrip("\r\n")
 
     def _sniff(self) -> str:
-        """Spreadsheets write semicolons where the comma is the decimal sign."""
-        while not (self._again and self._again[-1].strip("\r\n")) and (line := next(self._lines, None)) is not None:
-            self._again.append(line)
-        head = self._again[-1] if self._again else ""
-        return next((sign for sign in ",;\t" if sign in head), ",")
+        """Return the delimiter of the header; spreadsheets write semicolons where the comma is the decimal sign."""
+        while not (self._pending and self._pending[-1].strip("\r\n")) and (line := next(self._lines, None)) is not None:
+            self._pending.append(line)
+        header = self._pending[-1] if self._pending else ""
+        return next((sign for sign in ",;\t" if sign in header), ",")
 
     def _feed(self) -> Iterator[str]:
-        while self._again:
-            self._taken.append(self._again.popleft())
-            yield self._taken[-1]
+        while self._pending:
+            self._buffer.append(self._pending.popleft())
+            yield self._buffer[-1]
         for line in self._lines:
-            self._taken.append(line)
+            self._buffer.append(line)
             yield line
 
     def __iter__(self) -> Iterator[list[str] | RowError | None]:
@@ -200,15 +158,15 @@ class _CsvReader:
             error = yield from self._read(reader)
             if error is None:
                 return
-            first, *rest = self._taken
-            self._again.extendleft(reversed(rest))
-            self._taken = []
+            first, *rest = self._buffer
+            self._pending.extendleft(reversed(rest))
+            self._buffer = []
             self._line += 1
-            said = _said_of(first) or f" is not valid csv ({error}); check its double quotes"
-            yield _fault(said, self._line, first.rstrip("\r\n"))
+            message = encoding_error(first) or f" is not valid csv ({error}); check its double quotes"
+            yield _row_error(message, self._line, first.rstrip("\r\n"))
 
     def _read(self, reader: Any) -> Generator[list[str] | RowError | None, None, csv.Error | None]:
-        """Its value is the error that ended it."""
+        """Yield rows until an error, which is returned."""
         lines_before = 0
         while True:
             rows, error = _next_rows(reader)
@@ -216,10 +174,10 @@ class _CsvReader:
             for cells, lines in rows:
                 end = lines - lines_before
                 self._span = (start, end)
-                said = _said_of(self._taken[start] if end - start == 1 else "".join(self._taken[start:end]))
-                yield (cells or None) if said is None else _fault(said, *self.raw)
+                message = encoding_error(self._buffer[start] if end - start == 1 else "".join(self._buffer[start:end]))
+                yield (cells or None) if message is None else _row_error(message, *self.raw)
                 start = end
-            del self._taken[:start]
+            del self._buffer[:start]
             self._line += start
             lines_before += start
             if error is not None or not rows:
@@ -227,7 +185,7 @@ class _CsvReader:
 
 
 def _next_rows(reader: Any) -> tuple[list[tuple[list[str], int]], csv.Error | None]:
-    """Some rows, each with the lines read so far. The limit is the process's own: it is put back before others run."""
+    """Parse some rows, each with the number of lines read so far. The cell limit is global, so it is restored."""
     rows: list[tuple[list[str], int]] = []
     limit = csv.field_size_limit(_CELL_LIMIT)
     try:
@@ -240,34 +198,28 @@ def _next_rows(reader: Any) -> tuple[list[tuple[list[str], int]], csv.Error | No
     return rows, None
 
 
-def _header(cells: list[str] | RowError, name: str) -> list[str]:
-    if isinstance(cells, RowError):
-        raise DataError(f"{name} line {cells.line}{cells.said}")
-    refuse_repeated(cells, name)
-    return cells
-
-
-def refuse_repeated(columns: Sequence[str], name: str) -> None:
-    """Refuse a file in which several columns have one name.
+def check_unique_columns(columns: Sequence[str], name: str) -> None:
+    """Refuse repeated column names.
 
     Raises:
-        DataError: It does.
+        DataError: Two columns have the same name.
     """
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        raise DataError(f"{name} has several columns called {', '.join(map(repr, twice))}; rename all but one")
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise DataError(f"{name} has several columns called {', '.join(map(repr, repeated))}; rename all but one")
 
 
-def _said_of(line: str) -> str | None:
-    """What is wrong with the letters of a line, as `Fault.said`."""
-    if not line.isascii():
+def encoding_error(text: str) -> str | None:
+    """Return why a text is not plain UTF-8, as a `RowError.message`; None if it is."""
+    if not text.isascii():
         try:
-            line.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            byte = ord(line[error.start]) - 0xDC00  # how surrogateescape keeps it
-            return f" is not valid UTF-8 (byte 0x{byte:02x}); save it as UTF-8"
-    return " holds a NUL character; save it as plain UTF-8 text" if "\0" in line else None
+            byte = ord(text[error.start]) - 0xDC00  # of surrogateescape
+            detail = f" (byte 0x{byte:02x})" if 0x80 <= byte <= 0xFF else ""
+            return f" is not valid UTF-8{detail}; save it as UTF-8"
+    return " holds a NUL character; remove it, or save the file as UTF-8" if "\0" in text else None
 
 
-def _fault(said: str, line: int, raw: str) -> RowError:
-    return RowError(said, line, raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+def _row_error(message: str, line: int, raw: str) -> RowError:
+    return RowError(message, line, raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))

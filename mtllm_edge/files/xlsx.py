@@ -13,51 +13,46 @@ from typing import Any, BinaryIO
 from mtllm_edge.errors import DataError, NoRowsError
 from mtllm_edge.extras import require
 from mtllm_edge.files.cells import as_json, as_text
-from mtllm_edge.files.rows import Record, Row, RowError, refuse_repeated
+from mtllm_edge.files.rows import NumberedRow, Row, RowError, check_unique_columns
 
-MOST_ROWS = 1_048_575
-"""Of a sheet, beside its header."""
-_MOST_CHARACTERS = 32_767
-"""Of a cell."""
-_EXACT = 10**15
+MAX_ROWS = 1_048_575
+"""Rows of a sheet after its header."""
+_MAX_CELL_CHARACTERS = 32_767
+_MAX_INTEGER = 10**15
 """Excel's numbers have 15 digits."""
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
-def xlsx_rows(file: BinaryIO, name: str) -> Iterator[Row]:
-    """Rows of a workbook's first sheet after its header.
+def xlsx_rows(file: BinaryIO, name: str) -> Iterator[NumberedRow]:
+    """Yield the rows of the first sheet of a workbook after its header.
 
     Args:
         file: The file.
-        name: Of the file, for messages.
+        name: Its name, for messages.
 
     Raises:
         DataError: It cannot be read, or its header cannot be used.
-        NoRowsError: There is nothing else.
+        NoRowsError: It has no sheet.
     """
     book = _open(file, name)
     header: list[str] = []
-    found = False
     try:
         for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
-            width = max((place for place, cell in enumerate(cells, 1) if cell is not None), default=0)
+            width = max((column for column, cell in enumerate(cells, 1) if cell is not None), default=0)
             if not width:
                 yield number, None
             elif not header:
-                header = _header(cells[:width], name)
+                header = ["" if cell is None else as_text(cell) for cell in cells[:width]]
+                check_unique_columns(header, name)
             elif width > len(header):
-                found = True
-                said = f" has {width} cells, the header has {len(header)} columns; give every column a name"
-                yield number, RowError(said, number, as_json(cells[:width]))
+                message = f" has {width} cells, the header has {len(header)} columns; give every column a name"
+                yield number, RowError(message, number, as_json(cells[:width]))
             else:
-                found = True
                 yield number, dict(itertools.zip_longest(header, cells[: len(header)]))
     except (zipfile.BadZipFile, EOFError, SyntaxError, ValueError) as error:  # XML's errors are SyntaxErrors
         raise DataError(f"{name} is not a readable xlsx file ({error})") from None
     finally:
         book.close()
-    if not found:
-        raise NoRowsError(f"{name} holds {'a header but no rows' if header else 'no text'}; add a row per text")
 
 
 def _open(file: BinaryIO, name: str) -> Any:
@@ -66,7 +61,7 @@ def _open(file: BinaryIO, name: str) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about styles, which nobody reads here
+            warnings.simplefilter("ignore")  # about styles, which are not read
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except (zipfile.BadZipFile, EOFError, KeyError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{name} is not a readable xlsx file ({error})") from None
@@ -75,22 +70,16 @@ def _open(file: BinaryIO, name: str) -> Any:
     return book
 
 
-def _header(cells: Sequence[Any], name: str) -> list[str]:
-    header = ["" if cell is None else as_text(cell) for cell in cells]
-    refuse_repeated(header, name)
-    return header
-
-
-def write_xlsx(file: BinaryIO, columns: Sequence[str], records: Iterable[Record]) -> int:
-    """Write a sheet with a header and one row per record.
+def write_xlsx(file: BinaryIO, columns: Sequence[str], rows: Iterable[Row]) -> int:
+    """Write a sheet with a header and rows.
 
     Args:
         file: The file to fill.
         columns: The header.
-        records: At most `MOST_ROWS`; a column that one lacks is left empty.
+        rows: At most `MAX_ROWS`; a missing cell is left empty.
 
     Returns:
-        Number of cells that lost their end: a cell holds 32,767 characters.
+        Number of cells that were truncated to the 32,767 characters of Excel.
     """
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
@@ -98,27 +87,27 @@ def write_xlsx(file: BinaryIO, columns: Sequence[str], records: Iterable[Record]
 
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet("labels")
-    cut = 0
+    truncated = 0
 
     def cell(value: object) -> Any:
-        nonlocal cut
+        nonlocal truncated
         if value is None or isinstance(value, bool | float):
             return value
-        if isinstance(value, int) and abs(value) < _EXACT:
+        if isinstance(value, int) and abs(value) < _MAX_INTEGER:
             return value
         if isinstance(value, datetime.date) and getattr(value, "tzinfo", None) is None:
             return value
         text = _NOT_IN_XML.sub("\ufffd", as_text(value))
-        cut += len(text) > _MOST_CHARACTERS
+        truncated += len(text) > _MAX_CELL_CHARACTERS
         if not text.startswith("="):
             return text
         plain = WriteOnlyCell(sheet, text)
-        plain.data_type = "s"  # somebody's text, not a formula
+        plain.data_type = "s"  # a text, not a formula
         return plain
 
     sheet.append([cell(column) for column in columns])
-    for record in records:
-        sheet.append([cell(record.get(column)) for column in columns])
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:  # else its last words are of the full disk, too
+    for row in rows:
+        sheet.append([cell(row.get(column)) for column in columns])
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:  # openpyxl's own reports a full disk twice
         ExcelWriter(book, archive).save()
-    return cut
+    return truncated

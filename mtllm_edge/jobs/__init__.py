@@ -1,7 +1,6 @@
-"""Batch jobs: files of any size through a model, resumable, with bad rows set aside.
+"""Batch jobs: classify or embed files of any size, resume after an interruption, and set unreadable rows aside.
 
-The inputs are read twice as streams. The first time every row goes to the model, chunk by chunk, and only the answers
-are kept, in a journal on disk. The second time answers and rows are joined into the output, which takes its name when
-it is whole. So memory does not grow with the file, a journal is small, columns keep their types, and what only the end
-of the input tells (which columns there are) is known before the first row is written.
+The inputs are streamed twice. The first pass computes the results, chunk by chunk, and stores them in a journal on
+disk; the second joins rows and results into the output, which is renamed when it is complete. So memory does not grow
+with the file, cells keep their types, and all columns are known before the first row is written.
 """

@@ -1,171 +1,285 @@
-"""A job's journal from its opening to the moment when the output takes its name; `stores` says what is in it."""
+"""The journal of a job: progress, results and rejected rows in one SQLite file, so that a killed job resumes.
+
+For ``out.csv`` there is a folder ``.out.csv.job``, with a lock and these files::
+
+    journal.sqlite  the job's specification, its progress, and the results and rejected rows so far
+    result          the complete output, before it is renamed
+    rejected.csv    the complete file of rejected rows, before it is renamed
+
+A chunk of rows is one transaction. When the output is complete, the journal says so, and all that remains is to rename
+files, which can be repeated after a kill at any moment.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sqlite3
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge.files.atomic import check_output_file, report_errors_as, sync_folder
-from mtllm_edge.jobs.answer_store import (
-    ANSWERS,
-    DONE,
-    LOG,
-    REJECTED,
-    RESULT,
-    Done,
-    Journal,
-    damaged,
-    last_line,
-    write_whole,
-)
+from mtllm_edge.files.atomic import DISK_FULL, check_output_file, rename_file, replace_file, report_errors_as
+from mtllm_edge.files.lock import LOCK_NAME, folder_lock
 from mtllm_edge.jobs.spec import Job
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+JOURNAL, RESULT, REJECTED = "journal.sqlite", "result", "rejected.csv"
+_SCHEMA = """
+BEGIN;
+CREATE TABLE IF NOT EXISTS job
+    (id INTEGER PRIMARY KEY, spec BLOB, read INTEGER, rejected INTEGER, crc INTEGER, complete INTEGER);
+CREATE TABLE IF NOT EXISTS results (id INTEGER PRIMARY KEY, lines BLOB, crc INTEGER);
+CREATE TABLE IF NOT EXISTS rejected (id INTEGER PRIMARY KEY, lines BLOB);
+INSERT OR IGNORE INTO job VALUES (1, NULL, 0, 0, 0, 0);
+COMMIT;
+"""
+_BLOCK_ROWS = 256
+"""Results that are stored, and checked by their CRC-32, together."""
+_HEADER = b"file,line,reason,row\n"
+_Value = TypeVar("_Value")
 
-_JOB = "job.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+class Progress(NamedTuple):
+    """Progress of a job."""
+
+    read: int = 0
+    """Rows of the inputs, blank ones left out."""
+    rejected: int = 0
+    """Those of them that are set aside."""
+    crc: int = 0
+    """CRC-32 of the texts of these rows, which tells whether the inputs are unchanged."""
+
+
+class Journal:
+    """Results of a job, in the order of its rows."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Open the journal in a folder; None makes a temporary one for a job without an output file."""
+        self._folder = folder
+        self._connection = sqlite3.connect("" if folder is None else folder / JOURNAL)
+        try:
+            with self._errors():
+                self._connection.executescript(_SCHEMA)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @property
+    def progress(self) -> Progress:
+        """Rows whose results are stored."""
+        with self._errors():
+            return Progress(*self._connection.execute("SELECT read, rejected, crc FROM job").fetchone())
+
+    @property
+    def job(self) -> Job | None:
+        """The job that began the journal; None if it cannot be read."""
+        with self._errors():
+            (spec,) = self._connection.execute("SELECT spec FROM job").fetchone()
+        try:
+            return msgspec.json.decode(spec or b"", type=Job)
+        except msgspec.DecodeError:
+            return None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output is complete and only has to be renamed."""
+        with self._errors():
+            return bool(self._connection.execute("SELECT complete FROM job").fetchone()[0])
+
+    def begin(self, job: Job, path: Path) -> None:
+        """Start or resume a job; `path` is its output, for messages.
+
+        Raises:
+            UsageError: There are results of another job.
+        """
+        if self.progress.read:
+            other = self.job
+            difference = "another release of mtllm-edge began it" if other is None else job.difference(other)
+            if difference is not None:
+                raise UsageError(
+                    f"{path} was begun by another job ({difference}); run that one again, or discard its results with "
+                    "--restart"
+                )
+        with self._errors(), self._connection as connection:
+            connection.execute("UPDATE job SET spec = ?", (msgspec.json.encode(job),))
+
+    def append(self, results: Sequence[bytes], rejected: bytes, progress: Progress) -> None:
+        """Store a chunk; it is on disk when this returns.
+
+        Args:
+            results: A line of JSON for each row, ``null`` for a rejected one.
+            rejected: Lines of csv.
+            progress: Progress of the job with this chunk.
+
+        Raises:
+            OSError: The disk is full; the journal is unchanged.
+        """
+        blocks = (b"\n".join(results[at : at + _BLOCK_ROWS]) for at in range(0, len(results), _BLOCK_ROWS))
+        with self._errors(), self._connection as connection:
+            rows = ((block, zlib.crc32(block)) for block in blocks)
+            connection.executemany("INSERT INTO results (lines, crc) VALUES (?, ?)", rows)
+            if rejected:
+                connection.execute("INSERT INTO rejected (lines) VALUES (?)", (rejected,))
+            connection.execute("UPDATE job SET read = ?, rejected = ?, crc = ?", progress)
+
+    def results(self) -> Iterator[bytes]:
+        """Yield the results from the start.
+
+        Raises:
+            UsageError: The journal is damaged.
+        """
+        with self._errors():
+            for block, crc in self._connection.execute("SELECT lines, crc FROM results ORDER BY id"):
+                if zlib.crc32(block) != crc:
+                    raise self._damaged()
+                yield from block.split(b"\n")
+
+    def write_output(self, write: Callable[[BinaryIO], _Value]) -> _Value:
+        """Fill the output with `write`, whose value is returned, and write the rejected rows."""
+        assert self._folder is not None
+        with replace_file(self._folder / RESULT) as file:
+            value = write(file)
+        with replace_file(self._folder / REJECTED) as file, self._errors():
+            file.write(_HEADER)
+            file.writelines(lines for (lines,) in self._connection.execute("SELECT lines FROM rejected ORDER BY id"))
+        with self._errors(), self._connection as connection:
+            connection.execute("UPDATE job SET complete = 1")
+        return value
+
+    def deliver(self, target: Path) -> None:
+        """Rename the complete output, and remove the journal; can be repeated after a kill at any moment."""
+        assert self._folder is not None
+        result, rejected = self._folder / RESULT, self._folder / REJECTED
+        if result.exists():
+            if not self.progress.rejected:
+                rejected_path(target).unlink(missing_ok=True)  # of the output that is replaced
+            elif rejected.exists():
+                rename_file(rejected, rejected_path(target))
+            rename_file(result, target)
+        self.close()
+        clear(self._folder)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Translate errors of SQLite."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            is_full = "full" in str(error)
+            number = errno.ENOSPC if is_full else errno.EIO
+            message = os.strerror(number) if is_full else "disk input/output error; check free space and quota"
+            name = tempfile.gettempdir() if self._folder is None else str(self._folder / JOURNAL)
+            raise OSError(number, message, name) from error
+        except sqlite3.DatabaseError:
+            raise self._damaged() from None
+
+    def _damaged(self) -> UsageError:
+        return UsageError(f"the journal {self._folder} is damaged; discard it with --restart")
+
+
+@contextlib.contextmanager
+def open_journal(path: Path, job: Job, *, force: bool = False, restart: bool = False) -> Iterator[Journal | None]:
+    """Open the journal of a job, and deliver its output when the block succeeds.
+
+    A block that fails leaves the journal for the next run, if it has results.
+
+    Args:
+        path: The job's output.
+        job: The job.
+        force: Replace an existing output.
+        restart: Discard the results of an earlier run.
+
+    Yields:
+        The journal; None if an earlier run was killed when only the output's renaming was left to do.
+
+    Raises:
+        UsageError: The output exists or cannot be made, another job or another process has the journal, or it is
+            damaged.
+        OSError: The disk is full or refuses.
+        KeyboardInterrupt: After Ctrl-C; its message counts the stored rows.
+    """
+    target = check_output_file(path, force=True)
+    folder = target.with_name(f".{target.name}.job")
+    with report_errors_as(path, folder), _locked_folder(folder, path):
+        if not restart and _finish_delivery(folder, target, job):
+            yield None
+            return
+        keep = (folder / JOURNAL).exists()
+        try:
+            check_output_file(path, force=force)
+            check_output_file(rejected_path(path), force=force)
+            if restart:
+                clear(folder)
+            with contextlib.closing(Journal(folder)) as journal:
+                try:
+                    journal.begin(job, path)
+                    yield journal
+                except BaseException as error:
+                    progress = journal.progress
+                    keep = progress.read > progress.rejected
+                    _add_stored_rows(error, progress.read - progress.rejected)
+                    raise
+                keep = True
+                journal.deliver(target)
+        except BaseException:
+            if not keep:
+                clear(folder)
+            raise
+
+
+@contextlib.contextmanager
+def _locked_folder(folder: Path, path: Path) -> Iterator[None]:
+    """Create and lock the folder of a job while the block runs, and remove it at the end if it is empty."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / JOURNAL).exists() and any(file.name != LOCK_NAME for file in folder.iterdir()):
+        raise UsageError(f"{folder} is not the folder of a job; remove it, or name another --output")
+    try:
+        message = f"another process is at work on {path}; wait for it, or name another --output"
+        with folder_lock(folder, timeout=0, message=message):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _finish_delivery(folder: Path, target: Path, job: Job) -> bool:
+    """Finish the delivery of a run that was killed in it, and return whether that run was the same command."""
+    if not (folder / JOURNAL).exists():
+        return False
+    with contextlib.closing(Journal(folder)) as journal:
+        if not journal.complete:
+            return False
+        other = journal.job
+        journal.deliver(target)
+        return other is not None and other.same_command(job)
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of a job, the journal last: it marks the folder as one of this program."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == JOURNAL):
+        if file.name != LOCK_NAME:
+            file.unlink()
 
 
 def rejected_path(path: Path) -> Path:
-    """Where the rows that are set aside go: beside the output itself, where `path` is a link."""
+    """Return the file of rejected rows, which lies beside the output; beside its target if `path` is a link."""
     path = path.resolve() if path.is_symlink() else path
     return path.with_name(f"{path.stem}.rejected.csv")
 
 
-@contextmanager
-def journal(path: Path, job: Job, *, force: bool = False, restart: bool = False) -> Iterator[Journal | None]:
-    """The journal of a job, which is delivered when the block ends well.
-
-    A block that fails leaves it for the next time, if there is something in it.
-
-    Args:
-        path: The job's output.
-        job: What the job is.
-        force: Replace an existing output.
-        restart: Throw an old journal away.
-
-    Yields:
-        The journal; None where an earlier run was killed when nothing was left to do but to rename the output.
-
-    Raises:
-        UsageError: The output cannot be made or exists, there is the journal of another job, or another process works
-            on it.
-        OSError: The disk refuses.
-        KeyboardInterrupt: After Ctrl-C; says what is kept.
-    """
-    target = check_output_file(path, force=True)
-    folder = target.with_name(f".{target.name}.job")
-    with report_errors_as(path, folder):
-        if _is_delivered(folder, path, job, restart=restart):
-            yield None
-            return
-        check_output_file(path, force=force)
-        check_output_file(rejected_path(path), force=force)
-        new = not folder.exists()
-        folder.mkdir(exist_ok=True)
-        lock = _lock(folder, path)
-        opened: Journal | None = None
-        try:
-            _claim(folder, path, job, restart=restart)
-            opened = Journal(folder)
-            yield opened
-            opened.close()
-            _deliver(folder, target)
-        except BaseException as error:
-            if opened is not None:
-                opened.close()
-                on_disk = last_line(folder / LOG)[0]  # Ctrl-C may have come between the log and `opened.progress`
-                kept = on_disk.read - on_disk.rejected
-                new = not kept
-                _say_what_is_kept(error, kept)
-            if new:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        finally:
-            lock.close()
-
-
-def _say_what_is_kept(error: BaseException, rows: int) -> None:
+def _add_stored_rows(error: BaseException, rows: int) -> None:
+    """Add the number of stored rows to the message of an interruption or of a full disk."""
     if rows and isinstance(error, KeyboardInterrupt):
         error.args = (f"stopped after {rows:,} rows, which are kept; run the same command again to go on",)
-    elif rows and isinstance(error, OSError) and error.errno in _FULL:
+    elif rows and isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EIO):
         error.strerror = f"{error.strerror}; {rows:,} rows are kept: make room, and run the same command again to go on"
-
-
-def _is_delivered(folder: Path, path: Path, job: Job, *, restart: bool) -> bool:
-    """Whether the same command was killed when its output was whole; what was left to do then is done now."""
-    if restart or not folder.exists():
-        return False
-    with _lock(folder, path):
-        if (folder / DONE).exists():
-            old = _read_job(folder)
-            _deliver(folder, path.resolve())
-            return old is not None and old.is_repeated_by(job)
-        if not (folder / _JOB).exists():  # what a kill left when all was done, or nothing yet
-            shutil.rmtree(folder)
-    return False
-
-
-def _deliver(folder: Path, target: Path) -> None:
-    """Give the files of a whole output their names; may be repeated after a kill anywhere in it."""
-    done = msgspec.json.decode((folder / DONE).read_bytes(), type=Done)
-    result, rejected = folder / RESULT, folder / REJECTED
-    if result.exists():
-        if not done.rejected:
-            rejected_path(target).unlink(missing_ok=True)  # of an output that is replaced
-        elif rejected.exists():
-            rejected.replace(rejected_path(target))
-        result.replace(target)
-        sync_folder(target.parent)
-    for name in (ANSWERS, LOG, REJECTED, _JOB, DONE):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _claim(folder: Path, path: Path, job: Job, *, restart: bool) -> None:
-    """Make the folder that of the job; refuse where it is another's."""
-    if restart:
-        for file in folder.iterdir():
-            if file.name != "lock":
-                file.unlink()
-    if not last_line(folder / LOG)[0].read:  # nothing was done yet, whoever began it
-        write_whole(folder / _JOB, msgspec.json.encode(job))
-        return
-    old = _read_job(folder)
-    if old is None:
-        raise damaged(folder)
-    difference = job.difference(old)
-    if difference is not None:
-        raise UsageError(
-            f"{path} was begun by another job ({difference}); run that one again, or throw away what it did with "
-            "--restart"
-        )
-
-
-def _read_job(folder: Path) -> Job | None:
-    try:
-        return msgspec.json.decode((folder / _JOB).read_bytes(), type=Job)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _lock(folder: Path, path: Path) -> BinaryIO:
-    """Keep other processes out until the file is closed, or this process ends in whatever way."""
-    file = (folder / "lock").open("ab")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise UsageError(f"another process is at work on {path}; wait for it, or name another --output") from None
-    return file

@@ -1,10 +1,10 @@
-"""Rows and their answers into the output, in one of its formats."""
+"""Rows and results joined into the output, in one of its formats."""
 
 from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -13,39 +13,39 @@ import msgspec
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.files import parquet, writers, xlsx
-from mtllm_edge.files.rows import Record, RowError
+from mtllm_edge.files.rows import Row, RowError
 from mtllm_edge.inputs import Input
-from mtllm_edge.jobs.answer_store import Store
-from mtllm_edge.jobs.inputs import Reading, Request
+from mtllm_edge.jobs.inputs import InputReader, JobInput
+from mtllm_edge.jobs.journal import Journal, Progress
 from mtllm_edge.jobs.language_summary import LanguageSummary
-from mtllm_edge.jobs.runner import Answer
+from mtllm_edge.jobs.runner import Result
 
-FORMS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
 """Suffix of an output -> its format."""
-MOST_ROWS = {"xlsx": xlsx.MOST_ROWS}
-_NEEDS = {"parquet": "pyarrow", "xlsx": "openpyxl"}
-ENDLESS = 2**63
+MAX_ROWS = {"xlsx": xlsx.MAX_ROWS}
+_PACKAGES = {"parquet": "pyarrow", "xlsx": "openpyxl"}
+UNLIMITED = 2**63
 
 
-def check_form(form: str) -> None:
+def check_format(name: str) -> None:
     """Refuse a format whose package is not installed.
 
     Raises:
-        UsageError: It is not; the message has the pip line.
+        UsageError: It is not; the message has the pip command.
     """
-    if form in _NEEDS:
-        require("files", _NEEDS[form])
+    if name in _PACKAGES:
+        require("files", _PACKAGES[name])
 
 
 @dataclass
-class Joined:
-    """The rows that have an answer, in order, with it; may be read once."""
+class OutputRows:
+    """Rows with their results, in order; can be iterated once."""
 
-    request: Request
-    readings: Sequence[Reading]
-    store: Store
-    rows: int = 0
-    """Rows read so far; likewise the others."""
+    reader: InputReader
+    inputs: Sequence[JobInput]
+    journal: Journal
+    count: int = 0
+    """Number of rows so far; likewise the following numbers."""
     truncated: int = 0
     split: int = 0
     """Texts that were read in several windows."""
@@ -53,112 +53,111 @@ class Joined:
     languages: LanguageSummary = field(default_factory=LanguageSummary)
 
     def __post_init__(self) -> None:
-        """Look at the first answer, for its columns."""
-        with self.store.answers() as answers:
-            first = next((line for line in answers if line != b"null\n"), b"{}")
-        self.first: Answer = msgspec.json.decode(first)
-        """Some answer; empty where there is none at all."""
-        columns = [reading.columns for reading in self.readings]
-        self.columns = list(dict.fromkeys(itertools.chain.from_iterable(columns)))
-        """Of the inputs."""
-        self.names = writers.free_names(list(self.first), self.columns)
-        """Columns of the answers -> what they are called in the output."""
+        """Get the columns of the first result."""
+        self.progress = self.journal.progress
+        self.first: Result = msgspec.json.decode(
+            next((line for line in self.journal.results() if line != b"null"), b"{}")
+        )
+        """The first result; empty if every row is rejected."""
+        self.input_columns = list(dict.fromkeys(itertools.chain.from_iterable(one.columns for one in self.inputs)))
+        self.names = writers.free_names(list(self.first), self.input_columns)
+        """Columns of the results -> their names in the output."""
 
-    def __iter__(self) -> Iterator[tuple[Record, Input, Answer]]:
-        """The rows.
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the output."""
+        return [*self.input_columns, *self.names.values()]
+
+    def __iter__(self) -> Iterator[tuple[Row, Input, Result]]:
+        """Yield each row with its input and result.
 
         Raises:
-            UsageError: The inputs have changed.
+            UsageError: The inputs have changed, or the journal is damaged.
         """
         decode = msgspec.json.Decoder(dict[str, Any] | None).decode
         encode = msgspec.json.Encoder().encode
         read = crc = 0
-        with self.store.answers() as answers:
-            for _, _, record, item in self.request.read(self.readings):
-                answer = decode(next(answers, b"null\n"))
-                read += 1
-                if not isinstance(item, RowError):
-                    crc = zlib.crc32(encode(item), crc)
-                    if answer is not None and record is not None:
-                        self.rows += 1
-                        self._count(answer)
-                        yield record, item[1], answer
-        if (read, crc) != (self.store.progress.read, self.store.progress.crc):
-            raise UsageError("the inputs changed while the job ran; throw away what it did with --restart")
+        results = self.journal.results()
+        for _, _, row, item in self.reader.read(self.inputs):
+            result = decode(next(results, b"null"))
+            read += 1
+            if not isinstance(item, RowError):
+                crc = zlib.crc32(encode(item), crc)
+                if result is not None and row is not None:
+                    self._count(result)
+                    yield row, item[1], result
+        if Progress(read, read - self.count, crc) != self.progress:
+            raise UsageError("the inputs changed while the job ran; discard its results with --restart")
 
-    def _count(self, answer: Answer) -> None:
-        self.truncated += answer["truncated"]
-        self.split += answer.get("windows", 1) > 1
-        self.abstained += answer.get("abstained", False)
-        self.languages.add(answer.get("language"), answer.get("label"), answer.get("confidence", 0.0))
+    def _count(self, result: Result) -> None:
+        self.count += 1
+        self.truncated += result["truncated"]
+        self.split += result.get("windows", 1) > 1
+        self.abstained += result.get("abstained", False)
+        self.languages.add(result.get("language"), result.get("label"), result.get("confidence", 0.0))
 
-    def records(self) -> Iterator[Record]:
-        """Each row with its answer beside its own columns."""
+    def rows(self) -> Iterator[Row]:
+        """Yield each row with the columns of its result added."""
         names = self.names
         renamed = any(name != free for name, free in names.items())
-        for record, _, answer in self:
-            record.update({names[name]: value for name, value in answer.items()} if renamed else answer)
-            yield record
+        for row, _, result in self:
+            row.update({names[name]: value for name, value in result.items()} if renamed else result)
+            yield row
 
 
-def write(form: str, file: BinaryIO, joined: Joined) -> str | None:
+def write(name: str, file: BinaryIO, rows: OutputRows) -> str | None:
     """Write the output.
 
     Args:
-        form: Its format: one of `FORMS`, or ``npy``, the answers' ``embedding`` alone.
+        name: Its format: one of `FORMATS`, or ``npy``, which has the column ``embedding`` alone.
         file: The file to fill.
-        joined: The rows.
+        rows: The rows.
 
     Returns:
-        What the format could not hold, if there was such.
+        A note on what the format could not hold, if anything.
     """
-    columns = [*joined.columns, *joined.names.values()]
-    if form == "jsonl":
-        writers.write_jsonl(file, joined.records())
-    elif form in ("csv", "tsv"):
-        writers.write_csv(file, columns, joined.records(), delimiter="\t" if form == "tsv" else ",")
-    elif form == "parquet":
-        parquet.write_parquet(file, _types(joined), joined.records())
-    elif form == "xlsx":
-        cut = xlsx.write_xlsx(file, columns, joined.records())
-        return f"{cut:,} cells lost their end, as xlsx holds 32,767 characters in each" if cut else None
+    if name == "jsonl":
+        writers.write_jsonl(file, rows.rows())
+    elif name in ("csv", "tsv"):
+        writers.write_csv(file, rows.columns, rows.rows(), delimiter="\t" if name == "tsv" else ",")
+    elif name == "parquet":
+        parquet.write_parquet(file, _arrow_types(rows), rows.rows())
+    elif name == "xlsx":
+        truncated = xlsx.write_xlsx(file, rows.columns, rows.rows())
+        return f"{truncated:,} cells lost their end, as xlsx holds 32,767 characters in each" if truncated else None
     else:
-        progress = joined.store.progress
-        shape = (progress.read - progress.rejected, len(joined.first["embedding"]))
-        writers.write_npy(file, (answer["embedding"] for _, _, answer in joined), shape)
+        shape = (rows.progress.read - rows.progress.rejected, len(rows.first["embedding"]))
+        writers.write_npy(file, (result["embedding"] for _, _, result in rows), shape)
     return None
 
 
-def _types(joined: Joined) -> dict[str, Any]:
-    """Arrow types of the output's columns: those of parquet inputs, where they agree, else by the values."""
-    declared: dict[str, list[Any]] = {name: [] for name in joined.columns}
-    for reading in joined.readings:
-        if reading.source.form == ".parquet":
-            with reading.source.open() as file:
-                found = parquet.parquet_types(file)
+def _arrow_types(rows: OutputRows) -> dict[str, Any]:
+    """Return the Arrow types of the columns: those of parquet inputs if they agree, else those of the cells."""
+    candidates: dict[str, list[Any]] = {name: [] for name in rows.input_columns}
+    for job_input in rows.inputs:
+        if job_input.source.suffix == ".parquet":
+            with job_input.source.open() as file:
+                types = parquet.parquet_types(file, job_input.source.name)
         else:
-            found = {name: _by_values(kinds) for name, kinds in reading.columns.items()}
-        for name in reading.columns:
-            declared[name] += [found[name]] if found[name] is not None else []
-    types = {name: kinds[0] if _agree(kinds) else parquet.arrow_type({str}) for name, kinds in declared.items()}
-    return types | {joined.names[name]: parquet.arrow_type({type(value)}) for name, value in joined.first.items()}
+            types = {name: _arrow_type(cell_types) for name, cell_types in job_input.columns.items()}
+        for name in job_input.columns:
+            candidates[name] += [types[name]] if types[name] is not None else []
+    return {
+        name: arrow[0] if arrow and all(one == arrow[0] for one in arrow) else parquet.arrow_type({str})
+        for name, arrow in candidates.items()
+    } | {rows.names[name]: parquet.arrow_type({type(value)}) for name, value in rows.first.items()}
 
 
-def _by_values(kinds: set[type]) -> Any | None:
-    """The type for some values; None where all are null."""
-    kinds = kinds - {type(None)}
-    if kinds & {dict, list}:  # of which only answers have numbers throughout
-        kinds = {str}
-    return parquet.arrow_type(kinds) if kinds else None
+def _arrow_type(cell_types: set[type]) -> Any | None:
+    """Return the Arrow type of cells; None if all are null."""
+    cell_types = cell_types - {type(None)}
+    if cell_types & {dict, list}:  # which only in results hold numbers alone
+        cell_types = {str}
+    return parquet.arrow_type(cell_types) if cell_types else None
 
 
-def _agree(kinds: Sequence[Any]) -> bool:
-    return bool(kinds) and all(kind == kinds[0] for kind in kinds)
-
-
-def tables(joined: Joined, rows: int) -> Iterator[list[tuple[Input, Answer]]]:
-    """The rows in groups, for tables that people read."""
-    pairs: Iterable[tuple[Input, Answer]] = ((item, answer) for _, item, answer in joined)
-    pairs = iter(pairs)
-    while group := list(itertools.islice(pairs, rows)):
+def groups(rows: OutputRows, size: int) -> Iterator[list[tuple[Input, Result]]]:
+    """Yield inputs and results in groups of `size` rows."""
+    pairs = ((item, result) for _, item, result in rows)
+    while group := list(itertools.islice(pairs, size)):
         yield group

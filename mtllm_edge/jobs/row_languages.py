@@ -8,6 +8,7 @@ from typing import Any
 from mtllm_edge.bundle.manifest import Manifest
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.extras import require
+from mtllm_edge.files.columns import cell_of
 from mtllm_edge.languages.resolver import LanguageResolver, is_auto
 
 
@@ -30,33 +31,27 @@ class RowLanguages:
         """Whether results should include the language."""
         return self._column is not None or self._default is not None
 
-    def language_of(self, record: Mapping[str, Any], place: str) -> str | None:
+    def language_of(self, row: Mapping[str, Any]) -> str | None:
         """Return the language code of a row, ``auto``, or None.
 
-        Args:
-            record: The row.
-            place: File and row number, for messages.
-
         Raises:
-            UsageError: The row lacks the language column.
+            UsageError: The row lacks the language column. The message follows the name of the row's place.
             DataError: The language is unknown, or missing and required by the encoder.
         """
         if self._column is None:
             return self._default
-        if self._column not in record:
-            raise UsageError(f"{place} has no column {self._column!r}, only {', '.join(map(repr, record))}")
-        name = record[self._column]
-        cell = f"{place}, column {self._column!r}"
+        name = cell_of(row, self._column)
+        place = f", column {self._column!r}"
         if name is None or name == "":
             if self._needed and self._default is None:
-                raise DataError(f"{cell}, has no language; add one, or pass --lang auto")
+                raise DataError(f"{place}, has no language; add one, or pass --lang auto")
             return self._default
         if not isinstance(name, str):
-            raise DataError(f"{cell}, holds {name!r}, expected a language code")
+            raise DataError(f"{place}, holds {name!r}, expected a language code")
         try:
             return self._resolve(name)
         except UsageError as error:
-            raise DataError(f"{cell}: {error}") from None
+            raise DataError(f"{place}: {error}") from None
 
     def _resolve(self, name: str) -> str:
         if is_auto(name):

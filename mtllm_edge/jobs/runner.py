@@ -1,4 +1,4 @@
-"""Rows through a model, chunk by chunk, into a store of answers; texts that come again are not computed again."""
+"""Computes the rows of a job chunk by chunk into its journal; repeated texts are computed once."""
 
 from __future__ import annotations
 
@@ -16,148 +16,152 @@ import msgspec
 
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.files.rows import RowError
-from mtllm_edge.jobs.answer_store import Store
-from mtllm_edge.jobs.inputs import Asked, Reading, Request
-from mtllm_edge.jobs.spec import Progress
+from mtllm_edge.jobs.inputs import InputReader, JobInput, ModelInput
+from mtllm_edge.jobs.journal import Journal, Progress
 
-FEWEST, MOST = 256, 4096
-"""Texts that are computed between two entries of the journal. Their token batches are sorted by length, so that few
-texts at a time would leave batches half full."""
+MIN_TEXTS, MAX_TEXTS = 256, 4096
+"""Texts per chunk. Its batches are sorted by length, so a small chunk would leave them half full."""
 SECONDS = 15.0
-"""What a kill may cost where texts are slow; a chunk has as many as are computed in this time."""
+"""Duration of a chunk, which is what a kill may cost; slow texts make small chunks."""
 _ROWS_PER_TEXT = 16
-"""Rows of a chunk for each text that must be computed, at most: the others are repetitions."""
-_REMEMBERED = 32 * 2**20
-"""Bytes of answers that are kept for texts that come again."""
-_OVERHEAD = 200
-"""Bytes that Python needs for one of them beside the answer."""
-_SET_ASIDE = b"null\n"
+"""Most rows of a chunk per computed text; the others are repetitions."""
+_CACHE_BYTES = 32 * 2**20
+"""Size of the cache of results."""
+_ENTRY_BYTES = 200
+"""Memory of a cache entry besides its result."""
+_REJECTED = b"null"
 
-Answer: TypeAlias = dict[str, Any]
-"""Column -> what a model says of one text."""
-Model: TypeAlias = Callable[[Sequence[Asked], Callable[[int], None]], list[Answer]]
-"""From texts to an answer for each; calls the function it is given with the number of texts of every batch."""
+Result: TypeAlias = dict[str, Any]
+"""Column -> value, for one text."""
+Model: TypeAlias = Callable[[Sequence[ModelInput], Callable[[int], None]], list[Result]]
+"""Returns a result for each input, and calls the given function with the number of texts of each batch."""
 
 
-class Pace(Protocol):
-    """Who is told how far a job is."""
+class ProgressDisplay(Protocol):
+    """Display of a job's progress."""
 
     def start(self, done: int) -> None:
-        """`done` rows have their answers from an earlier run."""
+        """Start with `done` rows from an earlier run."""
 
-    def expect(self, total: int) -> None:
-        """There are `total` rows, as it seems now."""
+    def set_total(self, total: int) -> None:
+        """Set the estimated number of rows."""
 
     def advance(self, texts: int) -> None:
-        """So many texts more were computed."""
+        """Add computed texts."""
 
-    def settle(self, done: int) -> None:
-        """`done` rows have their answers, all in all."""
+    def set_done(self, done: int) -> None:
+        """Set the number of rows with results."""
 
 
 class Runner:
     """One run of a job over its inputs."""
 
     def __init__(
-        self, request: Request, readings: Sequence[Reading], store: Store, pace: Pace, *, strict: bool, most_rows: int
+        self,
+        reader: InputReader,
+        inputs: Sequence[JobInput],
+        journal: Journal,
+        display: ProgressDisplay,
+        *,
+        strict: bool,
+        max_rows: int,
     ) -> None:
         """Prepare a run.
 
         Args:
-            request: What is read of the rows.
-            readings: The inputs.
-            store: Where answers go; those that it has are not computed again.
-            pace: Told how far it is.
+            reader: Reads the rows.
+            inputs: The inputs.
+            journal: Receives the results; rows that it has are not computed again.
+            display: Shows the progress.
             strict: Stop at the first row that cannot be read.
-            most_rows: Of the output, as its format allows.
+            max_rows: Most rows that the output's format allows.
         """
-        self._request, self._readings, self._store, self._pace = request, readings, store, pace
-        self._strict, self._most_rows = strict, most_rows
-        self._known = _Known(_REMEMBERED)
-        self._size = FEWEST
-        self._weight = sum(reading.source.identity.size for reading in readings)
-        self.first_fault: str | None = None
-        """The first row that was set aside, with its place."""
+        self._reader, self._inputs, self._journal, self._display = reader, inputs, journal, display
+        self._strict, self._max_rows = strict, max_rows
+        self._cache = _ResultCache(_CACHE_BYTES)
+        self._chunk_texts = MIN_TEXTS
+        self._total_bytes = sum(job_input.source.identity.size for job_input in inputs)
+        self.first_error: str | None = None
+        """Place and message of the first rejected row."""
 
     def run(self, model: Model) -> None:
-        """Compute every row that has no answer yet.
+        """Compute every row that has no result yet.
 
         Raises:
             DataError: A row cannot be read, and the run is strict.
             UsageError: The inputs have changed since an earlier run, or are too long for the output.
         """
         encode = msgspec.json.Encoder().encode
-        resumed = self._store.progress
-        self._pace.start(resumed.read)
-        chunk = _Chunk(self._known)
+        resumed = self._journal.progress
+        self._display.start(resumed.read)
+        chunk = _Chunk(self._cache)
         read = crc = 0
-        for reading, number, record, item in self._request.read(self._readings):
+        for job_input, number, row, item in self._reader.read(self._inputs):
             read += 1
+            key = None
             if isinstance(item, RowError):
-                self._note(reading, number, item)
-                key = None
+                self._report(job_input, number, item)
             else:
                 data = encode(item)
                 crc = zlib.crc32(data, crc)
                 key = hashlib.blake2b(data, digest_size=16).digest()
-                if record is not None and reading.source.form in (".jsonl", ".xlsx"):
-                    reading.look(record)
+                if row is not None and job_input.source.suffix in (".jsonl", ".xlsx"):
+                    job_input.add_types(row)
             if read <= resumed.read:
                 if read == resumed.read and crc != resumed.crc:
                     raise _changed()
                 continue
-            chunk.add(key, item, reading, number)
-            if len(chunk.new) >= self._size or len(chunk.rows) >= self._size * _ROWS_PER_TEXT:
-                self._pace.expect(self._estimate(read, reading))
+            chunk.add(key, item, job_input, number)
+            if len(chunk.new) >= self._chunk_texts or len(chunk.rows) >= self._chunk_texts * _ROWS_PER_TEXT:
+                self._display.set_total(self._estimate_rows(read, job_input))
                 self._finish(chunk, model, read, crc)
-                chunk = _Chunk(self._known)
+                chunk = _Chunk(self._cache)
         if read < resumed.read:
             raise _changed()
         if chunk.rows:
-            self._pace.expect(read)
+            self._display.set_total(read)
             self._finish(chunk, model, read, crc)
 
-    def _note(self, reading: Reading, number: int, fault: RowError) -> None:
-        where = f"{reading.source.place(number)}{fault.said}"
+    def _report(self, job_input: JobInput, number: int, error: RowError) -> None:
+        message = f"{job_input.source.place(number)}{error.message}"
         if self._strict:
-            raise DataError(where)
-        self.first_fault = self.first_fault or where
+            raise DataError(message)
+        self.first_error = self.first_error or message
 
-    def _estimate(self, read: int, now: Reading) -> int:
-        """Number of rows of all inputs, judged by how much of their bytes these took."""
-        before = self._readings[: self._readings.index(now)]
-        done = sum(reading.source.identity.size for reading in before) + now.source.share * now.source.identity.size
-        return max(read, round(read * self._weight / max(done, 1)))
+    def _estimate_rows(self, read: int, present: JobInput) -> int:
+        """Estimate the number of rows of all inputs by the share of their bytes that has been read."""
+        before = self._inputs[: self._inputs.index(present)]
+        done = sum(job_input.source.identity.size for job_input in before)
+        done += round(present.source.progress * present.source.identity.size)
+        return max(read, round(read * self._total_bytes / max(done, 1)))
 
     def _finish(self, chunk: _Chunk, model: Model, read: int, crc: int) -> None:
-        """Compute a chunk and put it into the store."""
+        """Compute a chunk and store it in the journal."""
         started = time.perf_counter()
-        answers = self._compute(model, list(chunk.new.values()))
+        results = self._compute(model, list(chunk.new.values()))
         seconds = time.perf_counter() - started
         if seconds > 0:
-            self._size = min(max(int(len(answers) / seconds * SECONDS), FEWEST), MOST)
-        lines = chunk.lines(answers)
-        rejected = chunk.rejected(answers)
-        for reading, number, fault in rejected:
-            self._note(reading, number, fault)
-        before = self._store.progress
-        if read - before.rejected - len(rejected) > self._most_rows:
-            raise UsageError(f"the output's format holds {self._most_rows:,} rows at most; name another --output")
-        progress = Progress(read=read, rejected=before.rejected + len(rejected), crc=crc)
-        self._store.append(b"".join(lines), _csv(rejected, header=not before.rejected), progress)
-        self._pace.settle(read)
+            self._chunk_texts = min(max(int(len(results) / seconds * SECONDS), MIN_TEXTS), MAX_TEXTS)
+        lines = chunk.lines(results)
+        rejected = chunk.rejected(results)
+        for job_input, number, error in rejected:
+            self._report(job_input, number, error)
+        total_rejected = self._journal.progress.rejected + len(rejected)
+        if read - total_rejected > self._max_rows:
+            raise UsageError(f"the output's format holds {self._max_rows:,} rows at most; name another --output")
+        self._journal.append(lines, _csv(rejected), Progress(read, total_rejected, crc))
+        self._display.set_done(read)
 
-    def _compute(self, model: Model, inputs: list[Asked]) -> list[Answer | RowError]:
-        """An answer for each text, or what the model has against it; one that it refuses is found by halving."""
+    def _compute(self, model: Model, inputs: list[ModelInput]) -> list[Result | RowError]:
+        """Return the result of each input, or the model's error; bisection finds the input that it refuses."""
         if not inputs:
             return []
         try:
-            return list(model(inputs, self._pace.advance))
+            return list(model(inputs, self._display.advance))
         except DataError as error:
             if len(inputs) == 1:
-                return [
-                    RowError(f" {str(error).removeprefix('text 0 ')}", 0, msgspec.json.encode(inputs[0][1]).decode())
-                ]
+                message = f" {str(error).removeprefix('text 0 ')}"
+                return [RowError(message, 0, msgspec.json.encode(inputs[0][1]).decode())]
         half = len(inputs) // 2
         return [*self._compute(model, inputs[:half]), *self._compute(model, inputs[half:])]
 
@@ -165,55 +169,55 @@ class Runner:
 class _Chunk:
     """Rows that are computed together."""
 
-    def __init__(self, known: _Known) -> None:
-        self._known = known
-        self.new: dict[bytes, Asked] = {}
-        """What must be computed, by digest."""
-        self.rows: list[tuple[bytes | None, bytes | None, Reading, int]] = []
-        """Digest, the answer if it is known, and where it stands."""
-        self._faults: dict[int, RowError] = {}
+    def __init__(self, cache: _ResultCache) -> None:
+        self._cache = cache
+        self.new: dict[bytes, ModelInput] = {}
+        """Inputs to compute, by digest."""
+        self.rows: list[tuple[bytes | None, bytes | None, JobInput, int]] = []
+        """Digest and cached result of each row, its origin and number."""
+        self._errors: dict[int, RowError] = {}
         """By index in `rows`."""
 
-    def add(self, key: bytes | None, item: Asked | RowError, reading: Reading, number: int) -> None:
-        """Add a row; of a fault the key is None."""
+    def add(self, key: bytes | None, item: ModelInput | RowError, job_input: JobInput, number: int) -> None:
+        """Add a row; the digest of an error is None."""
         if key is None or isinstance(item, RowError):
             assert isinstance(item, RowError)
-            self._faults[len(self.rows)] = item
-            self.rows.append((None, _SET_ASIDE, reading, number))
+            self._errors[len(self.rows)] = item
+            self.rows.append((None, _REJECTED, job_input, number))
             return
-        line = self._known.get(key)
+        line = self._cache.get(key)
         if line is None:
             self.new[key] = item
-        self.rows.append((key, line, reading, number))
+        self.rows.append((key, line, job_input, number))
 
-    def lines(self, answers: Sequence[Answer | RowError]) -> list[bytes]:
-        """A line for every row, given the answers for `new`."""
+    def lines(self, results: Sequence[Result | RowError]) -> list[bytes]:
+        """Return the line of each row, from the results of `new`."""
         encode = msgspec.json.Encoder().encode
         computed = {
-            key: _SET_ASIDE if isinstance(answer, RowError) else encode(answer) + b"\n"
-            for key, answer in zip(self.new, answers, strict=True)
+            key: _REJECTED if isinstance(result, RowError) else encode(result)
+            for key, result in zip(self.new, results, strict=True)
         }
         for key, line in computed.items():
-            if line is not _SET_ASIDE:
-                self._known.put(key, line)
+            if line is not _REJECTED:
+                self._cache.put(key, line)
         return [computed[key] if line is None and key is not None else line or b"" for key, line, _, _ in self.rows]
 
-    def rejected(self, answers: Sequence[Answer | RowError]) -> list[tuple[Reading, int, RowError]]:
-        """The rows that are set aside, in order."""
-        refused = {key: answer for key, answer in zip(self.new, answers, strict=True) if isinstance(answer, RowError)}
+    def rejected(self, results: Sequence[Result | RowError]) -> list[tuple[JobInput, int, RowError]]:
+        """Return the rejected rows in order."""
+        refused = {key: result for key, result in zip(self.new, results, strict=True) if isinstance(result, RowError)}
         if refused:
             for index, (key, _, _, number) in enumerate(self.rows):
                 if key in refused:
-                    self._faults[index] = dataclasses.replace(refused[key], line=number)
-        return [(*self.rows[index][2:], self._faults[index]) for index in sorted(self._faults)]
+                    self._errors[index] = dataclasses.replace(refused[key], line=number)
+        return [(*self.rows[index][2:], self._errors[index]) for index in sorted(self._errors)]
 
 
-class _Known:
-    """Answers by digest of their texts, those that were asked for last, within a number of bytes."""
+class _ResultCache:
+    """Encoded results by digest of their input, the least recently used ones discarded."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._lines: OrderedDict[bytes, bytes] = OrderedDict()
-        self._room = limit
+        self._free = max_bytes
 
     def get(self, key: bytes) -> bytes | None:
         line = self._lines.get(key)
@@ -223,22 +227,21 @@ class _Known:
 
     def put(self, key: bytes, line: bytes) -> None:
         self._lines[key] = line
-        self._room -= len(line) + _OVERHEAD
-        while self._room < 0 and self._lines:
+        self._free -= len(line) + _ENTRY_BYTES
+        while self._free < 0 and self._lines:
             _, oldest = self._lines.popitem(last=False)
-            self._room += len(oldest) + _OVERHEAD
+            self._free += len(oldest) + _ENTRY_BYTES
 
 
-def _csv(rejected: Sequence[tuple[Reading, int, RowError]], *, header: bool) -> bytes:
-    if not rejected:
-        return b""
+def _csv(rejected: Sequence[tuple[JobInput, int, RowError]]) -> bytes:
+    """Return the lines of the file of rejected rows: file, line, reason, row."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(("file", "line", "reason", "row"))
-    writer.writerows((reading.source.name, fault.line, fault.reason, fault.raw) for reading, _, fault in rejected)
+    writer.writerows((job_input.source.name, error.line, error.reason, error.raw) for job_input, _, error in rejected)
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def _changed() -> UsageError:
-    return UsageError("the inputs have other texts than when the job was begun; throw away what it did with --restart")
+    return UsageError(
+        "the texts of the inputs have changed since the job was begun; discard its results with --restart"
+    )

@@ -30,8 +30,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal has an entry for every eight texts."""
-    monkeypatch.setattr(runner, "FEWEST", 8)
-    monkeypatch.setattr(runner, "MOST", 8)
+    monkeypatch.setattr(runner, "MIN_TEXTS", 8)
+    monkeypatch.setattr(runner, "MAX_TEXTS", 8)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ the repository: `python -m tests.tools.kill_jobs`. The last line of stdout is th
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import itertools
@@ -27,7 +28,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from mtllm_edge.jobs.answer_store import DONE, LOG, RESULT
+from mtllm_edge.jobs.journal import JOURNAL, RESULT, Journal
 from tests.fixtures.tiny_bundle import make_tiny_bundle
 
 PATIENCE = 120
@@ -39,8 +40,8 @@ WORDS = ("good", "bad", "team", "match", "hotel", "science", "the", "is", "не"
 START = """
 import sys
 from mtllm_edge.cli.main import main
-from mtllm_edge.jobs import running
-running.MOST = running.FEWEST
+from mtllm_edge.jobs import runner
+runner.MAX_TEXTS = runner.MIN_TEXTS
 sys.exit(main())
 """
 
@@ -63,13 +64,17 @@ class Harness:
     """From then on until the process has ended."""
 
     def __post_init__(self) -> None:
+        with contextlib.closing(Journal(self.folder)):
+            self.empty_size = (self.folder / JOURNAL).stat().st_size
+        (self.folder / JOURNAL).unlink()
         self.random = random.Random(self.seed)
         write_input(self.folder / "in.csv", self.rows, self.random)
         moments = [time.monotonic()]
         process = self.start()
-        for name in (LOG, RESULT):
-            self.wait_for_change(process, name, None)
-            moments.append(time.monotonic())
+        self.wait_for_change(process, JOURNAL, None)
+        moments.append(time.monotonic())
+        self.wait_for_change(process, RESULT, None)
+        moments.append(time.monotonic())
         errors = self.end(process)
         assert process.returncode == 0, errors
         moments.append(time.monotonic())
@@ -90,7 +95,7 @@ class Harness:
         return self.folder / "out.rejected.csv"
 
     @property
-    def journal(self) -> Path:
+    def folder_of_job(self) -> Path:
         return self.folder / ".out.csv.job"
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -103,12 +108,14 @@ class Harness:
         return errors.decode()
 
     def state(self, name: str) -> int | None:
-        """Of the log its size, of the output the time of its last change; None where there is nothing yet."""
+        """Return the size of the journal, or the newest modification time of the output; None before the first row."""
         try:
-            about = (self.journal / name).stat()
+            if name == JOURNAL:
+                size = (self.folder_of_job / JOURNAL).stat().st_size
+                return size if size > self.empty_size else None
+            return max((file.stat().st_mtime_ns for file in self.folder_of_job.glob(f"*{RESULT}*")), default=None)
         except FileNotFoundError:
             return None
-        return about.st_mtime_ns if name == RESULT else about.st_size or None
 
     def wait_for_change(self, process: subprocess.Popen[bytes], name: str, before: int | None) -> None:
         """Until a file of the journal is another than before, or the process has ended."""
@@ -120,9 +127,9 @@ class Harness:
     def kill(self) -> str:
         """Start the job and kill it; returns what it was doing then."""
         name, longest = self.random.choices(
-            ((None, self.starting_s), (LOG, self.computing_s), (RESULT, self.writing_s)), (1, 7, 2)
+            ((None, self.starting_s), (JOURNAL, self.computing_s), (RESULT, self.writing_s)), (1, 7, 2)
         )[0]
-        before = self.state(name or LOG)
+        before = self.state(name or JOURNAL)
         process = self.start()
         if name is not None:
             self.wait_for_change(process, name, before)
@@ -135,9 +142,14 @@ class Harness:
             return "ended before"
         if self.output.exists():
             return "tidying up"
-        if (self.journal / RESULT).exists():
-            return "output whole" if (self.journal / DONE).exists() else "writing"
-        return "computing" if self.state(LOG) else "nothing kept yet"
+        if not (self.folder_of_job / JOURNAL).exists():
+            return "starting"
+        with contextlib.closing(Journal(self.folder_of_job)) as journal:
+            if journal.complete:
+                return "output complete"
+            if self.state(RESULT):
+                return "writing"
+            return "computing" if journal.progress.read else "starting"
 
     def check(self) -> int:
         """Let the job end, and compare; returns the number of rows that the last run did not compute again."""

@@ -42,18 +42,18 @@ def read_corpus(
         )
     if bundle.manifest.encoder.needs_language and language is None:
         raise UsageError(f"the encoder of {bundle.path} must know the language of the texts; give --language")
-    sheet = read_table([str(file)], text_column=text_column)
-    found = [record.get(label_column) for record in sheet.records]
+    table = read_table([str(file)], text_column=text_column)
+    found = [row.get(label_column) for row in table.rows]
     if None in found:
-        return Corpus(sheet.texts, language=language)
+        return Corpus(table.texts, language=language)
     labels = [str(label) for label in found]
-    for label, place in zip(labels, sheet.places, strict=True):
+    for label, place in zip(labels, table.places, strict=True):
         if label not in described.labels:
             raise DataError(
                 f"{place}: task {task!r} has no label {label!r}; its labels: {', '.join(described.labels)}; name the "
                 "right --label-column, or one that is not there to measure without labels"
             )
-    return Corpus(sheet.texts, labels, language)
+    return Corpus(table.texts, labels, language)
 
 
 def check_labels(tasks: Mapping[str, TaskSpec], bundle: Bundle, task: str, teacher: Path) -> None:

@@ -25,6 +25,22 @@ START = (
 )
 PATIENCE = 60
 """Seconds until a wait counts as a failure."""
+EMPTY_JOURNAL = 16_384
+"""Bytes of a journal without rows."""
+SAVE_TO_FULL_DISK = """
+import resource, sys
+from openpyxl.writer.excel import ExcelWriter
+from mtllm_edge.cli.main import main
+
+save = ExcelWriter.save
+
+def save_to_full_disk(self):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    save(self)
+
+ExcelWriter.save = save_to_full_disk
+sys.exit(main())
+"""
 
 
 @contextmanager
@@ -69,23 +85,24 @@ def test_ctrl_c_at_work(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("".join(f"the team is good and the hotel is bad {n}\n" for n in range(200_000)))
     (tmp_path / "out.csv").write_text("old")
 
-    def interrupted(file: str, size: int) -> str:
+    def interrupted(size: int) -> str:
         with start(
             *("classify", "-b", tiny_bundle, "-t", "topic", tmp_path / "in.txt", "-o", tmp_path / "out.csv", "--force"),
             stderr=subprocess.PIPE,
             env=os.environ | {"MTLLM_EDGE_CACHE": str(tmp_path / "cache")},
         ) as process:
             assert process.stderr is not None
-            wait_for(tmp_path / ".out.csv.job" / file, size)
+            wait_for(tmp_path / ".out.csv.job/journal.sqlite", size)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the probe's child gets it too
             assert process.wait(PATIENCE) == 130, process.stderr.read().decode()
             return process.stderr.read().decode().strip()
 
-    assert interrupted("answers.jsonl", 0) == "stopped; nothing was written"  # while the model is loaded
+    assert interrupted(0) == "stopped; nothing was written"  # while the model is loaded
     assert not list(tmp_path.glob(".*"))
     said = r"stopped after [\d,]+ rows, which are kept; run the same command again to go on"
-    assert re.fullmatch(said, interrupted("log.jsonl", 1))
-    began, _, ended = interrupted("log.jsonl", 100).partition("\n")  # at once, there is something in the log
+    assert re.fullmatch(said, interrupted(EMPTY_JOURNAL + 1))
+    size = (tmp_path / ".out.csv.job/journal.sqlite").stat().st_size
+    began, _, ended = interrupted(size + 1).partition("\n")
     assert re.fullmatch(r"going on after [\d,]+ rows of an interrupted run", began)
     assert re.fullmatch(said, ended.strip())
     assert (tmp_path / "out.csv").read_text() == "old"
@@ -106,7 +123,7 @@ def test_a_reader_that_leaves_early_is_no_error(tiny_bundle: Path) -> None:
 
 
 def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -119,17 +136,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path:
         ) as process:
             _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
-        assert errors.decode() == f"error: {tmp_path / name}: File too large\n"
+        assert errors.decode() == f"error: {tmp_path / name}: disk input/output error; check free space and quota\n"
         assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def test_a_full_disk_is_one_line_where_a_workbook_was_begun(tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.xlsx"
-    with start(
-        *("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "-o", output),
-        stderr=subprocess.PIPE,
-        preexec_fn=limit_files,
-    ) as process:
+    arguments = ("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "-o", output)
+    command = [sys.executable, "-c", SAVE_TO_FULL_DISK, *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors.decode().startswith(f"error: {output}: File too large; 1 rows are kept: ")

@@ -24,9 +24,9 @@ from mtllm_edge.files.columns import Columns
 from mtllm_edge.files.rows import RowError
 from mtllm_edge.files.sources import find_sources
 from mtllm_edge.inputs import Input
-from mtllm_edge.jobs.inputs import Reading, Request, RowRead
+from mtllm_edge.jobs.inputs import InputReader, JobInput, ParsedRow
 
-PLAIN = Request()
+PLAIN = InputReader()
 
 
 @pytest.fixture
@@ -36,31 +36,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def survey(*arguments: str, stdin: bytes = b"", request: Request = PLAIN) -> list[Reading]:
-    return [request.survey(source) for source in find_sources(arguments, io.BytesIO(stdin))]
+def inspect(*arguments: str, stdin: bytes = b"", reader: InputReader = PLAIN) -> list[JobInput]:
+    return [reader.inspect(source) for source in find_sources(arguments, io.BytesIO(stdin))]
 
 
-def inputs(*arguments: str, stdin: bytes = b"", request: Request = PLAIN) -> list[Input | RowError]:
+def inputs(*arguments: str, stdin: bytes = b"", reader: InputReader = PLAIN) -> list[Input | RowError]:
     """What is read of the arguments; every time the same."""
-    readings = survey(*arguments, stdin=stdin, request=request)
-    found = list(map(text_of, request.read(readings)))
-    assert list(map(text_of, request.read(readings))) == found
+    job_inputs = inspect(*arguments, stdin=stdin, reader=reader)
+    found = list(map(text_of, reader.read(job_inputs)))
+    assert list(map(text_of, reader.read(job_inputs))) == found
     return found
 
 
-def text_of(row: RowRead) -> Input | RowError:
+def text_of(row: ParsedRow) -> Input | RowError:
     """What a row asks of a model, without the language."""
     item = row[3]
     return item if isinstance(item, RowError) else item[1]
 
 
-def faults(name: str, content: bytes, request: Request = PLAIN) -> list[str | Input]:
+def faults(name: str, content: bytes, reader: InputReader = PLAIN) -> list[str | Input]:
     """The inputs of one file, faults as a strict reader says them."""
     Path(name).write_bytes(content)
-    readings = survey(name, request=request)
+    job_inputs = inspect(name, reader=reader)
     return [
-        f"{reading.source.place(number)}{item.said}" if isinstance(item, RowError) else item[1]
-        for reading, number, _, item in request.read(readings)
+        f"{job_input.source.place(number)}{item.message}" if isinstance(item, RowError) else item[1]
+        for job_input, number, _, item in reader.read(job_inputs)
     ]
 
 
@@ -98,11 +98,11 @@ def test_byte_order_mark_and_line_ends(folder: Path, line_end: bytes, mark: byte
     (folder / "a.txt").write_bytes(mark + line_end.join([b"eins", b"", "zw\u2028ei".encode()]))
     (folder / "b.csv").write_bytes(mark + line_end.join([b"text,n", b"drei,3", b"", b"vier,4", b""]))
     (folder / "c.jsonl").write_bytes(mark + line_end.join([b'{"text": "five"}', b" ", b'{"text": "six"}']))
-    readings = survey("a.txt", "b.csv", "c.jsonl")
-    rows = list(PLAIN.read(readings))
+    job_inputs = inspect("a.txt", "b.csv", "c.jsonl")
+    rows = list(PLAIN.read(job_inputs))
     assert list(map(text_of, rows)) == ["eins", "zw\u2028ei", "drei", "vier", "five", "six"]
     assert [number for _, number, _, _ in rows] == [1, 3, 2, 4, 1, 3]
-    assert [reading.blank for reading in readings] == [1, 1, 1]
+    assert [job_input.blank for job_input in job_inputs] == [1, 1, 1]
 
 
 def test_folders_and_globs(folder: Path) -> None:
@@ -136,12 +136,12 @@ def test_folders_and_globs(folder: Path) -> None:
         (["empty"], UsageError, "empty is a folder without files that end in .txt"),
         (["*.tsv"], UsageError, "*.tsv matches no file; check the pattern"),
         (["-", "-"], UsageError, "'-' (stdin) is given more than once; give it once"),
-        (["a", "  "], DataError, "argument 2 is empty; give it some words"),
+        (["a", "  "], DataError, "argument 2 is empty; fill it or remove it"),
         ([os.fsdecode(b"caf\xe9")], DataError, "argument 1 is not valid UTF-8"),
         (["two\0words"], DataError, "argument 1 holds a NUL character"),
         (["blank.txt"], NoRowsError, "blank.txt holds no text; write one text per line"),
         (["-"], NoRowsError, "stdin holds no text"),
-        (["header.csv"], NoRowsError, "header.csv holds a header but no rows; add a row per text"),
+        (["header.csv"], NoRowsError, "header.csv holds no rows; write a row per text"),
         (["twins.csv"], DataError, "twins.csv has several columns called 'id'; rename all but one"),
         (["wide.csv"], DataError, "wide.csv line 1 is not valid UTF-8 (byte 0xff); save it as UTF-8"),
         (["broken.parquet"], DataError, "broken.parquet is not a readable parquet file"),
@@ -164,14 +164,14 @@ def test_what_stops_a_job_before_it_begins(
     for name in ("broken.parquet", "broken.xlsx", "broken.txt.gz", "broken.txt.zst"):
         (folder / name).write_bytes(b"plain words, and more of them")
     with pytest.raises(error) as caught:
-        survey(*arguments)
+        inspect(*arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 FAULTY: dict[str, tuple[str, bytes, list[str]]] = {
     "latin-1": ("a.txt", b"one\r\ncaf\xe9\r\nthree", ["one", "a.txt line 2 is not valid UTF-8 (byte 0xe9)", "three"]),
-    "nul": ("a.txt", b"one\ntw\0o\nthree\n", ["one", "a.txt line 2 holds a NUL character; save it as plain", "three"]),
+    "nul": ("a.txt", b"one\ntw\0o\nthree\n", ["one", "a.txt line 2 holds a NUL character; remove it", "three"]),
     "utf-16 without mark": ("a.txt", "ab\n".encode("utf-16-le"), ["a.txt line 1 holds a NUL", "a.txt line 2 holds"]),
     "ragged": ("a.csv", b"id,text\n1,a\n\n2,b,c\n3,d\n", ["a", "a.csv row 4 has 3 cells, the header has 2 col", "d"]),
     "short": ("a.csv", b"id,text\n1\n2,b\n", ["a.csv row 2 has 1 cells, the header has 2 columns; put", "b"]),
@@ -196,7 +196,11 @@ FAULTY: dict[str, tuple[str, bytes, list[str]]] = {
     ),
     "half a surrogate": ("a.jsonl", rb'{"text": "\ud800 more text"}' b'\n{"text": "b"}', ["a.jsonl line 1: ", "b"]),
     "endless": ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b'\n{"text": "b"}', ["a.jsonl line 1: ", "b"]),
-    "no column": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ["a", "a.jsonl line 2 lacks 'text'; it has 'body'"]),
+    "no column": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"body": "b"}\n',
+        ["a", "a.jsonl line 2 has no column 'text', only 'body'"],
+    ),
     "null": ("a.jsonl", b'{"text": null}\n{"text": "b"}', ["a.jsonl line 1, column 'text', is null, expected a", "b"]),
     "number": ("a.jsonl", b'{"text": 1.5}\n{"text": "b"}', ["a.jsonl line 1, column 'text', is a number, exp", "b"]),
     "escaped nul": ("a.jsonl", rb'{"text": "a\u0000"}', ["a.jsonl line 1, column 'text', holds a NUL character"]),
@@ -268,8 +272,8 @@ def test_a_quote_that_is_never_closed_takes_one_row_and_not_the_memory(
     assert found[1:] == [f"text {number}" for number in range(3000)]
 
 
-def chosen(*arguments: str, request: Request = PLAIN) -> list[tuple[str | None, str | None]]:
-    return [(reading.column, reading.note) for reading in survey(*arguments, request=request)]
+def chosen(*arguments: str, reader: InputReader = PLAIN) -> list[tuple[str | None, str | None]]:
+    return [(job_input.text_column, job_input.note) for job_input in inspect(*arguments, reader=reader)]
 
 
 def test_the_texts_column_is_named_or_guessed_and_said(folder: Path) -> None:
@@ -285,23 +289,23 @@ def test_the_texts_column_is_named_or_guessed_and_said(folder: Path) -> None:
     assert chosen("body.csv")[0][0] == "body"
     assert "has the longest texts" in str(chosen("body.csv")[0][1])
     assert chosen("none.jsonl") == [("text", None)]
-    named = Request(text_column="subject")
-    assert chosen("text.csv", "plain.txt", "word", request=named) == [("subject", None), ("text", None), ("text", None)]
+    named = InputReader(text_column="subject")
+    assert chosen("text.csv", "plain.txt", "word", reader=named) == [("subject", None), ("text", None), ("text", None)]
     with pytest.raises(
         UsageError, match=r"body\.csv has no column 'subject', only 'id', 'url', 'when', 'body'; name one"
     ):
-        chosen("body.csv", request=named)
+        chosen("body.csv", reader=named)
 
 
 def test_pairs_and_choices(folder: Path) -> None:
-    pair = Request("pair")
+    pair = InputReader("pair")
     assert faults("a.csv", b"text,text_pair,n\na,b,1\nc,,2\n", pair) == [
         ("a", "b"),
-        "a.csv row 3, column 'text_pair', is empty; fill it or remove the row",
+        "a.csv row 3, column 'text_pair', is empty; fill it or remove it",
     ]
-    choices = Request("multiple_choice", others=Columns(choices=("c1", "c2")))
+    choices = InputReader("multiple_choice", columns=Columns(choices=("c1", "c2")))
     assert faults("b.csv", b"text,c1,c2\na,b,c\n", choices) == [("a", ("b", "c"))]
-    lists = Request("multiple_choice")
+    lists = InputReader("multiple_choice")
     rows = b'{"text": "a", "choices": ["b", "c"]}\n{"text": "a", "choices": ["b"]}\n{"text": "a"}\n'
     assert [str(item)[:40] for item in faults("c.jsonl", rows, lists)] == [
         "('a', ('b', 'c'))",
@@ -309,7 +313,7 @@ def test_pairs_and_choices(folder: Path) -> None:
         "c.jsonl line 3 has no column 'choices', ",
     ]
     with pytest.raises(UsageError, match="argument 1 has no column 'text_pair', only 'text'"):
-        survey("a text", request=pair)
+        inspect("a text", reader=pair)
 
 
 def test_workbooks(folder: Path) -> None:
@@ -318,9 +322,9 @@ def test_workbooks(folder: Path) -> None:
         folder / "a.xlsx",
         [(), ("n", None, "text", "when"), (1, "x", "one", when), (2, None, 5, None), (3, None, "three", None, "extra")],
     )
-    rows = list(PLAIN.read(survey("a.xlsx")))
+    rows = list(PLAIN.read(inspect("a.xlsx")))
     assert rows[0][2] == {"n": 1, "": "x", "text": "one", "when": when}
-    assert [item.said if isinstance(item, RowError) else item for item in map(text_of, rows)] == [
+    assert [item.message if isinstance(item, RowError) else item for item in map(text_of, rows)] == [
         "one",
         ", column 'text', is a number, expected a string",
         " has 5 cells, the header has 4 columns; give every column a name",
@@ -337,8 +341,8 @@ def test_parquet_keeps_all_types(folder: Path) -> None:
         "tags": [["x"], []],
     }
     write_parquet(folder / "a.parquet", columns)
-    readings = survey("a.parquet")
-    rows = list(PLAIN.read(readings))
+    job_inputs = inspect("a.parquet")
+    rows = list(PLAIN.read(job_inputs))
     assert rows[0][2] == {
         "id": 1,
         "text": "a",
@@ -353,12 +357,12 @@ def test_parquet_keeps_all_types(folder: Path) -> None:
 def test_a_source_tells_how_much_of_it_was_read(folder: Path) -> None:
     (folder / "a.txt").write_text("some words\n" * 10_000)
     write_parquet(folder / "b.parquet", {"text": ["some words"] * 10_000})
-    makers: list[Callable[[], Any]] = [lambda: survey("a.txt"), lambda: survey("b.parquet")]
+    makers: list[Callable[[], Any]] = [lambda: inspect("a.txt"), lambda: inspect("b.parquet")]
     for make in makers:
-        (reading,) = make()
-        rows = PLAIN.read([reading])
-        shares = [reading.source.share for _ in rows]
+        (job_input,) = make()
+        rows = PLAIN.read([job_input])
+        shares = [job_input.source.progress for _ in rows]
         assert shares == sorted(shares)
         assert shares[0] < 0.2
         assert 0.4 < shares[5000] < 0.7
-        assert reading.source.share == 1
+        assert job_input.source.progress == 1

@@ -1,4 +1,4 @@
-"""Whole files as one sheet; what else the command line reads is in `test_jobs_reading`."""
+"""Whole files as one table; what else the command line reads is in `test_jobs_reading`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,9 @@ def test_files_keep_their_order(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"one\ntwo\n")
     (folder / "b.csv").write_bytes(b"id,text\n7,three\n")
     (folder / "c.JSONL").write_bytes(b'{"text": "four", "n": [1]}\n')
-    sheet = read("a.txt", "b.csv", "c.JSONL")
-    assert sheet.texts == ["one", "two", "three", "four"]
-    assert sheet.columns == ["text", "id", "n"]
-    assert sheet.records[2:] == [{"id": "7", "text": "three"}, {"text": "four", "n": [1]}]
-    assert sheet.skipped == 0
+    table = read("a.txt", "b.csv", "c.JSONL")
+    assert table.texts == ["one", "two", "three", "four"]
+    assert table.rows[2:] == [{"id": "7", "text": "three"}, {"text": "four", "n": [1]}]
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
@@ -38,9 +36,8 @@ def test_byte_order_mark_and_line_ends(folder: Path, line_end: bytes, mark: byte
     (folder / "a.txt").write_bytes(mark + line_end.join([b"eins", b"", b"zwei"]))
     (folder / "b.csv").write_bytes(mark + line_end.join([b"text,n", b"drei,3", b"", b"vier,4", b""]))
     (folder / "c.jsonl").write_bytes(mark + line_end.join([b'{"text": "five"}', b" ", b'{"text": "six"}']))
-    sheet = read("a.txt", "b.csv", "c.jsonl")
-    assert sheet.texts == ["eins", "zwei", "drei", "vier", "five", "six"]
-    assert sheet.skipped == 3
+    table = read("a.txt", "b.csv", "c.jsonl")
+    assert table.texts == ["eins", "zwei", "drei", "vier", "five", "six"]
 
 
 def test_only_line_ends_end_a_line(folder: Path) -> None:
@@ -55,9 +52,9 @@ def test_csv_cells_with_commas_quotes_line_ends_and_great_length(folder: Path) -
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_delimiters_of_spreadsheets(folder: Path, delimiter: str) -> None:
+def test_csv_delimiters_of_spreadtables(folder: Path, delimiter: str) -> None:
     (folder / "a.csv").write_text(f"id{delimiter}text\n1{delimiter}hello\n")
-    assert read("a.csv").records == [{"id": "1", "text": "hello"}]
+    assert read("a.csv").rows == [{"id": "1", "text": "hello"}]
 
 
 def test_text_column_by_name_else_text_else_the_only_one(folder: Path) -> None:
@@ -72,7 +69,11 @@ def test_text_column_by_name_else_text_else_the_only_one(folder: Path) -> None:
 USAGE = {
     "missing file": (["none.csv"], None, "none.csv does not exist; check the path"),
     "folder": (["folder.txt"], None, "folder.txt is a folder; name a file of texts"),
-    "other file": (["data.json"], None, "data.json is a file, but files of texts end in .txt, .csv, .jsonl"),
+    "other file": (
+        ["data.json"],
+        None,
+        "data.json is a file, but files of texts end in .txt, .csv, .tsv, .jsonl, .parquet",
+    ),
     "csv without text": (
         ["a.csv"],
         None,
@@ -111,21 +112,21 @@ FAULTY = {
     "latin-1 after a mark": ("a.txt", b"\xef\xbb\xbfone\n\xff\n", "a.txt line 2 is not valid UTF-8 (byte 0xff)"),
     "utf-16 csv": ("a.csv", "text\nhello\n".encode("utf-16"), "a.csv line 1 is not valid UTF-8"),
     "utf-16 without mark": ("a.csv", "text\nhello\n".encode("utf-16-le"), "a.csv line 1 holds a NUL character"),
-    "nul": ("a.txt", b"one\ntw\0o\n", "a.txt line 2 holds a NUL character; save it as plain UTF-8 text"),
-    "header only": ("a.csv", b"id,text\n", "a.csv holds a header but no rows"),
+    "nul": ("a.txt", b"one\ntw\0o\n", "a.txt line 2 holds a NUL character; remove it, or save"),
+    "header only": ("a.csv", b"id,text\n", "a.csv holds no rows"),
     "same name twice": ("a.csv", b"text,id,id\nx,1,2\n", "a.csv has several columns called 'id'; rename all but one"),
     "ragged": ("a.csv", b"id,text\n1,a\n\n2,b,c\n", "a.csv row 4 has 3 cells, the header has 2 columns; put cells"),
     "short row": ("a.csv", b"id,text\n1\n", "a.csv row 2 has 1 cells, the header has 2 columns"),
     "open quote": ("a.csv", b'text,id\na,1\n"b,2\nc,3\n', "a.csv row 3 is not valid csv"),
     "text after quote": ("a.csv", b'text,id\n"a"b,1\n', "a.csv row 2 is not valid csv"),
-    "empty cell": ("a.csv", b"id,text\n1,a\n2, \n", "a.csv row 3, column 'text', is empty; fill it or remove the row"),
+    "empty cell": ("a.csv", b"id,text\n1,a\n2, \n", "a.csv row 3, column 'text', is empty; fill it or remove it"),
     "row of many lines": ("a.csv", b'id,text\n1,"a\nb\nc"\n2,\n', "a.csv row 3, column 'text', is empty"),
     "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl line 2: Input data was truncated; write one JSON"),
     "not an object": ("a.jsonl", b'\n["a"]\n', "a.jsonl line 2: Expected `object`, got `array`"),
     "endless nesting": ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl line 1: "),
     "half a surrogate": ("a.jsonl", rb'{"text": "\ud800 and some more text"}', "a.jsonl line 1: "),
     "nan": ("a.jsonl", b'{"text": "a", "n": NaN}', "a.jsonl line 1: JSON is malformed"),
-    "column lost": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "a.jsonl line 2 lacks 'text'; it has 'body'"),
+    "column lost": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "a.jsonl line 2 has no column 'text', only 'body'"),
     "empty string": ("a.jsonl", b'{"text": ""}\n', "a.jsonl line 1, column 'text', is empty"),
     "null": ("a.jsonl", b'{"text": null}\n', "a.jsonl line 1, column 'text', is null, expected a string"),
     "truth": ("a.jsonl", b'{"text": true}\n', "column 'text', is true or false, expected a string"),

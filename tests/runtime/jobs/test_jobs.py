@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
-import errno
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +25,8 @@ import pytest
 from mtllm_edge import Classifier, Embedder
 from mtllm_edge.errors import DataError, EngineError
 from mtllm_edge.inputs import Input
-from mtllm_edge.jobs import answer_store, runner
-from mtllm_edge.jobs import journal as journals
-from mtllm_edge.jobs.journal import journal
+from mtllm_edge.jobs import runner
+from mtllm_edge.jobs.journal import Journal, open_journal
 from mtllm_edge.jobs.spec import Job
 from mtllm_edge.tasks.prediction import Prediction
 from tests.fixtures.cli_result import Run
@@ -175,7 +175,7 @@ def test_rows_that_cannot_be_read_are_set_aside(classify: Run) -> None:
         ("b.jsonl", "3", "nonsense"),
     ]
     assert rejected[0]["reason"] == "is not valid UTF-8 (byte 0xe9); save it as UTF-8"
-    assert rejected[1]["reason"] == "column 'text', is empty; fill it or remove the row"
+    assert rejected[1]["reason"] == "column 'text', is empty; fill it or remove it"
     assert "note: 1 file without texts left out, the first: empty.txt holds no text" in result.err
     assert "note: 5 rows rejected, see out.rejected.csv; the first: a.csv row 3 is not valid UTF-8" in result.err
     assert names() == ["a.csv", "b.jsonl", "empty.txt", "out.csv", "out.rejected.csv"]
@@ -194,7 +194,7 @@ def test_nothing_to_read_is_an_error_and_leaves_nothing(classify: Run) -> None:
     result = classify("in.csv", "-o", "out.csv")
     assert (result.code, names()) == (1, ["in.csv"])
     assert result.err == (
-        "error: no row can be read; the first error: in.csv row 2, column 'text', is empty; fill it or remove the row\n"
+        "error: no row can be read; the first error: in.csv row 2, column 'text', is empty; fill it or remove it\n"
     )
 
 
@@ -245,7 +245,7 @@ def test_texts_that_come_again_are_computed_once_also_across_chunks(
 def test_what_is_remembered_has_a_limit(
     classify: Run, small_chunks: None, computed: list[list[Input]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_REMEMBERED", 10 * 300)
+    monkeypatch.setattr(runner, "_CACHE_BYTES", 10 * 300)
     texts = [f"the team is good {number}" for number in [*range(40), 0, 39]]
     Path("in.txt").write_text("\n".join(texts))
     assert classify("in.txt", "-o", "out.csv").code == 0
@@ -287,8 +287,8 @@ def test_stdin_goes_on_too(classify: Run, stop: Stop) -> None:
     assert classify("-o", "out.csv", stdin=data).code == 130
     other = classify("-o", "out.csv", stdin=data + b"one more\n")
     assert other.err == (
-        "error: out.csv was begun by another job (stdin has changed since); run that one again, or throw away what it "
-        "did with --restart\n"
+        "error: out.csv was begun by another job (stdin has changed since); run that one again, or discard its "
+        "results with --restart\n"
     )
     assert classify("-o", "out.csv", stdin=data).err.startswith("going on after 16 rows")
     assert [row["text"] for row in rows_of("out.csv")] == data.decode().splitlines()
@@ -317,7 +317,7 @@ def test_the_journal_of_another_job_is_refused(begun: Run, arguments: Sequence[s
     result = begun(*arguments, "-o", "out.csv")
     assert (result.code, result.out) == (2, "")
     assert result.err == (
-        f"error: out.csv was begun by another job ({difference}); run that one again, or throw away what it did with "
+        f"error: out.csv was begun by another job ({difference}); run that one again, or discard its results with "
         "--restart\n"
     )
     assert sorted(path.name for path in Path(".out.csv.job").iterdir()) == before
@@ -339,7 +339,7 @@ def test_an_input_that_changed_in_secret_is_noticed(begun: Run) -> None:
     os.utime("in.csv", ns=(about.st_atime_ns, about.st_mtime_ns))
     result = begun("in.csv", "-o", "out.csv")
     assert result.code == 2
-    assert "error: the inputs have other texts than when the job was begun; throw away what it did" in result.err
+    assert "error: the texts of the inputs have changed since the job was begun; discard its results" in result.err
 
 
 def test_another_model_is_refused(begun: Run, run: Run, fresh_bundle: Path) -> None:
@@ -349,27 +349,53 @@ def test_another_model_is_refused(begun: Run, run: Run, fresh_bundle: Path) -> N
     assert "begun by another job (it had another model)" in result.err
 
 
-def test_what_a_kill_left_of_a_chunk_is_cut_off(begun: Run) -> None:
-    folder = Path(".out.csv.job")
-    for name, rest in (
-        ("answers.jsonl", b'{"label": "sci'),
-        ("log.jsonl", b'{"read": 24, "rej'),
-        ("rejected.csv", b"x"),
-    ):
-        with (folder / name).open("ab") as file:
-            file.write(rest)
+def test_a_chunk_that_a_kill_interrupted_is_rolled_back(begun: Run) -> None:
+    with contextlib.closing(sqlite3.connect(".out.csv.job/journal.sqlite")) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # so that changed pages reach the file before the commit
+        connection.execute("UPDATE job SET read = 24")
+        connection.executemany("INSERT INTO results (lines, crc) VALUES (?, 0)", [(b"x" * 5000,)] * 20)
+        shutil.copytree(".out.csv.job", "copy")
+    assert Path("copy/journal.sqlite-journal").stat().st_size
+    shutil.rmtree(".out.csv.job")
+    Path("copy").rename(".out.csv.job")
     assert begun("in.csv", "-o", "out.csv").err.startswith("going on after 16 rows")
     assert [int(row["id"]) for row in rows_of("out.csv")] == list(range(30))
     assert names() == ["in.csv", "out.csv"]
 
 
-def test_a_damaged_journal_is_one_line(begun: Run) -> None:
-    with Path(".out.csv.job/answers.jsonl").open("r+b") as file:
-        file.truncate(10)
+def damage_checksum() -> None:
+    with contextlib.closing(sqlite3.connect(".out.csv.job/journal.sqlite")) as connection, connection:
+        connection.execute("UPDATE results SET crc = crc + 1")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda: os.truncate(".out.csv.job/journal.sqlite", 5000),
+        lambda: Path(".out.csv.job/journal.sqlite").write_bytes(b"no database " * 1000),
+        damage_checksum,
+    ],
+)
+def test_a_damaged_journal_is_one_line(begun: Run, damage: Callable[[], None]) -> None:
+    damage()
     result = begun("in.csv", "-o", "out.csv")
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert result.err.endswith(".out.csv.job is damaged; throw it away with --restart\n")
+    assert (result.code, result.err.splitlines()[-1]) == (
+        2,
+        f"error: the journal {Path('.out.csv.job').resolve()} is damaged; discard it with --restart",
+    )
+    assert not Path("out.csv").exists()
     assert begun("in.csv", "-o", "out.csv", "--restart").code == 0
+
+
+def test_a_folder_of_somebody_else_is_left_alone(classify: Run) -> None:
+    write_rows("in.csv", 3)
+    Path(".out.csv.job").mkdir()
+    Path(".out.csv.job/mine.txt").write_text("mine")
+    result = classify("in.csv", "-o", "out.csv", "--restart")
+    assert result.code == 2
+    assert ".out.csv.job is not the folder of a job; remove it, or name another --output" in result.err
+    assert Path(".out.csv.job/mine.txt").read_text() == "mine"
+    assert len(list(Path(".out.csv.job").iterdir())) == 1
 
 
 @pytest.mark.parametrize("moment", ["before the names", "rejects named", "all named", "folder half removed"])
@@ -377,7 +403,7 @@ def test_killed_when_the_output_was_whole(classify: Run, monkeypatch: pytest.Mon
     Path("in.csv").write_text("id,text\n1,one\n2,\n3,three\n")
     Path("out.csv").write_text("old")
     with monkeypatch.context() as patched:
-        patched.setattr(journals, "_deliver", lambda *_: (_ for _ in ()).throw(SystemExit("killed")))
+        patched.setattr(Journal, "deliver", lambda *_: (_ for _ in ()).throw(SystemExit("killed")))
         with pytest.raises(SystemExit):
             classify("in.csv", "-o", "out.csv", "--force")
     folder = Path(".out.csv.job")
@@ -402,7 +428,7 @@ def test_killed_when_the_output_was_whole(classify: Run, monkeypatch: pytest.Mon
 def test_two_processes_do_not_share_a_journal(classify: Run, tmp_path: Path) -> None:
     write_rows("in.csv", 3)
     other = Job("classify", "", {}, [])
-    with pytest.raises(KeyboardInterrupt), journal(tmp_path / "out.csv", other):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out.csv", other):  # noqa: PT012
         result = classify("in.csv", "-o", "out.csv")
         assert result.code == 2
         assert "another process is at work on out.csv; wait for it, or name another --output" in result.err
@@ -414,17 +440,17 @@ def test_a_full_disk_is_one_line_and_the_journal_stays(
     classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rows("in.csv", 30)
-    usual = answer_store._write
+    append = Journal.append
 
-    def full(file: Any, data: bytes) -> None:
-        if data.count(b"\n") > 1 and file.tell() > 500:
-            file.write(data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        usual(file, data)
+    def append_to_full_disk(self: Journal, results: Sequence[bytes], *arguments: Any) -> None:
+        if self.progress.read >= 16:
+            pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
+            self._connection.execute(f"PRAGMA max_page_count = {pages}")
+        append(self, [line.ljust(5000) for line in results], *arguments)
 
-    monkeypatch.setattr(answer_store, "_write", full)
-    result = classify("in.csv", "-o", "out.csv")
-    monkeypatch.setattr(answer_store, "_write", usual)
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", append_to_full_disk)
+        result = classify("in.csv", "-o", "out.csv")
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith("error: out.csv: No space left on device; ")
     assert result.err.endswith(" rows are kept: make room, and run the same command again to go on\n")
@@ -482,7 +508,7 @@ def test_a_missing_extra_is_one_line(classify: Run, monkeypatch: pytest.MonkeyPa
 def test_an_xlsx_holds_so_many_rows(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtllm_edge.jobs import output
 
-    monkeypatch.setitem(output.MOST_ROWS, "xlsx", 20)
+    monkeypatch.setitem(output.MAX_ROWS, "xlsx", 20)
     write_rows("in.csv", 30)
     result = classify("in.csv", "-o", "out.xlsx")
     assert result.err == "error: the output's format holds 20 rows at most; name another --output\n"
@@ -526,15 +552,3 @@ def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path) -> None:
     moments, kept = kill_jobs(harness, 2)
     assert moments.total() >= 2
     assert kept
-
-
-def test_a_torn_copy_of_the_folder_goes_on(begun: Run) -> None:
-    """Only what the log vouches for counts, wherever the other files end."""
-    shutil.copytree(".out.csv.job", "copy")
-    for size in range(0, Path("copy/log.jsonl").stat().st_size, 37):
-        shutil.rmtree(".out.csv.job", ignore_errors=True)
-        Path("out.csv").unlink(missing_ok=True)
-        shutil.copytree("copy", ".out.csv.job")
-        os.truncate(".out.csv.job/log.jsonl", size)
-        assert begun("in.csv", "-o", "out.csv").code == 0
-        assert [int(row["id"]) for row in rows_of("out.csv")] == list(range(30))

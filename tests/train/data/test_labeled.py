@@ -36,7 +36,7 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
     ("name", "content", "error", "message"),
     [
         ("a.md", b"text", UsageError, "has the suffix '.md'"),
-        ("a.csv", b"text,label\n", DataError, "holds a header but no rows"),
+        ("a.csv", b"text,label\n", DataError, "holds no rows"),
         ("a.csv", b"body,label\nx,y\n", UsageError, "no column 'text', only 'body', 'label'"),
         ("a.csv", b"text,label\nx\n", DataError, "row 2 has 1 cells"),
         ("a.jsonl", b'{"text": null, "label": "a"}', DataError, "column 'text', is null"),

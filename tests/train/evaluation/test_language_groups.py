@@ -49,11 +49,11 @@ def test_files_of_codes_and_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (None, UsageError, "counts is no file"),
-        ("", DataError, "counts holds no text"),
-        ("lang,sentences\n", UsageError, "expected lang and sentences, with a tab"),
-        ("lang\tsentences\ndeu_Latn\tmany\n", DataError, "counts line 2 has no whole number"),
-        ("lang\tsentences\ndeu_Latn\n", DataError, "counts line 2 has no whole number"),
+        (None, UsageError, "counts does not exist"),
+        ("", DataError, "counts holds no rows"),
+        ("lang,sentences\ndeu_Latn,3\n", UsageError, "expected lang and sentences, with a tab"),
+        ("lang\tsentences\ndeu_Latn\tmany\n", DataError, "counts row 2 has no whole number"),
+        ("lang\tsentences\ndeu_Latn\n", DataError, "counts row 2 has 1 cells"),
     ],
 )
 def test_a_bad_file_of_counts(tmp_path: Path, content: str | None, error: type[MtllmError], message: str) -> None:
@@ -64,7 +64,7 @@ def test_a_bad_file_of_counts(tmp_path: Path, content: str | None, error: type[M
 
 
 def test_a_bad_file_of_codes(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_seen(str(tmp_path / "seen"), LANGUAGES)
     (tmp_path / "seen").write_text("de fr")
     with pytest.raises(DataError, match="names none of the data's languages, such as ace_Arab"):

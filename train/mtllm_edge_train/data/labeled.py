@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.errors import DataError
-from mtllm_edge.files.columns import LABEL_COLUMN, Columns, inputs_of, label_of
+from mtllm_edge.files.columns import LABEL_COLUMN, Columns
 from mtllm_edge.inputs import Input, Kind, check_kind
 from mtllm_edge_train.data.hub import is_hub_dataset
 from mtllm_edge_train.data.tables import Rows, read_rows
@@ -81,7 +81,7 @@ def read_inputs(
     if not is_hub_dataset(source) and Path(source).suffix in (".txt", ".zst"):
         return [*read_file(Path(source), column=text_column)]
     rows = read_rows(source, text_column)
-    return inputs_of(rows, columns.kind(rows.records[0], str(source)), columns)
+    return rows.inputs(columns.kind(rows.rows[0], str(source)), columns)
 
 
 def read_labeled(
@@ -106,13 +106,13 @@ def read_labeled(
             the number of none of them; or no such data set.
     """
     rows = read_rows(source, text_column)
-    return labeled_texts(rows, columns.kind(rows.records[0], str(source)), columns, label_column)
+    return labeled_texts(rows, columns.kind(rows.rows[0], str(source)), columns, label_column)
 
 
 def labeled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabeledTexts:
     """What a task of some kind reads of rows, with its labels; errors as for `read_labeled`."""
-    inputs = inputs_of(rows, kind, columns)
-    labels = [label_of(record, label_column, place) for record, place in zip(rows.records, rows.places, strict=True)]
+    inputs = rows.inputs(kind, columns)
+    labels = rows.words(label_column, "label")
     if kind == "multiple_choice":
         numbers = {name: str(number) for number, name in enumerate(rows.classes.get(label_column, ()))}
         labels = [numbers.get(label, label) for label in labels]

@@ -54,7 +54,7 @@ def read_by_language(sources: Sequence[str | Path], schema: Schema, row_filter: 
     groups: dict[str, tuple[list[Input], list[str]]] = defaultdict(lambda: ([], []))
     for rows in _filtered(sources, schema.text_column, row_filter):
         data = labeled_texts(rows, schema.kind, schema.columns, schema.label_column)
-        for place, record, item, label in zip(rows.places, rows.records, data.inputs, data.labels, strict=True):
+        for place, record, item, label in zip(rows.places, rows.rows, data.inputs, data.labels, strict=True):
             inputs, labels = groups[schema.language_of(record, place)]
             inputs.append(item)
             labels.append(label)
@@ -75,7 +75,7 @@ def read_training_rows(source: str | Path, schema: Schema, row_filter: RowFilter
         DataError: There are fewer than two labels; otherwise as for `read_by_language`.
     """
     (rows,) = _filtered([source], schema.text_column, row_filter)
-    for place, record in zip(rows.places, rows.records, strict=True):
+    for place, record in zip(rows.places, rows.rows, strict=True):
         row_language = record.get(schema.language_column, language)
         if row_language != language:
             raise UsageError(
@@ -111,7 +111,7 @@ def _filtered(sources: Sequence[str | Path], text_column: str, row_filter: RowFi
     for source in sources:
         rows = read_rows(source, text_column)
         accepted = []
-        for index, (place, record) in enumerate(zip(rows.places, rows.records, strict=True)):
+        for index, (place, record) in enumerate(zip(rows.places, rows.rows, strict=True)):
             if all(str(_cell(record, column, place)) in values for column, values in row_filter.items()):
                 unmatched -= {(column, str(record[column])) for column in row_filter}
                 accepted.append(index)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.files.tables import decode
+from mtllm_edge.files.sources import open_source
 from mtllm_edge_train.evaluation.cc100 import CC100
 
 BUILT_IN = {"e5": CC100}
@@ -77,7 +77,8 @@ def read_seen(source: str, languages: Sequence[str]) -> Set[str]:
     """
     if source in BUILT_IN:
         return BUILT_IN[source]
-    codes = frozenset(_read(Path(source)).replace(",", " ").split())
+    lines = open_source(source, suffix=".txt").strict_rows()
+    codes = frozenset(code for _, row in lines for code in row["text"].replace(",", " ").split())
     if not codes & set(languages):
         raise DataError(f"{source} names none of the data's languages, such as {languages[0]}; write the data's codes")
     return codes
@@ -90,15 +91,12 @@ def read_sentences(path: Path) -> dict[str, int]:
         UsageError: The file or a column is missing.
         DataError: The file is not UTF-8, or a row has no whole number.
     """
-    lines = _read(path).splitlines()
-    header = lines[0].split("\t")
-    if not {"lang", "sentences"} <= set(header):
-        raise UsageError(f"{path} has the columns {header}, expected lang and sentences, with a tab between them")
     counts = {}
-    for number, line in enumerate(lines[1:], start=2):
-        row = dict(zip(header, line.split("\t"), strict=False))
-        if not row.get("sentences", "").isdecimal():
-            raise DataError(f"{path} line {number} has no whole number of sentences; correct it")
+    for place, row in open_source(str(path), suffix=".tsv").strict_rows():
+        if not {"lang", "sentences"} <= set(row):
+            raise UsageError(f"{path} has the columns {[*row]}, expected lang and sentences, with a tab between them")
+        if not row["sentences"].isdecimal():
+            raise DataError(f"{place} has no whole number of sentences; correct it")
         counts[row["lang"]] = int(row["sentences"])
     return counts
 
@@ -125,9 +123,3 @@ def _band(count: int) -> int:
 def _band_names() -> list[str]:
     low, high = BORDERS
     return [f"under {low:,} sentences", f"{low:,}–{high - 1:,} sentences", f"from {high:,} sentences"]
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UsageError(f"{path} is no file; check the path")
-    return decode(path.read_bytes(), str(path))
