@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console, RenderableType
@@ -14,26 +13,22 @@ from rich.text import Text
 
 from mtllm_edge.safe_text import printable
 
-if TYPE_CHECKING:
-    pass
-
-
 _FILE_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe."""
+"""Width of a table in a file or a pipe."""
 
 
 def note(message: str) -> None:
-    """Print one line for the person, on stderr."""
+    """Print a line to stderr."""
     click.echo(printable(message), err=True)
 
 
 def print_stderr(renderable: RenderableType) -> None:
-    """Print something larger than a line for the person, on stderr."""
+    """Print a table or another renderable to stderr."""
     click.echo(render(renderable).decode(), err=True, nl=False)
 
 
 def print_stdout(renderable: RenderableType) -> None:
-    """Print to stdout, as wide as the terminal."""
+    """Print a renderable to stdout, as wide as the terminal."""
     console = Console()
     if not console.is_terminal:
         click.echo(render(renderable), nl=False)
@@ -44,20 +39,20 @@ def print_stdout(renderable: RenderableType) -> None:
 
 
 def render(renderable: RenderableType) -> bytes:
-    """The same as plain UTF-8 text, for a file."""
+    """Return a renderable as plain UTF-8 text."""
     buffer = io.StringIO()
     Console(file=buffer, width=_FILE_WIDTH, force_terminal=False).print(renderable)
     return _without_padding(buffer.getvalue()).encode()
 
 
 def _without_padding(lines: str) -> str:
-    """Drop the blanks at the ends of lines: where a terminal draws letters wider than rich thinks, they would wrap."""
+    """Drop spaces at the ends of lines, which wrap where a terminal draws letters wider than rich expects."""
     return "\n".join(line.rstrip() for line in lines.split("\n"))
 
 
 @contextmanager
 def spinner(message: str) -> Iterator[None]:
-    """Show a spinner on stderr while the block runs, on a terminal only."""
+    """Show a spinner on stderr during a block, on a terminal only."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -67,19 +62,19 @@ def spinner(message: str) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+    """Format a duration: ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def plain_text(text: str) -> Text:
-    """A text as one harmless line that rich takes as it is, square brackets included."""
+    """Return a text without control characters and without rich's markup."""
     return Text(printable(text))
 
 
 def facts_table(facts: Mapping[str, str | Text]) -> Table:
-    """Names on the left, values on the right."""
+    """Return a table with names on the left and values on the right."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -89,15 +84,15 @@ def facts_table(facts: Mapping[str, str | Text]) -> Table:
 
 
 def file_size(size: int) -> str:
-    """A size in bytes as people read it."""
+    """Format a size in bytes."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: ``1 text``, ``1,200 texts``."""
+    """Format a number with its noun: ``1 text``, ``1,200 texts``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def counts(labels: Mapping[str, int]) -> str:
-    """Labels with their numbers of texts: ``ham 120, spam 80``."""
+    """Format labels with their numbers of texts: ``ham 120, spam 80``."""
     return ", ".join(f"{label} {number:,}" for label, number in labels.items())

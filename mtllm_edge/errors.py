@@ -1,27 +1,25 @@
-"""Everything that mtllm-edge raises on purpose.
-
-One class per decision that the caller makes::
+"""Exceptions of mtllm-edge, one class per decision of the caller::
 
     MtllmError
-    ├── UsageError        the call is wrong: change the arguments
-    ├── DataError         a text or a file of texts is wrong: change the input
-    │   └── NoRowsError   a file holds no text at all: leave it out
-    ├── ModelError        a bundle or checkpoint is wrong: get, export or train another one
-    └── EngineError       an engine or the machine refused: see `mtllm-edge doctor`
+    ├── UsageError        wrong call: change the arguments
+    ├── DataError         wrong text or file of texts: change the input
+    │   └── NoRowsError   file without texts: leave it out
+    ├── ModelError        wrong bundle or checkpoint: get, export or train another one
+    └── EngineError       failure of an engine or the machine: see `mtllm-edge doctor`
 
-Every message is one line that says what is wrong, where, and what to do.
+Every message is one line: what is wrong, where, and what to do.
 """
 
 
 class MtllmError(Exception):
-    """Base of all errors of this project; the command line prints it as one line."""
+    """Base class of all errors of this project; the command line prints them as one line."""
 
     exit_code = 1
-    """What the command line ends with."""
+    """Exit code of the command line."""
 
 
 class UsageError(MtllmError):
-    """The call itself is wrong: an unknown task, a missing file, an existing output, a missing extra."""
+    """A wrong call: an unknown task, a missing file, an existing output, a missing extra."""
 
     exit_code = 2
 
@@ -31,7 +29,7 @@ class DataError(MtllmError):
 
 
 class NoRowsError(DataError):
-    """A file holds no text at all."""
+    """A file contains no texts."""
 
 
 class ModelError(MtllmError):
@@ -39,4 +37,4 @@ class ModelError(MtllmError):
 
 
 class EngineError(MtllmError):
-    """A native engine (llama.cpp, CTranslate2) refused to load or to compute."""
+    """A native engine (llama.cpp, CTranslate2, ONNX Runtime) cannot load a model or compute."""

@@ -1,4 +1,4 @@
-"""The install menu: which optional packages each extra brings, and what is installed, without importing any of it."""
+"""Optional packages of each extra, and which are installed, without importing them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "sacrebleu",
     ),
 }
-"""Extra -> the import names that it installs; the distributions are in `pyproject.toml`."""
+"""Extra -> import names of its packages; `pyproject.toml` has the distributions."""
 
 
 def missing_modules(*modules: str) -> list[str]:
-    """Those of the top-level `modules` that are not installed."""
+    """Return the top-level modules that are not installed."""
     return [module for module in dict.fromkeys(modules) if importlib.util.find_spec(module) is None]
 
 
 def version_of(distribution: str) -> str:
-    """Version of an installed distribution; "unknown" where nothing tells, as in frozen applications."""
+    """Return the version of a distribution; "unknown" without metadata, as in frozen applications."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -47,14 +47,14 @@ def version_of(distribution: str) -> str:
 
 
 def require(extra: str, *modules: str) -> None:
-    """Stop at the door of a command whose extra is not installed.
+    """Raise unless the modules of an extra are installed.
 
     Args:
-        extra: Name of the extra that brings the modules.
-        modules: Top-level import names that the command is about to use.
+        extra: Name of the extra.
+        modules: Top-level import names that the command requires.
 
     Raises:
-        UsageError: One of them is not installed; the message has the pip line.
+        UsageError: A module is not installed; the message has the pip command.
     """
     absent = missing_modules(*modules)
     if absent:
@@ -66,10 +66,10 @@ def require(extra: str, *modules: str) -> None:
 
 @contextmanager
 def engine_import() -> Iterator[None]:
-    """Turn what a broken engine raises on import into one line."""
+    """Turn the exceptions of a broken engine's import into EngineError."""
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # which a native module has made a failure of its own
+        if isinstance(error.__cause__, KeyboardInterrupt):  # a native module turned it into its own error
             raise error.__cause__ from None
         raise EngineError(f"an engine cannot be imported ({error}); run `mtllm-edge doctor`") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,15 +11,12 @@ from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli import views
 from mtllm_edge.cli.options import PATH
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest unchanged.")
 def info(bundle: Path, *, as_json: bool) -> None:
-    """Show what a model bundle is made of, and its licenses."""
+    """Show the parts, tasks and licenses of a bundle."""
     manifest = Bundle.open(bundle).manifest
     if as_json:
         click.echo(manifest.to_json(), nl=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,18 +10,15 @@ from mtllm_edge import console
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.options import PATH
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--name", required=True, help="The name by which the installed bundle is found.")
-@click.option("-o", "--output", type=PATH, required=True, metavar="FOLDER", help="Where the wheel goes.")
-@click.option("--version", default="1.0", show_default=True, help="The wheel's version.")
+@click.option("--name", required=True, help="Name of the installed bundle.")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FOLDER", help="Folder of the wheel.")
+@click.option("--version", default="1.0", show_default=True, help="Version of the wheel.")
 @click.option("--force", is_flag=True, help="Replace an existing wheel.")
 def package(bundle: Path, *, name: str, output: Path, version: str, force: bool) -> None:
-    """Write a BUNDLE as a wheel that pip installs; it is used by its name then, without a folder."""
+    """Write a BUNDLE as a wheel for pip; the installed bundle is used by its name instead of a folder."""
     from mtllm_edge.bundle.wheel import write_wheel
 
     opened = Bundle.open(bundle)
@@ -33,4 +29,4 @@ def package(bundle: Path, *, name: str, output: Path, version: str, force: bool)
         if source.is_non_commercial:
             console.note(f"note: {source.part} ({source.name}) is under {source.license}: NON-COMMERCIAL USE ONLY")
     if not opened.manifest.sources:
-        console.note("note: the bundle names no source and no license; say under which terms it may be used")
+        console.note("note: the bundle has no sources and licenses; state its terms of use yourself")

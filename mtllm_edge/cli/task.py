@@ -28,7 +28,7 @@ from mtllm_edge.tasks.store import (
 )
 
 _CONVERTERS = "mtllm_edge.adapters"
-"""Entry points that turn adapters of other layouts into GGUF: the runtime imports no exporter."""
+"""Entry points that convert adapters to GGUF; the runtime does not import the exporter."""
 
 
 @click.group()
@@ -39,7 +39,7 @@ def task() -> None:
 @task.command("list")
 @click.argument("bundle", type=PATH)
 def list_tasks(bundle: Path) -> None:
-    """Print each task of a BUNDLE on a line: its name, and after a tab what it reads and its labels."""
+    """Print the tasks of a BUNDLE, one per line: name, tab, kind and labels."""
     for name, part in Bundle.open(bundle).manifest.tasks.items():
         click.echo(f"{safe_text.printable(name)}\t{safe_text.printable(views.answers(part.kind, part.labels))}")
 
@@ -48,19 +48,21 @@ def list_tasks(bundle: Path) -> None:
 @click.argument("bundle", type=PATH)
 @click.argument("name")
 @click.option(
-    "--head", type=PATH, required=True, metavar="FILE", help="safetensors in float32: weight, and maybe bias."
+    "--head",
+    type=PATH,
+    required=True,
+    metavar="FILE",
+    help="safetensors file with weight and optionally bias, in float32.",
 )
-@click.option(
-    "--label", "labels", multiple=True, metavar="LABEL", help="Label of a row of the weight; give one for each."
-)
-@click.option("--kind", type=click.Choice(get_args(Kind)), default="sequence", show_default=True, help="What it reads.")
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help="Label of a row of the weight; once per row.")
+@click.option("--kind", type=click.Choice(get_args(Kind)), default="sequence", show_default=True, help="Kind of input.")
 @click.option(
     "--adapter",
     type=PATH,
     metavar="PATH",
-    help="LoRA that the LLM wears for this task: GGUF, or a folder of PEFT's (extra [export]).",
+    help="LoRA adapter of the LLM for this task: a GGUF file, or a PEFT folder (extra [export]).",
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="The logits are divided by it.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divisor of the logits.")
 @license_option
 @click.option("--force", is_flag=True, help="Replace a task of that name.")
 def add(
@@ -75,23 +77,23 @@ def add(
     license: str | None,
     force: bool,
 ) -> None:
-    """Add the task NAME to a BUNDLE: a head that was trained elsewhere on its vectors.
+    """Add the task NAME to a BUNDLE, with a head trained elsewhere on the bundle's vectors.
 
-    The weight has a row per label and a column per dimension of the vectors; that of multiple choice has one row, which
-    scores choices, and no labels.
+    The weight has a row per label and a column per dimension of the vectors; for multiple choice it has a single row,
+    and there are no labels.
     """
     opened = Bundle.open(bundle)
     validate_task_name(opened, name, force=force)
     source = task_source(name, source_name((str(head),)), license)
     read = read_head(head, kind, labels, temperature)
-    with _in_gguf(adapter, opened) as lora:
+    with _gguf_adapter(adapter, opened) as lora:
         add_task(opened, name, read, adapter=lora, source=source, force=force)
     console.note(f"task {name!r} is in {bundle}")
 
 
 @contextmanager
-def _in_gguf(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]:
-    """An adapter's GGUF file; that of a folder is made for as long as the block runs."""
+def _gguf_adapter(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]:
+    """Yield the GGUF file of an adapter; that of a PEFT folder is temporary."""
     if adapter is None or not adapter.is_dir():
         yield adapter
         return
@@ -99,7 +101,7 @@ def _in_gguf(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]:
     require("export", "gguf")
     converters = entry_points(group=_CONVERTERS, name="peft")
     if not converters:
-        raise UsageError("the part of mtllm-edge that converts adapters is not installed; install mtllm-edge again")
+        raise UsageError("the adapter converter of mtllm-edge is not installed; install mtllm-edge again")
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "adapter.gguf"
         next(iter(converters)).load()(adapter, bundle.path / bundle.manifest.llm.file, converted)
@@ -110,6 +112,6 @@ def _in_gguf(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]:
 @click.argument("bundle", type=PATH)
 @click.argument("name")
 def remove(bundle: Path, name: str) -> None:
-    """Take the task NAME out of a BUNDLE, and delete its files."""
+    """Remove the task NAME from a BUNDLE and delete its files."""
     remove_task(Bundle.open(bundle), name)
-    console.note(f"task {name!r} is no longer in {bundle}")
+    console.note(f"task {name!r} was removed from {bundle}")

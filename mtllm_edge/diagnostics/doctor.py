@@ -1,18 +1,17 @@
-"""What is installed here, what the processor can do, and whether the engines work.
+"""Diagnose an installation: packages, processor, GPUs, and whether the engines work.
 
-A broken native library can end the process that imports it, so the engines are asked in child processes, and the
-packages of the extras are looked up without being imported.
+A broken native library can end the process that imports it. Therefore engines are imported in child processes, and the
+packages of the extras are located without an import.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mtllm_edge
 from mtllm_edge.backends.cpu import available_cores, default_threads, disable_telemetry, read_cpu
@@ -23,7 +22,7 @@ from mtllm_edge.backends.probing.llm_backend import choose_backend
 from mtllm_edge.backends.probing.offload import GpuLayers, plan_offload
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError
-from mtllm_edge.extras import EXTRAS, missing_modules
+from mtllm_edge.extras import EXTRAS, missing_modules, version_of
 
 LIBRARIES = ("tokenizers", "sentencepiece", "numpy", "safetensors")
 ENGINES = {
@@ -31,7 +30,7 @@ ENGINES = {
     "llama-cpp-python": ("llama_cpp", "engine.llama_print_system_info().decode()"),
     "onnxruntime": ("onnxruntime", "''"),
 }
-"""Distribution -> its module, and the expression for what it was compiled for."""
+"""Distribution -> module, and expression for its build information."""
 _REINSTALL = "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python"
 AMX_BUILD = f"CMAKE_ARGS=\"-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'\" {_REINSTALL}"
 """A build in which AMX works: GCC otherwise removes the stores that fill the tile configuration."""
@@ -40,113 +39,106 @@ GPU_BUILDS = {
     "Apple": f'CMAKE_ARGS="-DGGML_METAL=on" {_REINSTALL}',
     "others, with the Vulkan SDK": f'CMAKE_ARGS="-DGGML_VULKAN=on" {_REINSTALL}',
 }
-"""Whose GPU it is -> how llama.cpp is built for it."""
+"""GPU -> command that builds llama.cpp for it."""
 _FLAG_PREFIXES = ("avx", "amx", "fma", "f16c", "asimd", "sve", "i8mm", "bf16")
-_ASK_SECONDS = 120
-"""A first import from a cold disk can take long; a hang is a fault all the same."""
+_IMPORT_SECONDS = 120
+"""A first import from a cold disk can take long; a hang is a fault."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What a child process found out about one engine."""
+    """State of an engine, found by a child process."""
 
     version: str | None = None
-    """None where it cannot be used."""
+    """None if it cannot be used."""
     build: str = ""
-    """The engine's own words on the instruction sets that it was compiled for."""
+    """Build information of the engine, such as instruction sets."""
     fault: str | None = None
-    """One line, where it cannot be used."""
+    """Why it cannot be used, in one line."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that `mtllm-edge doctor` knows; `--json` prints its fields."""
+    """Result of `mtllm-edge doctor`; `--json` prints its fields."""
 
     mtllm_edge: str
     python: str
     system: str
     cpu: str
     cpu_flags: tuple[str, ...]
-    """Those that matter to the engines."""
+    """Instruction sets that the engines use."""
     cores: int
-    """Open to this process."""
+    """Number available to this process."""
     threads: int
-    """What the engines take unless told otherwise."""
+    """Default number of the engines."""
     libraries: dict[str, str]
+    """Distribution -> version."""
     engines: dict[str, Engine]
     missing_for_extras: dict[str, list[str]]
-    """Extra -> the modules that it still needs; empty where it is installed."""
-    gpu: dict[str, str] = field(default_factory=dict)
-    """Engine -> what it could do with a GPU, and which it sees."""
-    bundle: dict[str, str] = field(default_factory=dict)
-    """Outcome of the probe with a bundle's LLM."""
-    advice: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-    """Why bundles cannot run here, a line each; empty where they can."""
+    """Extra -> missing modules; empty if it is installed."""
+    gpu: dict[str, str]
+    """Engine -> GPUs that it supports and finds."""
+    bundle: dict[str, str]
+    """Results of the probe with the LLM of a bundle."""
+    advice: tuple[str, ...]
+    faults: tuple[str, ...]
+    """Why bundles cannot run on this machine, one line each."""
 
     def facts(self) -> dict[str, str]:
-        """The report as names and values for people."""
+        """Return the report as names and values for display."""
         facts = {
             "mtllm-edge": self.mtllm_edge,
             "Python": self.python,
             "system": self.system,
             "processor": self.cpu,
             "instruction sets": " ".join(self.cpu_flags) or "not listed by this system",
-            "cores": f"{self.cores} open to this process; threads by default {self.threads}",
+            "cores": f"{self.cores} available to this process; default number of threads {self.threads}",
         }
         for name, engine in self.engines.items():
             facts[name] = engine.version or engine.fault or ""
             if engine.build:
                 facts[f"{name} build"] = engine.build
-        facts |= {f"GPUs of {engine}": found for engine, found in self.gpu.items()}
+        facts |= {f"GPUs of {engine}": gpus for engine, gpus in self.gpu.items()}
         facts |= self.libraries
         for extra, absent in self.missing_for_extras.items():
             facts[f"extra [{extra}]"] = f"not installed: {', '.join(absent)}" if absent else "installed"
         return facts | self.bundle
 
 
+@dataclass
+class _Findings:
+    """Results, advice and faults so far."""
+
+    bundle: dict[str, str]
+    advice: list[str]
+    faults: list[str]
+
+
 def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
-    """Look at everything; never raises for what it finds, and never imports an engine into this process.
+    """Examine the installation; faults are reported, not raised, and no engine is imported into this process.
 
     Args:
-        bundle: If given, its LLM is tried, whatever the cache remembers; one for ONNX Runtime is not.
-        gpu_layers: Layers of that LLM that are tried on a GPU, and with them the encoder.
+        bundle: Its LLM is probed, if it is in GGUF, without the probing cache.
+        gpu_layers: Layers of the LLM to try on a GPU, together with the encoder.
     """
     cpu = read_cpu()
-    backends = set() if bundle is None else {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
-    needs_onnx = "onnx" in backends
-    wanted = [name for name in ENGINES if name != "onnxruntime" or needs_onnx or not missing_modules("onnxruntime")]
-    engines = {distribution: inspect_engine(distribution) for distribution in wanted}
-    faults = [
-        f"{name} is {engine.fault}; run: pip install --force-reinstall {name}"
-        for name, engine in engines.items()
-        if engine.fault
-    ]
-    tried: dict[str, str] = {}
-    advice: list[str] = []
+    engines = {name: inspect_engine(name) for name in ENGINES if _is_relevant(name, bundle)}
+    findings = _Findings({}, [], [])
+    for name, engine in engines.items():
+        if engine.fault:
+            findings.faults.append(f"{name} is {engine.fault}; run: pip install --force-reinstall {name}")
+    has_llama_cpp = engines["llama-cpp-python"].fault is None
     if bundle is not None:
-        tried["bundle"] = str(bundle.path)
-    if bundle is not None and "gguf" in backends and engines["llama-cpp-python"].fault is None:
-        try:
-            settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, use_cache=False)
-        except EngineError as error:
-            faults.append(str(error))
-        else:
-            tried["repacked weights"] = "on" if settings.extra_buffers else "off"
-            tried["flash attention"] = "on" if settings.flash_attention else "off"
-            tried["reason"] = settings.note
-            if bundle.manifest.llm_onnx is not None:
-                choice = choose_backend(bundle, default_threads(), use_cache=False)
-                tried["form of the LLM"] = f"{choice.llm.backend.upper()} ({choice.note})"
-            if not settings.extra_buffers and any(flag.startswith("amx") for flag in cpu.flags):
-                advice.append(
-                    f"This processor has AMX, which this build of llama.cpp cannot use. A build that can:\n{AMX_BUILD}"
-                )
-    if bundle is not None and gpu_layers != 0 and not faults:
-        tried["GPU"] = _tried_gpu(bundle, gpu_layers)
-    backends_of_build = gpu_backends()
-    if engines["llama-cpp-python"].fault is None and not backends_of_build:
-        advice.append(_gpu_advice())
+        findings.bundle["bundle"] = str(bundle.path)
+        backends = {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
+        if "gguf" in backends and has_llama_cpp:
+            _probe_llm(bundle, any(flag.startswith("amx") for flag in cpu.flags), findings)
+        if gpu_layers != 0 and not findings.faults:
+            findings.bundle["GPU"] = _try_gpu(bundle, gpu_layers)
+    built_for = gpu_backends()
+    if has_llama_cpp and not built_for:
+        builds = [f"{gpu}:\n{build}" for gpu, build in GPU_BUILDS.items()]
+        findings.advice.append("\n".join(["For --gpu-layers, llama.cpp must be built for your GPU.", *builds]))
     return Report(
         mtllm_edge=mtllm_edge.__version__,
         python=f"{platform.python_version()} ({sys.executable})",
@@ -155,46 +147,73 @@ def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
         cpu_flags=tuple(flag for flag in cpu.flags if flag.startswith(_FLAG_PREFIXES)),
         cores=available_cores(),
         threads=default_threads(),
-        libraries={name: _version(name) for name in LIBRARIES},
+        libraries={name: version_of(name) for name in LIBRARIES},
         engines=engines,
-        gpu=_gpu_facts(detect_gpus(), backends_of_build),
+        gpu=_gpu_facts(detect_gpus(), built_for),
         missing_for_extras={extra: missing_modules(*modules) for extra, modules in EXTRAS.items()},
-        bundle=tried,
-        advice=tuple(advice),
-        faults=tuple(faults),
+        bundle=findings.bundle,
+        advice=tuple(findings.advice),
+        faults=tuple(findings.faults),
     )
 
 
-def _gpu_facts(seen: GpuInventory, backends: list[str]) -> dict[str, str]:
-    if seen.fault is not None:
-        return {"llama.cpp": f"not known: {seen.fault}", "CTranslate2": f"not known: {seen.fault}"}
-    built = f"built for {', '.join(backends)}" if backends else "built for the CPU alone"
-    cuda = f"{seen.cuda} on CUDA, computing in {', '.join(seen.compute_types)}" if seen.cuda else "sees no CUDA device"
-    return {"llama.cpp": f"{built}; sees {', '.join(seen.llama) or 'none'}", "CTranslate2": cuda}
+def _is_relevant(engine: str, bundle: Bundle | None) -> bool:
+    """Return False for ONNX Runtime, which is optional, if it is neither installed nor required by the bundle."""
+    if engine != "onnxruntime" or not missing_modules("onnxruntime"):
+        return True
+    return bundle is not None and "onnx" in (bundle.manifest.encoder.backend, bundle.manifest.llm.backend)
 
 
-def _gpu_advice() -> str:
-    lines = [f"{whose}:\n{build}" for whose, build in GPU_BUILDS.items()]
-    return "\n".join(["For --gpu-layers, llama.cpp must be built for your GPU.", *lines])
+def _probe_llm(bundle: Bundle, has_amx: bool, findings: _Findings) -> None:
+    """Find the settings with which llama.cpp runs the LLM of a bundle."""
+    try:
+        settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, use_cache=False)
+    except EngineError as error:
+        findings.faults.append(str(error))
+        return
+    findings.bundle["repacked weights"] = "on" if settings.extra_buffers else "off"
+    findings.bundle["flash attention"] = "on" if settings.flash_attention else "off"
+    findings.bundle["reason"] = settings.note
+    if bundle.manifest.llm_onnx is not None:
+        choice = choose_backend(bundle, default_threads(), use_cache=False)
+        findings.bundle["LLM backend"] = f"{choice.llm.backend.upper()} ({choice.note})"
+    if has_amx and not settings.extra_buffers:
+        findings.advice.append(
+            f"This processor has AMX, which this build of llama.cpp cannot use. A build that can:\n{AMX_BUILD}"
+        )
 
 
-def _tried_gpu(bundle: Bundle, gpu_layers: GpuLayers) -> str:
-    """What came of trying a bundle on a GPU."""
+def _try_gpu(bundle: Bundle, gpu_layers: GpuLayers) -> str:
+    """Return which parts of a bundle run on a GPU."""
     offload = plan_offload(bundle, gpu_layers, use_cache=False)
-    found = [] if offload.llm is None else [offload.llm.note]
-    found += ["the encoder runs on CUDA"] if offload.encoder == "cuda" else []
-    return "; ".join([*found, *filter(None, [offload.shortfall])])
+    results = [
+        "" if offload.llm is None else offload.llm.note,
+        "the encoder runs on CUDA" if offload.encoder == "cuda" else "",
+        offload.shortfall,
+    ]
+    return "; ".join(filter(None, results))
+
+
+def _gpu_facts(inventory: GpuInventory, backends: list[str]) -> dict[str, str]:
+    if inventory.fault is not None:
+        return dict.fromkeys(("llama.cpp", "CTranslate2"), f"unknown: {inventory.fault}")
+    build = f"built for {', '.join(backends)}" if backends else "built for the CPU only"
+    cuda = f"{inventory.cuda} with CUDA, compute types {', '.join(inventory.compute_types)}"
+    return {
+        "llama.cpp": f"{build}; finds {', '.join(inventory.llama) or 'none'}",
+        "CTranslate2": cuda if inventory.cuda else "finds no CUDA device",
+    }
 
 
 def inspect_engine(distribution: str) -> Engine:
-    """Import one of `ENGINES` in a child process, which may fail or crash in this one's stead."""
+    """Import one of `ENGINES` in a child process, which may fail or crash."""
     module, build = ENGINES[distribution]
     if missing_modules(module):
         return Engine(fault="not installed")
     if child_process.is_frozen():
-        return Engine(version=_version(distribution), build="not asked: a frozen application has no Python to start")
-    disable_telemetry()  # which the child inherits
-    # It gets this process's module path, so that both see the same installation.
+        return Engine(version_of(distribution), build="unknown: a frozen application has no Python to start")
+    disable_telemetry()  # inherited by the child
+    # The child gets the module path of this process, so that both see the same installation.
     code = (
         f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {module} as engine; "
         f"print(json.dumps([engine.__version__, {build}]))"
@@ -204,26 +223,19 @@ def inspect_engine(distribution: str) -> Engine:
             [sys.executable, "-c", code, json.dumps(sys.path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_ASK_SECONDS,
+            timeout=_IMPORT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Engine(fault=f"broken: its import did not end within {_ASK_SECONDS} s")
+        return Engine(fault=f"broken: its import did not end within {_IMPORT_SECONDS} s")
     if child.returncode != 0:
-        return Engine(fault=f"broken: {_last_words(child)}")
-    version, built_for = json.loads(child.stdout.splitlines()[-1])
-    return Engine(version=version, build=built_for.strip())
+        return Engine(fault=f"broken: {_failure(child)}")
+    version, build_information = json.loads(child.stdout.splitlines()[-1])
+    return Engine(version, build=build_information.strip())
 
 
-def _last_words(child: subprocess.CompletedProcess[bytes]) -> str:
+def _failure(child: subprocess.CompletedProcess[bytes]) -> str:
     if child.returncode < 0:
         return f"its import ended the process ({signal.strsignal(-child.returncode) or 'signal'})"
     lines = child.stderr.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"its import ended with exit code {child.returncode}"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

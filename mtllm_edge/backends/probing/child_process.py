@@ -106,16 +106,16 @@ class Failure:
     """The child's own words, where it lived to tell: the fault is then in the file more likely than in the settings."""
 
 
-def run_child(command: list[str], kind: type[_Answer]) -> _Answer | Failure:
+def run_child(command: list[str], kind: type[_Answer], seconds: float | None = None) -> _Answer | Failure:
     """What a child says in the last line of its output, or what became of it.
 
     Raises:
         ChildStartError: None could be started.
     """
     try:
-        child = child_process.run(command)
+        child = child_process.run(command, seconds)
     except subprocess.TimeoutExpired:
-        return Failure(f"gave no answer in {child_process.SECONDS:g} s")
+        return Failure(f"gave no answer in {child_process.SECONDS if seconds is None else seconds:g} s")
     except OSError as error:
         raise ChildStartError(f"no child process could be started ({error.strerror})") from None
     if child.returncode in PYTHON_EXIT_CODES:

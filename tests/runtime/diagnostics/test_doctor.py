@@ -27,7 +27,7 @@ def fake_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_working_engine_tells_its_version_and_build() -> None:
+def test_a_working_engine_has_version_and_build() -> None:
     engine = doctor.inspect_engine("llama-cpp-python")
     assert engine.fault is None
     assert engine.version
@@ -43,16 +43,16 @@ def test_a_working_engine_tells_its_version_and_build() -> None:
         ("import time; time.sleep(60)", "broken: its import did not end within 1 s"),
     ],
 )
-def test_a_broken_engine_is_a_finding(
+def test_a_broken_engine_is_reported(
     fake_modules: Path, monkeypatch: pytest.MonkeyPatch, content: str, fault: str
 ) -> None:
     (fake_modules / "ctranslate2.py").write_text(content)
     if "sleep" in content:
-        monkeypatch.setattr(doctor, "_ASK_SECONDS", 1)
+        monkeypatch.setattr(doctor, "_IMPORT_SECONDS", 1)
     assert (doctor.inspect_engine("ctranslate2").fault or "").startswith(fault)
 
 
-def test_an_absent_engine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     assert doctor.inspect_engine("ctranslate2").fault == "not installed"
 
@@ -84,13 +84,13 @@ def test_the_probe_with_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixtur
     assert set(report["missing_for_extras"]) == set(EXTRAS)
 
 
-def test_advice_where_amx_had_to_be_avoided(
+def test_advice_if_the_build_cannot_use_amx(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "read_cpu", lambda: Cpu("Xeon", ("amx_int8", "amx_tile", "avx2")))
     monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
-    careful = EngineSettings(extra_buffers=False, flash_attention=True, note="the fast settings crashed")
-    monkeypatch.setattr(doctor, "engine_settings", lambda *_, use_cache: careful)
+    slow = EngineSettings(extra_buffers=False, flash_attention=True, note="the fast settings crashed")
+    monkeypatch.setattr(doctor, "engine_settings", lambda *_, use_cache: slow)
     assert main(["doctor", str(tiny_bundle)]) == 0
     out = capsys.readouterr().out
     assert "the fast settings crashed" in out
@@ -101,7 +101,7 @@ def test_advice_where_amx_had_to_be_avoided(
     assert not any(doctor.AMX_BUILD in advice for advice in doctor.diagnose(Bundle.open(tiny_bundle)).advice)
 
 
-def test_an_llm_that_no_settings_can_run_is_a_fault(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_llm_that_runs_with_no_settings_is_a_fault(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, use_cache: bool) -> EngineSettings:
         assert not use_cache
         raise EngineError("llm.gguf: llama.cpp does not work here")
@@ -119,49 +119,49 @@ def test_gpus_and_builds_for_them(
     monkeypatch.setattr(doctor, "gpu_backends", lambda: [])
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any("GPUs of llama.cpp" in line and line.endswith("built for the CPU alone; sees none") for line in lines)
-    assert any("GPUs of CTranslate2" in line and "sees no CUDA device" in line for line in lines)
+    assert any("GPUs of llama.cpp" in line and line.endswith("built for the CPU only; finds none") for line in lines)
+    assert any("GPUs of CTranslate2" in line and "finds no CUDA device" in line for line in lines)
     for setting in ("-DGGML_CUDA=on", "-DGGML_METAL=on", "-DGGML_VULKAN=on"):
         (line,) = (line for line in lines if setting in line)
         assert line.startswith(f'CMAKE_ARGS="{setting}" pip install --force-reinstall --no-cache-dir')
         assert line.endswith("--no-binary llama-cpp-python llama-cpp-python")
 
-    seen = GpuInventory(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float32", "int8"))
-    monkeypatch.setattr(doctor, "detect_gpus", lambda: seen)
+    inventory = GpuInventory(llama=("CUDA0 (NVIDIA T4)",), cuda=1, compute_types=("float32", "int8"))
+    monkeypatch.setattr(doctor, "detect_gpus", lambda: inventory)
     monkeypatch.setattr(doctor, "gpu_backends", lambda: ["CUDA"])
     report = doctor.diagnose()
     assert report.advice == ()
     assert report.gpu == {
-        "llama.cpp": "built for CUDA; sees CUDA0 (NVIDIA T4)",
-        "CTranslate2": "1 on CUDA, computing in float32, int8",
+        "llama.cpp": "built for CUDA; finds CUDA0 (NVIDIA T4)",
+        "CTranslate2": "1 with CUDA, compute types float32, int8",
     }
     monkeypatch.setattr(
         doctor, "detect_gpus", lambda: GpuInventory(fault="looking for a GPU ended the process (SIGSEGV)")
     )
-    assert doctor.diagnose().gpu["llama.cpp"] == "not known: looking for a GPU ended the process (SIGSEGV)"
+    assert doctor.diagnose().gpu["llama.cpp"] == "unknown: looking for a GPU ended the process (SIGSEGV)"
 
 
 def test_a_bundle_on_a_gpu(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "inspect_engine", lambda _: WORKING)
-    asked: list[object] = []
-    tried = EngineSettings(extra_buffers=True, flash_attention=True, note="3 layers on a T4 work", gpu_layers=3)
+    plans: list[object] = []
+    settings = EngineSettings(extra_buffers=True, flash_attention=True, note="3 layers on a T4 work", gpu_layers=3)
 
     def plan(bundle: Bundle, layers: object, *, use_cache: bool) -> Offload:
-        asked.append((bundle.path, layers, use_cache))
-        return Offload("cuda", tried, (("wheel", "it is round"),))
+        plans.append((bundle.path, layers, use_cache))
+        return Offload("cuda", settings, (("wheel", "it is round"),))
 
     monkeypatch.setattr(doctor, "plan_offload", plan)
     assert doctor.diagnose(Bundle.open(tiny_bundle)).bundle.keys() >= {"reason"}
-    assert asked == []
+    assert plans == []
     assert main(["doctor", str(tiny_bundle), "--gpu-layers", "all", "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
     assert (
         report["bundle"]["GPU"]
         == "3 layers on a T4 work; the encoder runs on CUDA; the wheel runs on the CPU: it is round"
     )
-    assert asked == [(tiny_bundle, "all", False)]
+    assert plans == [(tiny_bundle, "all", False)]
     assert main(["doctor", "--gpu-layers", "all"]) == 2
     assert "name its BUNDLE" in capsys.readouterr().err
 
