@@ -1,4 +1,6 @@
-"""Exceptions of mtllm-edge, one class per decision of the caller::
+"""Exceptions of mtllm-edge, one class per decision of the caller.
+
+The tree of classes::
 
     MtllmError
     ├── UsageError        wrong call: change the arguments
