@@ -1,4 +1,4 @@
-"""Bundles that were installed with pip, found by name: `mtllm_edge.bundle.wheel` makes them."""
+"""Find bundles that pip installed from wheels of `mtllm_edge.bundle.wheel`."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from pathlib import Path
 
 ENTRY_POINTS = "mtllm_edge.bundles"
 FOLDER = "bundle"
-"""Of the bundle inside its Python package."""
+"""Folder of the bundle inside its Python package."""
 
 
 def installed_bundles() -> dict[str, Path]:
-    """Name -> folder of every installed bundle; nothing is imported."""
-    found = {}
+    """Return the folder of every installed bundle by name, without importing packages."""
+    folders = {}
     for point in entry_points(group=ENTRY_POINTS):
         spec = importlib.util.find_spec(point.module.partition(".")[0])
         for parent in (spec.submodule_search_locations or []) if spec else []:
             if (Path(parent) / FOLDER).is_dir():
-                found[point.name] = Path(parent) / FOLDER
-    return dict(sorted(found.items()))
+                folders[point.name] = Path(parent) / FOLDER
+    return dict(sorted(folders.items()))
 
 
 def find_bundle(name: str | Path) -> Path:
-    """The folder of that path; where there is none, that of the installed bundle of that name, or the path again."""
+    """Return an existing folder, else the folder of the installed bundle with this name, else the path itself."""
     if Path(name).is_dir():
         return Path(name)
-    wanted = normalize_name(str(name))
-    return next((path for other, path in installed_bundles().items() if normalize_name(other) == wanted), Path(name))
+    normalized = normalize_name(str(name))
+    return next(
+        (path for other, path in installed_bundles().items() if normalize_name(other) == normalized), Path(name)
+    )
 
 
 def normalize_name(name: str) -> str:
-    """A name as Python packages compare them: ``-``, ``_`` and ``.`` are one, and so are capitals and others."""
+    """Normalize a package name: ``-``, ``_`` and ``.`` are equal, and case is ignored."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""A bundle on disk, opened with every header checked."""
+"""Open a bundle: validate its manifest, files and headers."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from mtllm_edge.files.digest import sha256_file
 from mtllm_edge.safe_text import printable
 
 _REQUIRED = (TOKENIZER_NAME, BRIDGE_NAME)
-_MANIFEST_LIMIT = 64 * 2**20  # a manifest is kilobytes; this only keeps a wrong file out of memory
+_MANIFEST_LIMIT = 64 * 2**20  # a manifest has kilobytes; larger files stay out of memory
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A compiled stack: a folder with `bundle.json` and the files that it lists."""
+    """A compiled model: a folder with `bundle.json` and the files that it lists."""
 
     path: Path
     """The folder."""
     manifest: Manifest
-    """Content of its `bundle.json`."""
+    """Content of `bundle.json`."""
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Open a bundle and check it before any native library reads it.
+        """Open a bundle, and check it before a native library reads it.
 
-        Checked are the manifest, the presence and size of every listed file, the headers of the model files, and that
-        the widths and counts in them are those of the manifest. Contents are not hashed: that is `verify`.
+        Checks the manifest, the presence and size of every listed file, and the headers of the model files against the
+        manifest. `verify` compares digests.
 
         Args:
-            path: The bundle's folder; where there is none of that path, the name of an installed bundle.
+            path: The bundle's folder, or the name of an installed bundle.
 
         Raises:
             UsageError: `path` is no folder, and no bundle of that name is installed.
-            ModelError: The folder is no bundle, or one that is incomplete, damaged or of another format version.
+            ModelError: The folder is no bundle, or it is incomplete, damaged or of another format version.
         """
         folder = find_bundle(path)
-        _refuse_non_folder(folder)
+        _validate_folder(folder)
         bundle = cls(folder, parse_manifest(_read_manifest(folder), origin=str(folder / MANIFEST_NAME)))
         required = (*_REQUIRED, *bundle.manifest.encoder.files, *(llm.file for llm in bundle.manifest.llms))
         missing = [name for name in required if name not in bundle.manifest.files]
@@ -54,34 +54,34 @@ class Bundle:
         """Compare presence, sizes and headers of the files with the manifest, as `open` does.
 
         Raises:
-            ModelError: Some differ; the message lists all of them.
+            ModelError: Files differ; the message lists all of them.
         """
-        _raise_faults(self.path, self._presence_faults())
-        _raise_faults(self.path, self._stray_faults())
-        _raise_faults(self.path, header_checks.header_problems(self.path, self.manifest))
+        _raise_problems(self.path, self._presence_problems())
+        _raise_problems(self.path, self._stray_problems())
+        _raise_problems(self.path, header_checks.header_problems(self.path, self.manifest))
 
     def task_name(self, task: str | None) -> str:
-        """The task of that name, or the only one where None is named.
+        """Return the name of an existing task; None selects the only one.
 
         Raises:
-            UsageError: No such task, or several and none is named.
+            UsageError: No such task, or several and `task` is None.
         """
-        known = list(self.manifest.tasks)
-        if not known:
+        tasks = list(self.manifest.tasks)
+        if not tasks:
             raise UsageError(f"{self.path} has no task; use `mtllm-edge embed`, or export it with a head")
-        if task is None and len(known) == 1:
-            return known[0]
+        if task is None and len(tasks) == 1:
+            return tasks[0]
         if task is None:
-            raise UsageError(f"{self.path} has the tasks {', '.join(known)}; name one of them as the task")
-        if task not in known:
-            raise UsageError(f"{self.path} has no task {task!r}; it has {', '.join(known)}")
+            raise UsageError(f"{self.path} has the tasks {', '.join(tasks)}; name one of them as the task")
+        if task not in tasks:
+            raise UsageError(f"{self.path} has no task {task!r}; it has {', '.join(tasks)}")
         return task
 
     def llm(self, backend: LlmBackend) -> LlmSpec:
-        """The form of the LLM for an engine.
+        """Return the LLM for a backend.
 
         Raises:
-            UsageError: The bundle has none.
+            UsageError: The bundle has no LLM for it.
         """
         for llm in self.manifest.llms:
             if llm.backend == backend:
@@ -93,38 +93,38 @@ class Bundle:
         """Compare every file with the size and the SHA-256 in the manifest.
 
         Raises:
-            ModelError: Some differ or are missing; the message lists all of them.
+            ModelError: Files differ or are missing; the message lists all of them.
         """
-        faults = self._presence_faults()
+        problems = self._presence_problems()
         for name, listed in self.manifest.files.items():
-            if name not in faults and sha256_file(self.path / name) != listed.sha256:
-                faults[name] = "its SHA-256 differs from the manifest"
-        _raise_faults(self.path, faults)
+            if name not in problems and sha256_file(self.path / name) != listed.sha256:
+                problems[name] = "its SHA-256 differs from the manifest"
+        _raise_problems(self.path, problems)
 
-    def _presence_faults(self) -> dict[str, str]:
-        """Name of each file that is absent, of another size, or a link -> what is wrong with it."""
-        faults = {}
+    def _presence_problems(self) -> dict[str, str]:
+        """Problem of each file that is missing, a link, or of another size."""
+        problems = {}
         for name, listed in self.manifest.files.items():
             path = self.path / name
             if any(part.is_symlink() for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1])):
-                faults[name] = f"a link, to {path.resolve()}; copy the file itself"
+                problems[name] = f"a link, to {path.resolve()}; copy the file itself"
             elif not path.is_file():
-                faults[name] = "missing"
+                problems[name] = "missing"
             elif (size := path.stat().st_size) != listed.size:
-                faults[name] = f"{size} bytes, expected {listed.size}"
-        return faults
+                problems[name] = f"{size} bytes, expected {listed.size}"
+        return problems
 
-    def _stray_faults(self) -> dict[str, str]:
-        """Files beside the encoder's own, listed or not: CTranslate2 reads what it finds in its folder."""
+    def _stray_problems(self) -> dict[str, str]:
+        """Problem of each other file in the encoder's folder, because CTranslate2 reads some of them."""
         encoder = self.manifest.encoder
         if encoder.backend != "ctranslate2":
             return {}
         names = [f"{encoder.path}/{path.name}" for path in self.path.joinpath(encoder.path).iterdir()]
-        fault = "not a file of an encoder, but the engine would read it; remove it"
-        return {name: fault for name in names if name not in encoder.files}
+        problem = "not a file of an encoder, but the engine would read it; remove it"
+        return {name: problem for name in names if name not in encoder.files}
 
 
-def _refuse_non_folder(path: Path) -> None:
+def _validate_folder(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():
@@ -149,7 +149,7 @@ def _read_manifest(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _raise_faults(folder: Path, faults: dict[str, str]) -> None:
-    if faults:
-        listed = printable("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+def _raise_problems(folder: Path, problems: dict[str, str]) -> None:
+    if problems:
+        listed = printable("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
         raise ModelError(f"{folder} is damaged ({listed}); copy or export the bundle again")

@@ -1,4 +1,4 @@
-"""The small float32 arrays of a bundle."""
+"""Read the float32 arrays of bridges and heads."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""A bundle as a wheel, so that `pip install` is all that a model needs: no index but Python's own, no download code.
+"""Package a bundle as a wheel, so that `pip install` installs a model.
 
-The wheel holds a Python package without code, the bundle's folder as its data, an entry point by which
-`mtllm_edge.bundle.installed` finds it, and the licenses where pip and auditors look for them. The same bundle gives
-the same
-bytes: the entries are sorted and of one fixed date; they are stored, since deflate's bytes depend on its version.
+The wheel holds a Python package without code, the bundle's folder as package data, an entry point for
+`mtllm_edge.bundle.installed`, and the licenses in the standard place. It is reproducible: entries are sorted, have a
+fixed date, and are stored, because the output of deflate depends on its version.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ from mtllm_edge.safe_text import printable
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _VERSION = re.compile(r"\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+)?")
 _DATE = (1980, 1, 1, 0, 0, 0)
-"""The first that a zip can hold."""
+"""The earliest date of the zip format."""
 _MODE = 0o100644 << 16
 _LICENSES = "LICENSES/"
 _CHUNK = 2**20
 
 
 def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0", force: bool = False) -> Path:
-    """Write the wheel of a bundle, after comparing every file with its SHA-256.
+    """Verify a bundle, and write its wheel.
 
     Args:
         bundle: The bundle.
-        name: By which it is found when it is installed; the distribution is called ``mtllm-edge-bundle-<name>``.
-        folder: Where the wheel goes; made where it does not exist.
-        version: The wheel's.
+        name: Name of the installed bundle; the distribution is ``mtllm-edge-bundle-<name>``.
+        folder: Output folder; created if missing.
+        version: Version of the wheel.
         force: Replace an existing wheel.
 
     Returns:
-        The wheel.
+        Path of the wheel.
 
     Raises:
-        UsageError: The name or the version cannot be one, or the wheel exists.
+        UsageError: The name or the version is invalid, or the wheel exists.
         ModelError: The bundle is damaged.
     """
     if not _NAME.fullmatch(name):
@@ -67,7 +66,7 @@ def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0"
 
 
 def license_files(manifest: Manifest) -> list[str]:
-    """Paths of the licenses inside a bundle: those that its sources name, and what else lies with them."""
+    """Paths of the license files of a bundle: those of its sources, and the folder of licenses."""
     named = {source.file for source in manifest.sources if source.file is not None}
     return sorted(path for path in manifest.files if path in named or path.startswith(_LICENSES))
 
@@ -86,7 +85,7 @@ def _fill(archive: zipfile.ZipFile, bundle: Bundle, name: str, distribution: str
     contents |= {f"{module}/{FOLDER}/{path}": bundle.path / path for path in (MANIFEST_NAME, *manifest.files)}
     contents |= {f"{info}/licenses/{path}": bundle.path / path for path in license_files(manifest)}
     record = [(f"{info}/RECORD", "", "")]
-    # The metadata last, as the wheel's specification recommends.
+    # Metadata comes last, as the wheel specification recommends.
     for entry in sorted(contents, key=lambda entry: (entry.startswith(info), entry)):
         record.append((entry, *_write(archive, entry, contents[entry])))
     rows = io.StringIO(newline="")
@@ -95,7 +94,7 @@ def _fill(archive: zipfile.ZipFile, bundle: Bundle, name: str, distribution: str
 
 
 def _write(archive: zipfile.ZipFile, entry: str, content: bytes | Path) -> tuple[str, str]:
-    """Add an entry; returns digest and size as RECORD has them."""
+    """Add an entry, and return its digest and size for RECORD."""
     digest = hashlib.sha256()
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     with (
@@ -115,7 +114,7 @@ def _entry(name: str, size: int) -> zipfile.ZipInfo:
 
 
 def _metadata(manifest: Manifest, name: str, distribution: str, version: str) -> str:
-    """What pip shows. Licenses may be the owners' own words, so they go by the field that takes any."""
+    """METADATA of the wheel. Licenses are not all SPDX identifiers, so they go into the free-text field."""
     licenses = dict.fromkeys(source.license for source in manifest.sources)
     extra = "[onnx]" if manifest.llm.backend == "onnx" else ""
     head = [

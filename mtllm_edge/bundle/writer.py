@@ -1,4 +1,4 @@
-"""The list of files that a new bundle records."""
+"""List the files of a new bundle for its manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtllm_edge.files.digest import sha256_file
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:
-    """Size and SHA-256 of every file under `folder` except its manifest, by POSIX path relative to it."""
+    """Return size and SHA-256 of every file in a folder except the manifest, by relative POSIX path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {

@@ -1,4 +1,4 @@
-"""The tasks of a bundle: heads read, checked, added to its folder and taken out of it."""
+"""Add, calibrate and remove tasks of a bundle on disk."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _MAX_LICENSE = 200
 
 
 def validate_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
-    """Refuse a name under which no task can be added.
+    """Raise for a name that a new task cannot have.
 
     Raises:
-        UsageError: It is not made of letters, digits, ``_``, ``-`` and dots, or is taken and `force` is off; or the
-            bundle is an installed one or cannot be written to.
+        UsageError: It has other characters than letters, digits, ``_``, ``-`` and dots, is taken and `force` is off, or
+            the bundle must not change.
     """
     validate_writable(bundle)
     if not _NAME.fullmatch(name):
@@ -46,23 +46,23 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     """Read a head that was trained elsewhere.
 
     Args:
-        path: safetensors in float32: ``weight`` (rows, n_embd), and maybe ``bias`` (rows,).
-        kind: What it reads.
-        labels: Label of each row; none for multiple choice, which has one row.
-        temperature: The logits are divided by it.
+        path: safetensors in float32: ``weight`` (rows, n_embd), optional ``bias`` (rows,).
+        kind: Kind of its inputs.
+        labels: Label of each row; empty for multiple choice, which has one row.
+        temperature: Divisor of the logits.
 
     Raises:
-        UsageError: No such file; or the labels or the temperature cannot be.
-        ModelError: It is damaged, or holds something else.
+        UsageError: No such file, or the labels or the temperature are invalid.
+        ModelError: The file is damaged, or holds other tensors.
     """
     if not path.is_file():
         raise UsageError(f"{path} is no file; name the safetensors file of a head")
     if (kind == "multiple_choice") != (not labels) or len(set(labels)) != len(labels) or len(labels) == 1:
-        expected = "none" if kind == "multiple_choice" else "two or more, all different"
-        raise UsageError(f"a task of the kind {kind!r} has {expected}, as labels, found {list(labels)}")
-    strange = next((label for label in labels if not label.strip() or has_control_characters(label)), None)
-    if strange is not None:
-        raise UsageError(f"a label is {strange!r}, expected a word")
+        expected = "none" if kind == "multiple_choice" else "two or more different ones"
+        raise UsageError(f"a task of the kind {kind!r} has {expected} as labels, found {list(labels)}")
+    for label in labels:
+        if not label.strip() or has_control_characters(label):
+            raise UsageError(f"a label is {label!r}, expected a word")
     if not 0 < temperature < math.inf:
         raise UsageError(f"the temperature is {temperature}, expected a number above 0")
     try:
@@ -70,16 +70,16 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     except DamagedFileError as error:
         raise ModelError(f"{path}: {error}; save the head again") from None
     if not {"weight"} <= shapes.keys() <= {"weight", "bias"}:
-        raise ModelError(f"{path} holds {', '.join(shapes) or 'nothing'}, expected weight, and maybe bias")
+        raise ModelError(f"{path} holds {', '.join(shapes) or 'nothing'}, expected weight and an optional bias")
     arrays = read_arrays(path)
     return Head(kind, labels, arrays["weight"], arrays.get("bias"), temperature)
 
 
 def task_source(name: str, origin: str, license: str | None) -> WeightSource | None:
-    """Where a task came from and under which license, as the manifest says it; None where no license is claimed.
+    """Return the origin and license of a task for the manifest; None without a license.
 
     Raises:
-        UsageError: The license cannot be one.
+        UsageError: The license is blank, too long, or has control characters.
     """
     if license is None:
         return None
@@ -97,31 +97,32 @@ def add_task(
     source: WeightSource | None = None,
     force: bool = False,
 ) -> Bundle:
-    """Add a task to the bundle on disk.
+    """Add a task to a bundle on disk.
 
     Args:
         bundle: The bundle; its manifest is read again, so that tasks added meanwhile stay.
-        name: The task's.
-        head: Its head.
-        adapter: A LoRA in GGUF that the LLM wears for it; the file is copied.
-        source: What `task_source` says of it; None claims nothing.
-        force: Replace a task of that name.
+        name: Name of the task.
+        head: Head of the task.
+        adapter: A LoRA in GGUF, which is applied to the LLM for this task; the file is copied.
+        source: Origin and license, from `task_source`.
+        force: Replace a task with this name.
 
     Returns:
         The bundle with the task.
 
     Raises:
-        UsageError: The name is taken, or cannot be one; the LLM can wear no adapter; or others keep the bundle locked.
+        UsageError: The name is taken or invalid, the LLM supports no adapters, or another process keeps the bundle
+            locked.
         ModelError: Head or adapter do not fit the bundle.
     """
 
     def change(bundle: Bundle) -> TaskChange:
         validate_task_name(bundle, name, force=force)
-        content = _checked_head(bundle, name, head)
+        content = _head_content(bundle, name, head)
         path = _free_path(bundle.manifest, f"{FOLDER}/{name}/head.safetensors", content)
         added, lora_path = {path: content}, None
         if adapter is not None:
-            lora = _checked_adapter(bundle, adapter)
+            lora = _adapter_content(bundle, adapter)
             lora_path = _free_path(bundle.manifest, f"{FOLDER}/{name}/adapter.gguf", lora)
             added[lora_path] = lora
         task = TaskSpec(
@@ -140,27 +141,27 @@ def add_task(
 
 
 def update_calibration(bundle: Bundle, name: str, task: TaskSpec) -> Bundle:
-    """Write a task's temperatures, threshold and word for unsure into the bundle on disk.
+    """Write a task's temperatures, threshold and abstention label into a bundle on disk.
 
     Args:
-        bundle: The bundle that they were measured on; its manifest is read again, so that tasks added meanwhile stay.
-        name: The task's.
-        task: The task as it shall be, with the head and the adapter that it has.
+        bundle: The bundle that was calibrated; its manifest is read again, so that tasks added meanwhile stay.
+        name: Name of the task.
+        task: The new task, with unchanged head and adapter.
 
     Returns:
         The bundle with the task.
 
     Raises:
-        UsageError: The task was changed meanwhile, the bundle is an installed one, or others keep it locked.
-        ModelError: Something of them cannot be.
+        UsageError: The task changed meanwhile, the bundle must not change, or another process keeps it locked.
+        ModelError: A value is invalid.
     """
     weights = [path for path in (task.head, task.adapter) if path is not None]
 
-    def change(now: Bundle) -> TaskChange:
-        same = name in now.manifest.tasks and all(
-            now.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
+    def change(current: Bundle) -> TaskChange:
+        same = name in current.manifest.tasks and all(
+            current.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
         )
-        if not same or _weights(now.manifest.tasks[name]) != _weights(task):
+        if not same or _weights(current.manifest.tasks[name]) != _weights(task):
             raise UsageError(f"task {name!r} of {bundle.path} was changed meanwhile; calibrate it again")
         return TaskChange(name, task, {}, sources=None)
 
@@ -168,18 +169,18 @@ def update_calibration(bundle: Bundle, name: str, task: TaskSpec) -> Bundle:
 
 
 def _weights(task: TaskSpec) -> tuple[object, ...]:
-    """What a task is, apart from its confidence."""
+    """A task without its calibration."""
     return task.kind, task.labels, task.head, task.adapter
 
 
 def remove_task(bundle: Bundle, name: str) -> Bundle:
-    """Take a task out of the bundle on disk, and delete its files.
+    """Remove a task from a bundle on disk, and delete its files.
 
     Returns:
         The bundle without the task.
 
     Raises:
-        UsageError: No such task, or others keep the bundle locked.
+        UsageError: No such task, or another process keeps the bundle locked.
     """
 
     def change(bundle: Bundle) -> TaskChange:
@@ -190,18 +191,16 @@ def remove_task(bundle: Bundle, name: str) -> Bundle:
 
 
 def validate_adapter_support(bundle: Bundle) -> None:
-    """Refuse an adapter for an LLM that can wear none.
-
-    Raises:
-        UsageError: The LLM is not in GGUF.
-    """
+    """Raise UsageError for a bundle whose LLM supports no adapters: only GGUF does."""
     backend = bundle.manifest.llm.backend
     if backend != "gguf":
-        raise UsageError(f"{bundle.path} has its LLM in {backend.upper()}, which wears no adapters; export it in GGUF")
+        raise UsageError(
+            f"{bundle.path} has an LLM in {backend.upper()}, which supports no adapters; export it in GGUF"
+        )
 
 
-def _checked_head(bundle: Bundle, name: str, head: Head) -> bytes:
-    """A head as a file, after its shapes were found to fit the LLM."""
+def _head_content(bundle: Bundle, name: str, head: Head) -> bytes:
+    """Content of a head's file; raises ModelError if its shapes do not fit the LLM."""
     expected = (len(head.labels) or 1, bundle.manifest.llm.n_embd)
     if head.weight_CE.shape != expected or (head.bias_C is not None and head.bias_C.shape != expected[:1]):
         bias = "none" if head.bias_C is None else list(head.bias_C.shape)
@@ -210,28 +209,28 @@ def _checked_head(bundle: Bundle, name: str, head: Head) -> bytes:
             f"expected {list(expected)} and {[expected[0]]} or none; use one made for this bundle"
         )
     arrays = {"weight": head.weight_CE} | ({} if head.bias_C is None else {"bias": head.bias_C})
-    # Of an array in Fortran's order, safetensors would write the bytes as they lie.
+    # safetensors would write an array in Fortran order as it is in memory.
     return safetensors.numpy.save({key: np.ascontiguousarray(array, np.float32) for key, array in arrays.items()})
 
 
-def _checked_adapter(bundle: Bundle, adapter: Path) -> bytes:
-    """An adapter's bytes, after its header was found to fit the LLM."""
+def _adapter_content(bundle: Bundle, adapter: Path) -> bytes:
+    """Content of an adapter's file; raises ModelError if it does not fit the LLM."""
     validate_adapter_support(bundle)
     if not adapter.is_file():
         raise UsageError(f"{adapter} is no file; name a LoRA in GGUF")
     llm = bundle.manifest.llm
     try:
-        faults = adapter_problems(adapter, read_header(bundle.path / llm.file), llm.architecture)
+        problems = adapter_problems(adapter, read_header(bundle.path / llm.file), llm.architecture)
     except DamagedFileError as error:
-        faults = [str(error)]
-    if faults:
-        raise ModelError(f"{adapter}: {'; '.join(faults)}; use an adapter of this bundle's LLM")
+        problems = [str(error)]
+    if problems:
+        raise ModelError(f"{adapter}: {'; '.join(problems)}; use an adapter of this bundle's LLM")
     return adapter.read_bytes()
 
 
 def _free_path(manifest: Manifest, path: str, content: bytes) -> str:
-    """The path, or, where the bundle lists a file there, one with a part of the content's digest in its name."""
-    if path.lower() not in map(str.lower, manifest.files):  # some file systems take both for one
+    """Return the path, or one with a digest of the content in its name if the bundle lists the path."""
+    if path.lower() not in map(str.lower, manifest.files):  # the same file on some systems
         return path
     stem, _, suffix = path.rpartition(".")
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"

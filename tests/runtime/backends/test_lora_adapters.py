@@ -162,7 +162,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any],
     "alpha of no number": (dict, {"adapter.lora.alpha": "4"}, "llama", "adapter.lora.alpha is '4'"),
     "alpha of 64 bits": (dict, {"adapter.lora.alpha": np.float64(4)}, "llama", "expected a number in float32"),
     "alpha not finite": (dict, {"adapter.lora.alpha": float("nan")}, "llama", "adapter.lora.alpha is nan"),
-    "for generation": (dict, {"adapter.alora.invocation_tokens": [1]}, "llama", "is for generation alone"),
+    "for generation": (dict, {"adapter.alora.invocation_tokens": [1]}, "llama", "is for text generation only"),
     "a lone half": (_without(f"{Q}.lora_b"), {}, "llama", f"tensor {Q}.lora_a lacks its other half"),
     "no half": (
         lambda halves: {"blk.0.attn_norm.weight": np.ones(32, np.float32)},
@@ -250,7 +250,7 @@ def test_an_llm_in_onnx_wears_none(run: Run, adapted: Path, tmp_path: Path) -> N
     make_onnx_bundle(onnx)
     np.save(tmp_path / "x.npy", np.ones(1))
     head = Head("sequence", ("a", "b"), np.ones((2, tiny_bundle.N_EMBD), np.float32), None, 1.0)
-    with pytest.raises(UsageError, match="has its LLM in ONNX, which wears no adapters"):
+    with pytest.raises(UsageError, match="has an LLM in ONNX, which supports no adapters"):
         add_task(Bundle.open(onnx), "one", head, adapter=halves)
     make_onnx_bundle(adapted)
     refused = run("classify", "-b", adapted, "-t", "bare", "x")

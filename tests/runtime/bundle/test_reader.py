@@ -69,7 +69,7 @@ def test_manifest_without_a_stride_is_of_a_linear_bridge(fresh_bundle: Path) -> 
         ({"kind": "round", "stride": 2}, "Invalid enum value 'round'"),
         (
             {"kind": "strided", "stride": 2},
-            "bridge.safetensors: holds bias [32], weight [32, 16], expected bias [32], weight",
+            "bridge.safetensors: tensor weight has shape [32, 16], expected [32, 32]",
         ),
     ],
 )

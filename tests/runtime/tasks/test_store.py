@@ -115,7 +115,12 @@ def test_a_head_of_another_width(fresh_bundle: Path) -> None:
 BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
     "no file": (lambda path: None, [], 2, "head.safetensors is no file"),
     "no safetensors": (lambda path: path.write_bytes(b"x" * 100), [], 1, "head.safetensors: "),
-    "more in it": (lambda path: save_head(path, x=np.ones(1, np.float32)), [], 1, "expected weight, and maybe bias"),
+    "more in it": (
+        lambda path: save_head(path, x=np.ones(1, np.float32)),
+        [],
+        1,
+        "expected weight and an optional bias",
+    ),
     "not finite": (
         lambda path: safetensors.numpy.save_file({"weight": np.full((2, N_EMBD), np.nan, np.float32)}, path),
         [],
@@ -123,10 +128,10 @@ BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
         "not finite",
     ),
     "rows": (lambda path: save_head(path, 3), [], 1, "expected [2, 32]"),
-    "one label twice": (save_head, ["--label", "a"], 2, "two or more, all different"),
+    "one label twice": (save_head, ["--label", "a"], 2, "two or more different ones"),
     "a blank label": (save_head, ["--label", " "], 2, "a label is ' ', expected a word"),
     "a label of two lines": (save_head, ["--label", "c\nd"], 2, "a label is 'c\\nd', expected a word"),
-    "labels of choices": (save_head, ["--kind", "multiple_choice"], 2, "has none, as labels, found ['a', 'b']"),
+    "labels of choices": (save_head, ["--kind", "multiple_choice"], 2, "has none as labels, found ['a', 'b']"),
     "temperature": (save_head, ["--temperature", "0"], 2, "the temperature is 0.0"),
     "temperature is no number": (save_head, ["--temperature", "nan"], 2, "the temperature is nan"),
     "name taken": (save_head, [], 2, "has a task 'topic' already"),
