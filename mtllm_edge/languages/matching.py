@@ -40,7 +40,7 @@ _SAME_SCRIPT = {"Hang": "Kore", "Hrkt": "Jpan", "Hira": "Jpan", "Kana": "Jpan", 
 _SAME = 2
 """Largest distance of two codes for one language: a macrolanguage may stand for one of its members."""
 _CLOSE = 10
-"""Largest CLDR distance of a substitute. Larger ones tell which second language people learn, not similarity."""
+"""Largest CLDR distance of a substitute. Larger ones reflect second languages, not similarity."""
 _MAX_SUBSTITUTE = 11
 """Two languages of one macrolanguage are one farther apart than either is from the macrolanguage."""
 _OTHER_SCRIPT = 20
@@ -211,14 +211,16 @@ class LanguageMatcher:
             return Match(substitutes[0].code)
         if self._any_language:
             return Match(language.flores_code)
-        unsupported = f"the encoder does not support {_title_and_code(language.title, name)}"
+        requested = _title_and_code(language.title, name)
+        unsupported = f"the encoder does not support {requested}"
         if substitutes:
             code = substitutes[0].code
             return Match(code, f"{unsupported}; {_title_and_code(title(code), code)} is used instead")
         suggestions = [_title_and_code(title(candidate.code), candidate.code) for candidate in candidates[:3]]
         if suggestions:
             return f"{unsupported}; the nearest codes are {', '.join(suggestions)}"
-        return f"{unsupported} nor a similar language; supported codes are {abbreviate(self._codes)}"
+        supported = abbreviate(self._codes)
+        return f"the encoder supports neither {requested} nor a similar language; supported codes are {supported}"
 
     def _candidates(self, language: _ParsedLanguage) -> Iterable[_Candidate]:
         """Yield the codes within the largest distance of a substitute or a suggestion."""

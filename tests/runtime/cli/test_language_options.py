@@ -108,7 +108,7 @@ def test_a_column_of_languages(run: Run, language_bundle: Path, tmp_path: Path) 
         (
             "text,lang\na,nv\n",
             [],
-            "the encoder does not support Navajo (nv) nor a similar language; supported codes are deu_Latn",
+            "the encoder supports neither Navajo (nv) nor a similar language; supported codes are deu_Latn",
         ),
         ("text,lang\na,en\n", ["--lang", "Germn"], "did you mean German (deu_Latn)?"),
     ],
