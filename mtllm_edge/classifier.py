@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +19,7 @@ from mtllm_edge.extras import require
 from mtllm_edge.inputs import Input, Kind, check_kind
 from mtllm_edge.tasks.calibration import resolve_abstention
 from mtllm_edge.tasks.cross_validation import Groups
-from mtllm_edge.tasks.fitting import FitReport, count_regressions, fit_head, prepare_examples
+from mtllm_edge.tasks.fitting import FitReport, fit_head, prepare_examples
 from mtllm_edge.tasks.head import Head, load_heads
 from mtllm_edge.tasks.prediction import Prediction, predict
 from mtllm_edge.tasks.store import add_task, task_source
@@ -204,10 +205,17 @@ class Classifier:
         encoded = self._embedder.encode(examples.inputs, language=language)
         check_kind(examples.inputs, examples.kind, "a task that reads the first text")
         warn_truncated(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
-        pooled_NE = self._embedder.pool(encoded, progress=_counter(progress, "texts", len(encoded)))
-        regressions = count_regressions(examples.labels, examples.groups)
-        advance = _counter(progress, "regressions", regressions)
-        head, report = fit_head(pooled_NE, examples.labels, examples.kind, advance, examples.groups)
+        report_progress = progress or (lambda *_: None)
+        batches: list[int] = []
+
+        def count_texts(texts: int) -> None:
+            batches.append(texts)
+            report_progress("texts", sum(batches), len(encoded))
+
+        pooled_NE = self._embedder.pool(encoded, progress=count_texts)
+        head, report = fit_head(
+            pooled_NE, examples.labels, examples.kind, partial(report_progress, "regressions"), examples.groups
+        )
         self._heads = {**self._heads, None: head}
         self._task, self._report = None, report
         return self
@@ -276,16 +284,3 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _counter(progress: Callable[[str, int, int], None] | None, stage: str, total: int) -> Callable[[int], None]:
-    """Turn increments into calls of `progress` with the steps done."""
-    done = 0
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        if progress is not None:
-            progress(stage, done, total)
-
-    return advance

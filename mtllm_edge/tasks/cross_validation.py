@@ -31,15 +31,6 @@ def random_folds(texts: int) -> list[Fold]:
     ]
 
 
-def count_folds(labels: Sequence[str], groups: Groups | None = None) -> int:
-    """Number of folds that `assign_folds` makes."""
-    counts = Counter(labels).values()
-    if groups is None:
-        return min(MAX_FOLDS, *counts)
-    n_groups = len(set(groups))
-    return n_groups if n_groups <= MAX_FOLDS else min(MAX_FOLDS, max(counts))
-
-
 def assign_folds(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
     """Return folds with similar shares of the labels; the texts of a group stay together.
 
@@ -52,15 +43,16 @@ def assign_folds(labels: Sequence[str], groups: Groups | None = None) -> list[Fo
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-    labels_N = np.array(labels)
+    labels_N, counts = np.array(labels), Counter(labels).values()
     if groups is None:
-        return [*StratifiedKFold(count_folds(labels), shuffle=True, random_state=_SEED).split(labels_N, labels_N)]
+        splitter = StratifiedKFold(min(MAX_FOLDS, *counts), shuffle=True, random_state=_SEED)
+        return [*splitter.split(labels_N, labels_N)]
     validate_groups(labels, groups)
-    n_folds = count_folds(labels, groups)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     groups_N = np.array([numbers[group] for group in groups])
-    if len(numbers) == n_folds:  # one group per fold: a label in two groups is part of every fit
-        return [*GroupKFold(n_folds).split(labels_N, labels_N, groups_N)]
+    if len(numbers) <= MAX_FOLDS:  # one group per fold: a label in two groups is part of every fit
+        return [*GroupKFold(len(numbers)).split(labels_N, labels_N, groups_N)]
+    n_folds = min(MAX_FOLDS, max(counts))
     for attempt in range(_ATTEMPTS):
         splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=_SEED + attempt)
         with warnings.catch_warnings():

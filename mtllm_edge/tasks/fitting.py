@@ -10,6 +10,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +20,14 @@ from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.inputs import Input, Kind, kind_of, parts_of
 from mtllm_edge.safe_text import has_control_characters
 from mtllm_edge.tasks.calibration import fit_temperature
-from mtllm_edge.tasks.cross_validation import Fold, Groups, assign_folds, count_folds, validate_groups
+from mtllm_edge.tasks.cross_validation import Fold, Groups, assign_folds, validate_groups
 from mtllm_edge.tasks.head import Head, softmax
 from mtllm_edge.tasks.metrics import LabelScore, accuracy, calibration_error, label_scores, log_loss
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Grid of scikit-learn's C: the inverse of the regularization, on standardized vectors."""
+_Linear = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Weight (labels, n_embd) and bias (labels,)."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def fit_head(
     pooled_NE: NDArray[np.float32],
     labels: Sequence[str],
     kind: Kind,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     groups: Groups | None = None,
 ) -> tuple[Head, FitReport]:
     """Fit a head.
@@ -153,7 +157,7 @@ def fit_head(
         pooled_NE: Vectors of different texts or pairs.
         labels: Label of each.
         kind: Kind of the task.
-        progress: Called with 1 after each of the `count_regressions(labels, groups)` regressions.
+        progress: Called after each regression with the number of regressions done and their total.
         groups: Group of each text; the texts of a group stay in one fold. None puts every text into its own.
 
     Returns:
@@ -169,12 +173,18 @@ def fit_head(
     vectors_NE = pooled_NE.astype(np.float64)
     classes_N = np.array([names.index(label) for label in labels])
     folds = assign_folds(labels, groups)
-    advance = progress or (lambda _: None)
-    results = {c: _cross_validate(vectors_NE, classes_N, folds, c, advance) for c in STRENGTHS}
+    done = count(1)
+
+    def regress(texts: NDArray[np.int64] | slice, c: float) -> _Linear:
+        weights = _regress(vectors_NE[texts], classes_N[texts], c)
+        if progress is not None:
+            progress(next(done), len(STRENGTHS) * len(folds) + 1)
+        return weights
+
+    results = {c: _cross_validate(vectors_NE, classes_N, folds, partial(regress, c=c)) for c in STRENGTHS}
     c = min(STRENGTHS, key=lambda strength: log_loss(results[strength][1], classes_N))
     temperature, probabilities_NC = results[c]
-    weight_CE, bias_C = _regress(vectors_NE, classes_N, c)
-    advance(1)
+    weight_CE, bias_C = regress(slice(None), c)
     head = Head(kind, names, weight_CE.astype(np.float32), bias_C.astype(np.float32), temperature)
     scores = label_scores(probabilities_NC.argmax(axis=1), classes_N, names)
     report = FitReport(
@@ -192,32 +202,23 @@ def fit_head(
     return head, report
 
 
-def count_regressions(labels: Sequence[str], groups: Groups | None = None) -> int:
-    """Number of regressions that `fit_head` computes."""
-    return len(STRENGTHS) * count_folds(labels, groups) + 1
-
-
 def _cross_validate(
     vectors_NE: NDArray[np.float64],
     classes_N: NDArray[np.int64],
     folds: Sequence[Fold],
-    c: float,
-    advance: Callable[[int], None],
+    regress: Callable[[NDArray[np.int64]], _Linear],
 ) -> tuple[float, NDArray[np.float64]]:
     """Temperature and calibrated probabilities (texts, labels) of held-out texts."""
     logits_NC = np.empty((len(classes_N), classes_N.max() + 1))
     for train, test in folds:
-        weight_CE, bias_C = _regress(vectors_NE[train], classes_N[train], c)
+        weight_CE, bias_C = regress(train)
         logits_NC[test] = vectors_NE[test] @ weight_CE.T + bias_C
-        advance(1)
     temperature = fit_temperature(logits_NC, classes_N)
     return temperature, softmax(logits_NC / temperature)
 
 
-def _regress(
-    vectors_NE: NDArray[np.float64], classes_N: NDArray[np.int64], c: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logistic regression on standardized vectors; returns weight (labels, n_embd) and bias for raw vectors."""
+def _regress(vectors_NE: NDArray[np.float64], classes_N: NDArray[np.int64], c: float) -> _Linear:
+    """Logistic regression on standardized vectors, as weight and bias for raw vectors."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

@@ -12,8 +12,8 @@ import pytest
 
 from mtllm_edge import Classifier, Embedder
 from mtllm_edge.errors import DataError
-from mtllm_edge.tasks.cross_validation import assign_folds, count_folds
-from mtllm_edge.tasks.fitting import count_regressions, fit_head
+from mtllm_edge.tasks.cross_validation import assign_folds
+from mtllm_edge.tasks.fitting import STRENGTHS, fit_head
 from tests.fixtures.cli_result import Run
 from tests.runtime.tasks.test_fitting import LABELS, TEXTS, write_sheet
 
@@ -21,11 +21,11 @@ GROUPS = [f"document {number // 2 % 9}" for number in range(len(TEXTS))]
 
 
 def check(labels: list[str], groups: list[Any], folds: int) -> None:
-    """Every text is judged once, by what has learned every label and nothing of its group."""
-    dealt = assign_folds(labels, groups)
-    assert len(dealt) == folds == count_folds(labels, groups)
-    assert sorted(np.concatenate([test for _, test in dealt])) == list(range(len(labels)))
-    for train, test in dealt:
+    """Every text is tested once, by a fit to every label and to no text of its group."""
+    folds_of_texts = assign_folds(labels, groups)
+    assert len(folds_of_texts) == folds
+    assert sorted(np.concatenate([test for _, test in folds_of_texts])) == list(range(len(labels)))
+    for train, test in folds_of_texts:
         assert {labels[index] for index in train} == set(labels)
         assert not {groups[index] for index in train} & {groups[index] for index in test}
         assert len(train) + len(test) == len(labels)
@@ -48,12 +48,13 @@ def test_what_a_group_has_in_common_does_not_flatter() -> None:
     labels = ["heads" if rng.random() < 0.5 else "tails" for _ in range(40)]
     given = [labels[group] for group in groups]
     _, flattered = fit_head(vectors_NE, given, "sequence")
-    done: list[int] = []
-    _, honest = fit_head(vectors_NE, given, "sequence", done.append, groups.tolist())
+    calls: list[tuple[int, int]] = []
+    _, honest = fit_head(vectors_NE, given, "sequence", lambda *call: calls.append(call), groups.tolist())
     assert flattered.accuracy > 0.95
     assert honest.accuracy < 0.7
     assert (flattered.groups, honest.groups) == (None, 40)
-    assert sum(done) == count_regressions(given, groups.tolist())
+    regressions = len(STRENGTHS) * honest.folds + 1
+    assert calls == [(done, regressions) for done in range(1, regressions + 1)]
 
 
 @pytest.mark.parametrize(

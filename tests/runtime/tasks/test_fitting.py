@@ -15,7 +15,7 @@ from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.tasks.fitting import STRENGTHS, count_regressions, fit_head, unique_indices, validate_labels
+from mtllm_edge.tasks.fitting import fit_head, prepare_examples, unique_indices, validate_labels
 from mtllm_edge.tasks.head import softmax
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
@@ -91,13 +91,11 @@ def test_the_report_tells_labels_apart() -> None:
     assert report.accuracy == pytest.approx(right_ones / 80)
 
 
-def test_counts_of_labels_and_of_regressions() -> None:
-    validate_labels(["b", "a", "b", "a", "a"])
-    assert count_regressions(["a"] * 9 + ["b"] * 3) == len(STRENGTHS) * 3 + 1
-    done: list[int] = []
+def test_counts_of_labels_and_folds() -> None:
+    assert prepare_examples(list("vwxyz"), ["b", "a", "b", "a", "a"]).counts == {"a": 3, "b": 2}
     vectors_NE, labels = clouds({"a": 9, "b": 3})
-    fit_head(vectors_NE, labels, "sequence", done.append)
-    assert sum(done) == count_regressions(labels)
+    _, report = fit_head(vectors_NE, labels, "sequence")
+    assert report.folds == 3
 
 
 @pytest.mark.parametrize(
