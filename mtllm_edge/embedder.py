@@ -77,7 +77,7 @@ class Embedder:
             threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
             llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
             gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see
-            `mtllm_edge.backends.probing.offload`).
+                `mtllm_edge.backends.probing.offload`).
             batch_tokens: Most tokens that the engines read at once; the longest text always fits.
 
         Warns:
