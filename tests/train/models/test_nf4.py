@@ -15,7 +15,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge_train.cli import options
 from mtllm_edge_train.models import nf4
 from mtllm_edge_train.models.stack import LlmBody, load_llm_body
-from mtllm_edge_train.training.settings import LoopSettings, settings_dict
+from mtllm_edge_train.training.settings import LoopSettings
 from tests.fixtures.tiny_checkpoint import save_llm
 
 
@@ -93,4 +93,4 @@ def test_the_default_is_nf4_on_cuda_alone(
 def test_what_the_frozen_weights_are_kept_in(base: str | None, dtype: str, kept: torch.dtype) -> None:
     settings = LoopSettings(batch_size=1, learning_rate=1.0, dtype=dtype, base_dtype=base)
     assert (settings.frozen_dtype, settings.nf4) == (kept, base == "nf4")
-    assert settings_dict(settings).get("base_dtype") == base
+    assert settings.fingerprint_fields().get("base_dtype") == base

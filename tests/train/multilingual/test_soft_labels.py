@@ -1,4 +1,4 @@
-"""Soft labels: both teachers are in them, a student nears them, rare ones count more, and foreign rows are refused."""
+"""Soft labels: geometric mean of both teachers, KL divergence, class-balanced weights, and rows of other tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtllm_edge_train.checkpoints.config import StackConfig
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.encoder_only import EncoderOnly
 from mtllm_edge_train.models.loading import load_heads
-from mtllm_edge_train.multilingual.soft_labels import SoftLabels, balanced_weights, check_labelled
+from mtllm_edge_train.multilingual.soft_labels import SoftLabels, check_tasks, class_balanced_weights
 from mtllm_edge_train.training.settings import LoopSettings
 from tests.fixtures.tiny_checkpoint import save_checkpoint
 
@@ -46,24 +46,24 @@ def vectors(seed: int, count: int = len(TEXTS)) -> Tensor:
     return torch.randn(count, 64, generator=torch.Generator().manual_seed(seed)) / 8
 
 
-def test_a_soft_label_is_the_geometric_mean_of_what_both_teachers_say(start: Path, soft: SoftLabels) -> None:
-    vectors_ND, mean_states = vectors(0), EncoderOnly.of_checkpoint(start, device="cpu")
+def test_soft_label_is_the_geometric_mean_of_both_teachers(start: Path, soft: SoftLabels) -> None:
+    vectors_ND, encoder = vectors(0), EncoderOnly.from_checkpoint(start, device="cpu")
     with torch.no_grad():
-        of_llm_NC = torch.softmax(llm_heads(start)["sentiment"](vectors_ND), 1)
-        of_encoder_NC = torch.softmax(mean_states.classifier(DATA, LABELS)(mean_states(TEXTS)), 1)
-    product_NC = (of_llm_NC * of_encoder_NC).sqrt()
-    assert (of_llm_NC - of_encoder_NC).abs().max() > 0.1  # else one of them would do
+        llm_NC = torch.softmax(llm_heads(start)["sentiment"](vectors_ND), 1)
+        encoder_NC = torch.softmax(encoder.classifier(DATA, LABELS)(encoder(TEXTS)), 1)
+    product_NC = (llm_NC * encoder_NC).sqrt()
+    assert (llm_NC - encoder_NC).abs().max() > 0.1  # otherwise one teacher would be enough
     found = soft(TEXTS, vectors_ND)
-    assert [*found] == ["sentiment"]  # the LLM's other task was not labelled
+    assert [*found] == ["sentiment"]  # the other task of the LLM has no labeled rows
     torch.testing.assert_close(found["sentiment"].exp(), product_NC / product_NC.sum(1, keepdim=True))
 
 
-def test_the_divergence_is_nought_at_the_soft_labels_only(soft: SoftLabels) -> None:
+def test_divergence_is_zero_only_at_the_soft_labels(soft: SoftLabels) -> None:
     vectors_ND = vectors(0)
     logits_NC = soft(TEXTS, vectors_ND)["sentiment"].clone().requires_grad_()
-    same, figures = soft.divergence(nn.ModuleDict({"sentiment": nn.Identity()}), logits_NC, TEXTS, vectors_ND)
+    same, metrics = soft.divergence(nn.ModuleDict({"sentiment": nn.Identity()}), logits_NC, TEXTS, vectors_ND)
     assert same.item() == pytest.approx(0, abs=1e-6)
-    assert figures == {"kl_sentiment": pytest.approx(0, abs=1e-6)}
+    assert metrics == {"kl_sentiment": pytest.approx(0, abs=1e-6)}
     soft_NC = logits_NC.detach().exp()
     other, _ = soft.divergence(nn.ModuleDict({"sentiment": nn.Identity()}), 0 * logits_NC, TEXTS, vectors_ND)
     by_hand_N = (soft_NC * (soft_NC * 3).log()).sum(1)  # from the uniform distribution
@@ -71,31 +71,33 @@ def test_the_divergence_is_nought_at_the_soft_labels_only(soft: SoftLabels) -> N
     weight_N = (soft_NC / prior_C).mean(1)
     assert weight_N.max() < 5
     by_hand = (weight_N * by_hand_N).mean()
-    assert by_hand.item() != pytest.approx(by_hand_N.mean().item(), rel=0.01)  # else no weights would do
+    assert by_hand.item() != pytest.approx(
+        by_hand_N.mean().item(), rel=0.01
+    )  # otherwise the weights would have no effect
     assert other.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert other.item() > 0.01
 
 
-def test_a_text_counts_by_how_rare_its_labels_are() -> None:
+def test_class_balanced_weights() -> None:
     prior_C = torch.tensor([0.6, 0.2, 0.2])
     soft_NC = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2]])
     by_hand_N = torch.tensor([(4 / 3 + 1 / 2 + 1 / 2) / 3, (1 / 6 + 1 / 2 + 4) / 3, 1.0])
-    torch.testing.assert_close(balanced_weights(soft_NC.log(), prior_C.log()), by_hand_N)
-    in_general = balanced_weights(soft_NC.log(), soft_NC.mean(0).log())
-    assert in_general.mean().item() == pytest.approx(1)
-    hardly_occurs_C = torch.tensor([0.96, 0.02, 0.02])
-    assert balanced_weights(soft_NC.log(), hardly_occurs_C.log())[1] == 5  # and not 15
+    torch.testing.assert_close(class_balanced_weights(soft_NC.log(), prior_C.log()), by_hand_N)
+    average = class_balanced_weights(soft_NC.log(), soft_NC.mean(0).log())
+    assert average.mean().item() == pytest.approx(1)
+    rare_C = torch.tensor([0.96, 0.02, 0.02])
+    assert class_balanced_weights(soft_NC.log(), rare_C.log())[1] == 5  # the limit, not 15
 
 
-def test_rows_of_other_tasks_are_refused(start: Path) -> None:
+def test_rows_of_other_tasks(start: Path) -> None:
     tasks = StackConfig.load(start).tasks
-    check_labelled({"sentiment": DATA}, tasks, start)
+    check_tasks({"sentiment": DATA}, tasks, start)
     pairs = LabeledTexts(DATA.texts, DATA.labels, seconds=DATA.texts)
-    for labelled, message in (
+    for labeled, message in (
         ({"mood": DATA}, "has no task 'mood'; its tasks: topic, sentiment"),
-        ({"topic": DATA}, "'topic' has the labels .* but negative, neutral, positive in the labelled rows; give"),
-        ({"sentiment": LabeledTexts(DATA.texts[:5], DATA.labels[:5])}, "but positive in the labelled rows"),
-        ({"sentiment": pairs}, "does not read single texts"),
+        ({"topic": DATA}, "'topic' has the labels .* but negative, neutral, positive in the labeled rows; give"),
+        ({"sentiment": LabeledTexts(DATA.texts[:5], DATA.labels[:5])}, "but positive in the labeled rows"),
+        ({"sentiment": pairs}, "is not about single texts"),
     ):
         with pytest.raises(UsageError, match=message):
-            check_labelled(labelled, tasks, start)
+            check_tasks(labeled, tasks, start)

@@ -1,4 +1,4 @@
-"""Training a translator: what is drawn, what the decoder starts from, which rows move, and resuming after a kill."""
+"""Training of a translation model: sampling, initialization, trained rows, resuming."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from mtllm_edge.errors import DataError, ModelError, UsageError
 from mtllm_edge_train.models.encoder import load_encoder
-from mtllm_edge_train.multilingual.pairs import DrawnPairs, Pair, TokenPair, TranslationReader
-from mtllm_edge_train.multilingual.train_translator import train_translator
+from mtllm_edge_train.multilingual.pairs import PairSampler, PairTokenizer, SentencePair, TokenPair
+from mtllm_edge_train.multilingual.train_translator import TranslatorTraining
 from mtllm_edge_train.multilingual.translator import Translator, load_bert, load_translator, new_decoder
 from mtllm_edge_train.multilingual.vocabulary import add_pieces, trim_unigram
 from mtllm_edge_train.recipes.reference.corpus import translation_pairs
 from mtllm_edge_train.recipes.reference.e5 import round_word_embeddings
-from mtllm_edge_train.training import loop, settings
+from mtllm_edge_train.training import settings
+from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
+from tests.train.interruption import killed_after_save
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 PIECES = [*SPECIAL, "▁", *(f"▁{letter}" for letter in "abcdefgh"), *"abcdefgh"]
 NOUNS = {"ab": "cd", "ba": "dc", "abb": "ccd", "bab": "dcd"}
 PAIRS = [
-    Pair(language, f"{left} {right}", f"{NOUNS[left]} {NOUNS[right]}", weight)
+    SentencePair(language, f"{left} {right}", f"{NOUNS[left]} {NOUNS[right]}", weight)
     for language, weight in (("one", 1.0), ("two", 3.0))
     for left in NOUNS
     for right in NOUNS
@@ -74,45 +76,45 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
-def read(pairs: Sequence[Pair]) -> list[TokenPair]:
-    return TranslationReader(tokenizer_json(), tokenizer_json())(pairs)
+def tokenize(pairs: Sequence[SentencePair]) -> list[TokenPair]:
+    return PairTokenizer(tokenizer_json(), tokenizer_json())(pairs)
 
 
-def drawn(
-    pairs: Sequence[Pair] = PAIRS, *, seed: int = 0, max_tokens: int = 64, batch_size: int = 8
-) -> DrawnPairs[TokenPair]:
-    return DrawnPairs(pairs, read, lengths=TokenPair.lengths, max_tokens=max_tokens, batch_size=batch_size, seed=seed)
+def sampler(
+    pairs: Sequence[SentencePair] = PAIRS, *, seed: int = 0, max_tokens: int = 64, batch_size: int = 8
+) -> PairSampler[TokenPair]:
+    return PairSampler(pairs, tokenize, max_tokens=max_tokens, batch_size=batch_size, seed=seed)
 
 
-def test_batches_depend_on_seed_and_step_alone() -> None:
-    forwards, backwards = drawn(), drawn()
+def test_batches_depend_on_seed_and_step_only() -> None:
+    forwards, backwards = sampler(), sampler()
     first = [forwards[step] for step in range(70)]
     assert [backwards[step] for step in reversed(range(70))] == first[::-1]
-    assert drawn(seed=1)[0] != first[0]
+    assert sampler(seed=1)[0] != first[0]
 
 
-def test_pairs_are_drawn_by_weight() -> None:
-    pairs = [Pair("one", "a", "c", 1.0), Pair("two", "b", "d", 3.0)]
-    order = drawn(pairs, max_tokens=9, batch_size=16)
+def test_pairs_are_sampled_by_weight() -> None:
+    pairs = [SentencePair("one", "a", "c", 1.0), SentencePair("two", "b", "d", 3.0)]
+    order = sampler(pairs, max_tokens=9, batch_size=16)
     counts = Counter(tuple(pair.source) for step in range(64) for pair in order[step])
-    assert counts[tuple(read(pairs)[1].source)] / counts.total() == pytest.approx(0.75, abs=0.04)
+    assert counts[tuple(tokenize(pairs)[1].source)] / counts.total() == pytest.approx(0.75, abs=0.04)
 
 
-def test_a_target_ends_where_the_text_does_and_the_frame_is_the_encoders() -> None:
-    (pair,) = read(PAIRS[:1])
+def test_tokenized_pairs_have_the_special_tokens_of_encoder_and_decoder() -> None:
+    (pair,) = tokenize(PAIRS[:1])
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json())
     assert pair.source == tokenizer.encode("ab ab").ids
     assert pair.english == tokenizer.encode("cd cd").ids
     assert pair.target == [*pair.english[1:-1], SPECIAL.index("</s>")]
 
 
-def test_too_long_pairs_are_passed_over_and_never_waited_for() -> None:
-    assert all(max(map(len, pair)) <= 7 for step in range(32) for pair in drawn(max_tokens=7)[step])
-    with pytest.raises(DataError, match="hardly any sentence pair has at most 3 tokens"):
-        drawn(max_tokens=3)[0]
+def test_too_long_pairs_are_skipped() -> None:
+    assert all(max(map(len, pair)) <= 7 for step in range(32) for pair in sampler(max_tokens=7)[step])
+    with pytest.raises(DataError, match="almost no sentence pair has at most 3 tokens"):
+        sampler(max_tokens=3)[0]
 
 
-def test_the_decoder_starts_from_the_encoder(encoder: Path) -> None:
+def test_decoder_is_initialized_from_the_encoder(encoder: Path) -> None:
     bert = load_bert(str(encoder))
     target_json, rows = trim_unigram(tokenizer_json(), np.arange(len(PIECES)), 12)
     target = tokenizers.Tokenizer.from_str(target_json)
@@ -131,9 +133,7 @@ def test_the_decoder_starts_from_the_encoder(encoder: Path) -> None:
     assert (decoder.embed_positions.weight[2:] == module.embeddings.position_embeddings.weight[:256]).all()
 
 
-def test_the_encoder_in_a_translator_reads_as_before_and_trains_its_last_rows_only(
-    encoder: Path, tmp_path: Path
-) -> None:
+def test_encoder_in_a_translator_is_unchanged_and_trains_its_last_rows_only(encoder: Path, tmp_path: Path) -> None:
     ids_NL = torch.tensor([[0, 5, 6, len(PIECES) - 1, 2]])
     before = load_bert(str(encoder)).module(input_ids=ids_NL).last_hidden_state
     bert = load_bert(str(encoder))
@@ -152,6 +152,7 @@ def run(
     out: Path, encoder: Path, *, steps: int = 6, settings: settings.LoopSettings = SETTINGS, **options: Any
 ) -> None:
     arguments: dict[str, Any] = {
+        "pairs": PAIRS,
         "name": "test",
         "encoder": str(encoder),
         "new_pieces": NEW,
@@ -161,7 +162,7 @@ def run(
         "alignment": 1.0,
         "encoder_learning_rate": 1e-3,
     }
-    train_translator(PAIRS, out, steps=steps, settings=settings, **{**arguments, **options})
+    run_stage(TranslatorTraining(steps=steps, settings=settings, **{**arguments, **options}), out)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -170,7 +171,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {"words": table.table(), **model.state_dict()}
 
 
-def test_training_lowers_both_losses_and_leaves_the_known_rows(encoder: Path, tmp_path: Path) -> None:
+def test_training_lowers_both_losses_and_keeps_frozen_rows(encoder: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", encoder, steps=40, settings=replace(SETTINGS, batch_size=16))
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     for name in ("translation", "alignment"):
@@ -180,23 +181,10 @@ def test_training_lowers_both_losses_and_leaves_the_known_rows(encoder: Path, tm
     assert (after[:-NEW] == before[:-NEW]).all()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    save = loop._save
-
-    def save_and_die(*arguments: Any) -> None:
-        save(*arguments)
-        raise Killed
-
+def test_resumed_run_gives_the_same_result(encoder: Path, tmp_path: Path) -> None:
     run(tmp_path / "whole", encoder)
-    monkeypatch.setattr(loop, "_save", save_and_die)
-    with pytest.raises(Killed):
+    with killed_after_save():
         run(tmp_path / "cut", encoder)
-    monkeypatch.undo()
     run(tmp_path / "cut", encoder)
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert expected.keys() == found.keys()
@@ -204,33 +192,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_translator_can_be_trained_on(encoder: Path, tmp_path: Path) -> None:
-    run(tmp_path / "first", encoder)
-    run(tmp_path / "second", encoder, start=tmp_path / "first", settings=replace(SETTINGS, learning_rate=1e-12))
-    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
-    torch.testing.assert_close(
-        second["decoder.model.decoder.layers.0.fc1.weight"], first["decoder.model.decoder.layers.0.fc1.weight"]
-    )
-
-
-def test_what_cannot_be_trained_is_refused_in_a_line(encoder: Path, tmp_path: Path) -> None:
+def test_invalid_options(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="257, the decoder has 256 positions"):
         run(tmp_path / "run", encoder, max_tokens=257)
     with pytest.raises(UsageError, match="needs sentence pairs"):
-        train_translator(
-            [],
-            tmp_path / "run",
-            name="x",
-            encoder=str(encoder),
-            new_pieces=0,
-            target_pieces=20,
-            decoder_layers=1,
-            max_tokens=32,
-            alignment=1.0,
-            steps=1,
-            settings=SETTINGS,
-            encoder_learning_rate=1e-3,
-        )
+        run(tmp_path / "run", encoder, pairs=[])
     save_encoder(tmp_path / "m2m", "m2m_100")
     with pytest.raises(ModelError, match="starts from a BERT encoder"):
         run(tmp_path / "run", tmp_path / "m2m")
@@ -239,7 +205,7 @@ def test_what_cannot_be_trained_is_refused_in_a_line(encoder: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_pieces_are_added_for_unknown_scripts_alone() -> None:
+def test_pieces_are_added_for_unknown_scripts_only() -> None:
     texts = ["ab ᱥᱟᱱ", "ᱥᱟᱱᱛᱟᱞ ᱥᱟᱱ", "ab cd"] * 20
     grown, added = add_pieces(tokenizer_json(), texts, 40)
     before, after = tokenizers.Tokenizer.from_str(tokenizer_json()), tokenizers.Tokenizer.from_str(grown)
@@ -250,7 +216,7 @@ def test_pieces_are_added_for_unknown_scripts_alone() -> None:
     assert add_pieces(tokenizer_json(), ["ab"], 40) == (tokenizer_json(), 0)
 
 
-def test_pairs_are_weighted_by_temperature_and_what_the_encoder_knows(tmp_path: Path) -> None:
+def test_pairs_are_weighted_by_temperature_and_known_languages(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -275,7 +241,7 @@ def test_pairs_are_weighted_by_temperature_and_what_the_encoder_knows(tmp_path: 
     assert next(pair for pair in pairs if pair.language == "eng_Latn").text == pairs[-1].english
 
 
-def test_rounded_word_embeddings_ship_without_loss(tmp_path: Path) -> None:
+def test_rounding_word_embeddings_is_idempotent(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     table_VD = np.random.default_rng(0).standard_normal((7, 64), dtype=np.float32)

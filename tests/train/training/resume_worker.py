@@ -7,18 +7,18 @@ import sys
 from unittest import mock
 
 from mtllm_edge.cli.main import main
-from mtllm_edge_train.training.distributed import Processes
+from mtllm_edge_train.training.distributed import ProcessGroup
 
 
-def _stop(self: Processes) -> None:
-    _wait(self)
+def _stop(self: ProcessGroup) -> None:
+    _barrier(self)
     raise KeyboardInterrupt
 
 
-_wait = Processes.wait
+_barrier = ProcessGroup.barrier
 
 if __name__ == "__main__":
-    with mock.patch.object(Processes, "wait", _stop):
+    with mock.patch.object(ProcessGroup, "barrier", _stop):
         if main(["train", *sys.argv[1:]]) != 130:
             sys.exit("the first run was not stopped")
     runpy.run_module("mtllm_edge_train", run_name="__main__", alter_sys=True)

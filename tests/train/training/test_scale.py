@@ -1,4 +1,4 @@
-"""What general adaptation needs at the paper's scale: streams, accumulation, a cached teacher, an exact resume."""
+"""Training at the scale of the paper: streams, gradient accumulation, cached teacher, exact resuming, two processes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from mtllm_edge_train.cli import train
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.data.streams import TextStream
 from mtllm_edge_train.models.stack import LlmBody
-from mtllm_edge_train.stages.adapt import adapt
-from mtllm_edge_train.stages.distill import distill
-from mtllm_edge_train.stages.finetune import finetune
-from mtllm_edge_train.training import loop, settings
-from mtllm_edge_train.training.distributed import Processes
-from mtllm_edge_train.training.gradient_accumulation import divided
+from mtllm_edge_train.multilingual.train_translator import TranslatorTraining
+from mtllm_edge_train.stages.adapt import Adaptation
+from mtllm_edge_train.stages.distill import Distillation
+from mtllm_edge_train.stages.finetune import FineTuning
+from mtllm_edge_train.training import settings
+from mtllm_edge_train.training.distributed import ProcessGroup
+from mtllm_edge_train.training.gradient_accumulation import micro_batches
+from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
 from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+from tests.train.interruption import killed_after_save
 
 TEXTS = [f"Sentence {number} is {'very ' * (number % 5)}short." for number in range(37)]
 SETTINGS = settings.LoopSettings(batch_size=8, learning_rate=1e-2, save_every=3, log_every=1, dtype="float32")
-
-
-class Killed(BaseException):
-    """Stands for a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +54,18 @@ def llm(models: Path) -> LlmConfig:
 
 
 def run(
-    models: Path, out: Path, settings: settings.LoopSettings = SETTINGS, *, dropout: float = 0.1, **more: Any
+    models: Path, out: Path, settings: settings.LoopSettings = SETTINGS, *, dropout: float = 0.1, **options: Any
 ) -> None:
-    options = {"texts": TextStream([models / "texts"]), "steps": 7, **more}
-    adapt(
-        out=out,
+    stage = Adaptation(
         name="test",
         encoder=EncoderConfig(source=str(models / "encoder"), max_tokens=64),
         llm=llm(models),
         lora=LoraConfig(rank=2, alpha=4.0, dropout=dropout),
         settings=settings,
         bridge_learning_rate=1e-2,
-        **options,
+        **{"texts": TextStream([models / "texts"]), "steps": 7, **options},
     )
+    run_stage(stage, out)
 
 
 def history(out: Path, *names: str) -> list[list[float]]:
@@ -79,23 +77,13 @@ def weights(out: Path) -> np.ndarray:
     return np.concatenate([*(part.ravel() for part in read_bridge(out)), *(x.ravel() for x in read_lora(out).values())])
 
 
-def die_after_saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    save = loop._save
-
-    def save_and_die(*arguments: Any) -> None:
-        save(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(loop, "_save", save_and_die)
-
-
-def forget_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on reading in the LLM's own tokens fails."""
+def forbid_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail from here on if the teacher reads a text."""
 
     def read(*arguments: object, **options: object) -> Tensor:
         raise AssertionError("the teacher was called")
 
-    monkeypatch.setattr(LlmBody, "read", read)
+    monkeypatch.setattr(LlmBody, "embed", read)
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -105,31 +93,26 @@ def test_the_defaults_are_the_papers() -> None:
     assert {name: defaults[name] for name in paper} == paper
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_gives_the_same_result(models: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, accumulate=3)
     run(models, tmp_path / "whole", settings, teacher_cache=tmp_path / "cache")
     for kill in ("at step 3", "at step 6"):
-        with monkeypatch.context() as patch:
-            die_after_saving(patch)
-            with pytest.raises(Killed):
-                run(models, tmp_path / "killed", settings, teacher_cache=tmp_path / f"cache {kill}")
+        with killed_after_save():
+            run(models, tmp_path / "killed", settings, teacher_cache=tmp_path / f"cache {kill}")
     run(models, tmp_path / "killed", settings, teacher_cache=tmp_path / "cache at step 6")
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
     np.testing.assert_array_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
-def test_a_run_over_other_texts_is_not_resumed(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    die_after_saving(monkeypatch)
-    with pytest.raises(Killed):
+def test_run_with_other_texts_is_not_resumed(models: Path, tmp_path: Path) -> None:
+    with killed_after_save():
         run(models, tmp_path / "run")
     for texts in (TEXTS[1:], [*TEXTS[:-1], "another"]):
         with pytest.raises(UsageError, match="other settings or data"):
             run(models, tmp_path / "run", texts=texts)
 
 
-def test_a_fault_in_the_texts_is_found_before_the_training(models: Path, tmp_path: Path) -> None:
+def test_invalid_texts_are_found_before_training(models: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes("".join(f"{text}\n" for text in TEXTS).encode() + b"\xff\n")
     with pytest.raises(MtllmError, match=r"bad.txt line 38 is not valid UTF-8"):
         run(models, tmp_path / "run", texts=TextStream([tmp_path / "bad.txt"]), steps=1)
@@ -139,7 +122,7 @@ def test_a_fault_in_the_texts_is_found_before_the_training(models: Path, tmp_pat
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 8, 100])
-def test_accumulation_changes_nothing(models: Path, tmp_path: Path, accumulate: int) -> None:
+def test_accumulation_gives_the_same_result(models: Path, tmp_path: Path, accumulate: int) -> None:
     for name, parts in (("whole", 1), ("divided", accumulate)):
         run(models, tmp_path / name, replace(SETTINGS, accumulate=parts), dropout=0.0)
     np.testing.assert_allclose(history(tmp_path / "divided"), history(tmp_path / "whole"), rtol=1e-4)
@@ -153,51 +136,49 @@ def test_accumulation_in_the_other_stages(models: Path, tmp_path: Path) -> None:
     for parts in (1, 3):
         settings = replace(SETTINGS, accumulate=parts)
         teacher, student = tmp_path / f"teacher {parts}", tmp_path / f"student {parts}"
-        finetune({"tone": data}, teacher, name="t", llm=llm(models), lora=lora, settings=settings, epochs=1)
-        distill(TEXTS, tmp_path / "adapted", tmp_path / "teacher 1", student, name="s", settings=settings, epochs=1)
+        common: dict[str, Any] = {"settings": settings, "epochs": 1}
+        run_stage(FineTuning(tasks={"tone": data}, name="t", llm=llm(models), lora=lora, **common), teacher)
+        folders = {"adapted": tmp_path / "adapted", "teacher": tmp_path / "teacher 1"}
+        run_stage(Distillation(texts=TEXTS, name="s", **folders, **common), student)
     for stage, names in (("teacher", ("loss", "accuracy")), ("student", ("loss", "mse", "fvu"))):
         whole, divided_ = (history(tmp_path / f"{stage} {parts}", *names) for parts in (1, 3))
         np.testing.assert_allclose(divided_, whole, rtol=1e-4)
 
 
-def test_shares_and_parts_hold_every_item_once() -> None:
+def test_micro_batches_of_all_processes_contain_every_item_once() -> None:
     for batch in (list(range(11)), np.arange(11)):
         for size, accumulate in ((1, 1), (3, 1), (3, 2), (11, 4)):
-            pieces = [piece for rank in range(size) for piece in divided(batch, accumulate, Processes(rank, size))]
+            pieces = [
+                piece for rank in range(size) for piece in micro_batches(batch, accumulate, ProcessGroup(rank, size))
+            ]
             assert sorted(int(item) for part, _ in pieces for item in part) == list(range(11))
             assert sum(weight for _, weight in pieces) == pytest.approx(1)
             assert max(len(part) for part, _ in pieces) == math.ceil(math.ceil(11 / size) / accumulate)
     weights_of_choices = [
-        weight for _, weight in divided([[1, 2, 3], [4], [5]], 2, Processes(), lambda part: sum(map(len, part)))
+        weight
+        for _, weight in micro_batches([[1, 2, 3], [4], [5]], 2, ProcessGroup(), lambda part: sum(map(len, part)))
     ]
     assert weights_of_choices == [4 / 5, 1 / 5]
     with pytest.raises(UsageError, match="2 texts for 3 processes"):
-        list(divided(["a", "b"], 1, Processes(0, 3)))
+        list(micro_batches(["a", "b"], 1, ProcessGroup(0, 3)))
 
 
-def test_a_stage_that_makes_its_own_batches_is_not_divided(tmp_path: Path) -> None:
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        raise AssertionError
-
-    with pytest.raises(UsageError, match="whole"):
-        loop.optimise(
-            [],
-            loss,
-            stage="whole",
-            key="",
-            folder=tmp_path / "out",
-            steps=1,
-            settings=replace(SETTINGS, accumulate=2),
-            state=None,
-            save_weights=lambda folder: None,
-        )
+def test_translator_training_is_not_divided(tmp_path: Path) -> None:
+    options: dict[str, Any] = dict.fromkeys(
+        ("name", "encoder", "new_pieces", "target_pieces", "decoder_layers", "max_tokens", "alignment", "steps")
+    )
+    stage = TranslatorTraining(pairs=[], settings=replace(SETTINGS, accumulate=2), encoder_learning_rate=1.0, **options)
+    with pytest.raises(UsageError, match="reads a step's batch whole"):
+        run_stage(stage, tmp_path / "out")
 
 
-def test_a_second_run_does_not_call_the_teacher(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_run_with_a_cache_does_not_call_the_teacher(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(models, tmp_path / "plain")
     run(models, tmp_path / "first", teacher_cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    forget_the_teacher(monkeypatch)
+    forbid_teacher(monkeypatch)
     run(models, tmp_path / "second", teacher_cache=tmp_path / "cache")
     assert history(tmp_path / "second") == history(tmp_path / "first")
     np.testing.assert_allclose(history(tmp_path / "first"), history(tmp_path / "plain"), rtol=1e-4)
@@ -206,19 +187,21 @@ def test_a_second_run_does_not_call_the_teacher(models: Path, tmp_path: Path, mo
         run(models, tmp_path / "other", replace(SETTINGS, dtype="bfloat16"), teacher_cache=tmp_path / "cache")
 
 
-def test_epochs_do_not_call_the_teacher_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, texts_read = LlmBody.read, []
+def test_second_epoch_with_a_cache_does_not_call_the_teacher(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, texts_read = LlmBody.embed, []
 
     def counting(self: LlmBody, tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> Tensor:
         texts_read.extend(texts)
         return read(self, tokenizer, texts, max_tokens=max_tokens)
 
-    monkeypatch.setattr(LlmBody, "read", counting)
+    monkeypatch.setattr(LlmBody, "embed", counting)
     run(models, tmp_path / "run", steps=12, teacher_cache=tmp_path / "cache")
     assert sorted(texts_read) == sorted(TEXTS)
 
 
-def test_the_curve_is_drawn_beside_the_log(models: Path, tmp_path: Path) -> None:
+def test_curve_is_saved_with_the_log(models: Path, tmp_path: Path) -> None:
     run(models, tmp_path / "run")
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG\r\n")
     rates = [entry[0] for entry in history(tmp_path / "run", "learning_rate")]
@@ -243,7 +226,7 @@ def test_two_processes_train_as_one_and_resume(models: Path, tmp_path: Path) -> 
     )
     errors = child.stderr.decode()
     assert child.returncode == 0, errors
-    assert errors.count("resuming at step 3 of 7") == 1  # the first process alone speaks
+    assert errors.count("resuming at step 3 of 7") == 1  # only the first process logs
     run(models, tmp_path / "one", replace(SETTINGS, log_every=20), dropout=0.0)
     assert len(history(tmp_path / "two")) == 3
     np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=1e-4)

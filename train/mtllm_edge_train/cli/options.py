@@ -19,6 +19,7 @@ from mtllm_edge_train.training import distributed
 
 if TYPE_CHECKING:
     from mtllm_edge_train.training.settings import LoopSettings
+    from mtllm_edge_train.training.stage import Stage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -151,13 +152,14 @@ def model_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def run_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a stage that all stages share."""
-    return {
-        "out": options["out"],
-        "name": options["name"] or options["out"].name,
-        "settings": loop_settings(options),
-        "force": options["force"],
-        "log": log,
-    }
+    return {"name": options["name"] or options["out"].name, "settings": loop_settings(options)}
+
+
+def run(stage: Stage, options: dict[str, Any]) -> None:
+    """Run a stage; `--out` is its folder."""
+    from mtllm_edge_train.training.loop import run_stage
+
+    run_stage(stage, options["out"], force=options["force"], log=log)
 
 
 def loop_settings(options: dict[str, Any]) -> LoopSettings:
@@ -196,7 +198,7 @@ def available_device(device: str | None) -> str:
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        distributed.join(torch.device(device).type)
+        distributed.join_process_group(torch.device(device).type)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", 1)[0]
@@ -206,5 +208,5 @@ def available_device(device: str | None) -> str:
 
 def log(line: str) -> None:
     """Print a line on stderr, in the first of several processes only."""
-    if distributed.rank() == 0:
+    if distributed.process_rank() == 0:
         click.echo(line, err=True)

@@ -28,6 +28,7 @@ from mtllm_edge_train.cli.options import (
     optimization,
     option,
     prepare,
+    run,
     run_options,
 )
 
@@ -89,10 +90,10 @@ def adapt(
     """
     from mtllm_edge_train.checkpoints.config import EncoderConfig
     from mtllm_edge_train.data.streams import TextStream
-    from mtllm_edge_train.stages.adapt import adapt as run
+    from mtllm_edge_train.stages.adapt import Adaptation
 
-    run(
-        TextStream(texts, column=text_column),
+    stage = Adaptation(
+        texts=TextStream(texts, column=text_column),
         encoder=EncoderConfig(source=absolute_source(encoder), max_tokens=max_tokens),
         steps=steps,
         bridge_learning_rate=bridge_learning_rate,
@@ -101,6 +102,7 @@ def adapt(
         **model_options(options),
         **run_options(options),
     )
+    run(stage, options)
 
 
 @train.command()
@@ -129,14 +131,14 @@ def finetune(
     choice; its labels are indices of choices, from 0. The result is the teacher of `distill`.
     """
     from mtllm_edge_train.data.labeled import read_labeled
-    from mtllm_edge_train.stages.finetune import finetune as run
+    from mtllm_edge_train.stages.finetune import FineTuning
 
     files = dict(_task_file(task) for task in tasks)
     if len(files) < len(tasks):
         raise UsageError("a task is named twice; give each task one file")
     columns = columns_of(options)
-    run(
-        {
+    stage = FineTuning(
+        tasks={
             task: read_labeled(file, text_column=text_column, label_column=label_column, columns=columns)
             for task, file in files.items()
         },
@@ -144,6 +146,7 @@ def finetune(
         **model_options(options),
         **run_options(options),
     )
+    run(stage, options)
 
 
 @train.command()
@@ -164,11 +167,11 @@ def distill(
     tasks; other English text may be added, because labels are not used.
     """
     from mtllm_edge_train.data.labeled import read_inputs
-    from mtllm_edge_train.stages.distill import distill as run
+    from mtllm_edge_train.stages.distill import Distillation
 
     columns = columns_of(options)
     inputs = [item for source in texts for item in read_inputs(source, text_column=text_column, columns=columns)]
-    run(inputs, adapted, teacher, epochs=epochs, **run_options(options))
+    run(Distillation(texts=inputs, adapted=adapted, teacher=teacher, epochs=epochs, **run_options(options)), options)
 
 
 def _task_file(argument: str) -> tuple[str, str]:

@@ -1,9 +1,8 @@
-"""Start the bridge where the LLM already understands it.
+"""Initialization of the bridge by ridge regression.
 
-The paper starts the bridge from noise and has millions of texts to recover. With thousands, it pays to start from the
-ridge regression that maps the encoder's state of a token, or its states of a group of tokens, to the LLM's input
-embeddings of the same characters: both tokenizers report character offsets, so the pairs come from plain English text
-without any training.
+The paper initializes the bridge at random and trains on millions of texts. With thousands, it is better to start from
+the ridge regression from the encoder's states of a token, or a group of tokens, to the LLM's input embeddings of the
+same characters. Both tokenizers report character offsets, so plain English text gives the pairs.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from mtllm_edge_train.models.stack import Stack, encode_english, pad_right
 _BATCH = 64
 
 
-def align_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridge: float = 1.0) -> None:
-    """Set the bridge's weight and bias by ridge regression, in place.
+def initialize_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridge: float = 1.0) -> None:
+    """Set weight and bias of a stack's bridge by ridge regression.
 
     Args:
-        stack: The stack; encoder, tokenizer and the LLM's embedding table are read.
+        stack: The stack, whose bridge is changed in place.
         texts: English texts; a few thousand are enough.
-        llm_tokenizer: The LLM's own fast tokenizer.
-        ridge: Added to the diagonal of the normal equations, whose entries grow with the number of tokens.
+        llm_tokenizer: The LLM's fast tokenizer.
+        ridge: Penalty, added to the diagonal of the normal equations; their entries grow with the number of tokens.
 
     Raises:
         UsageError: No text has tokens in both tokenizers.
@@ -46,7 +45,9 @@ def align_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridg
         xx.addmm_(states_MK.T, states_MK)
         xy.addmm_(states_MK.T, targets_MD)
     if n == 0:
-        raise UsageError("the two tokenizers share no text: give texts that both can read")
+        raise UsageError(
+            "the tokenizers of encoder and LLM have no characters of the texts in common; give English texts"
+        )
     x_mean, y_mean = x_sum / n, y_sum / n
     normal = xx - n * torch.outer(x_mean, x_mean) + ridge * torch.eye(d_group).double()
     weight = torch.linalg.solve(normal, xy - n * torch.outer(x_mean, y_mean)).T
@@ -55,7 +56,7 @@ def align_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridg
 
 
 def _pairs(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, table_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups of encoder states (M, stride * d_encoder) of a batch, and what the LLM reads in their place (M, d_llm)."""
+    """Groups of encoder states (M, stride * d_encoder) of a batch, and LLM embeddings (M, d_llm) as their targets."""
     ids_NL, mask_NL = pad_right(encode_english(stack.tokenizer, texts), device=str(table_VD.device))
     grouped_NGK, _ = group_states(stack.encode(ids_NL, mask_NL), mask_NL, stack.bridge.stride)
     states, targets = [], []
@@ -69,21 +70,21 @@ def _pairs(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, table_VD: Ten
 
 
 def _targets(
-    places: Sequence[tuple[int, int, int]], text: str, llm_tokenizer: Any, table_VD: Tensor, *, stride: int
+    offsets: Sequence[tuple[int, int, int]], text: str, llm_tokenizer: Any, table_VD: Tensor, *, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Places of the groups of encoder tokens, and for each the mean embedding of the LLM tokens that overlap it."""
-    reading = llm_tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    if not places or not reading["input_ids"]:
+    """Indices (K,) of groups of encoder tokens, and mean embeddings (K, d_llm) of the LLM tokens that overlap them."""
+    tokens = llm_tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    if not offsets or not tokens["input_ids"]:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, table_VD.shape[1]).double()
-    embeddings_TD = table_VD[torch.tensor(reading["input_ids"])].cpu().double()
-    tokens_T2 = torch.tensor(reading["offset_mapping"])
-    pieces_P3 = torch.tensor(places)
+    embeddings_TD = table_VD[torch.tensor(tokens["input_ids"])].cpu().double()
+    tokens_T2 = torch.tensor(tokens["offset_mapping"])
+    pieces_P3 = torch.tensor(offsets)
     starts_before_end = tokens_T2[None, :, 0] < pieces_P3[:, 2:]
     ends_after_start = tokens_T2[None, :, 1] > pieces_P3[:, 1:2]
     overlap_PT = (starts_before_end & ends_after_start).to(embeddings_TD.dtype)
     group_P = pieces_P3[:, 0] // stride
     overlap_GT = overlap_PT.new_zeros(int(group_P.max()) + 1, overlap_PT.shape[1]).index_add_(0, group_P, overlap_PT)
-    overlap_GT.clamp_(max=1)  # an LLM token counts once, however many of the group's pieces it overlaps
+    overlap_GT.clamp_(max=1)  # an LLM token counts once per group
     counts_G = overlap_GT.sum(1)
-    kept_K = counts_G.nonzero()[:, 0]
-    return kept_K, (overlap_GT @ embeddings_TD)[kept_K] / counts_G[kept_K, None]
+    group_K = counts_G.nonzero()[:, 0]
+    return group_K, (overlap_GT @ embeddings_TD)[group_K] / counts_G[group_K, None]

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen vectors: the first state of a teacher's head, and the head of an encoder alone."""
+"""Linear probe: logistic regression on frozen vectors, and cross-validation of its penalty."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _FOLDS = 5
 def logistic_regression(
     vectors_VD: Tensor, gold_N: Tensor, rows: int, *, scale: Standardizer, penalty: float
 ) -> nn.Linear:
-    """Fit a multinomial logistic regression with L-BFGS; of choices, a conditional one.
+    """Fit a multinomial logistic regression with L-BFGS, or a conditional one for choices.
 
     Args:
-        vectors_VD: The inputs: a vector of each text, or as many of each as there are choices.
-        gold_N: Number of the right class or choice of each text.
-        rows: Of the head: as many as there are classes, or 1 for choices.
-        scale: What the inputs are put through before they are fitted.
-        penalty: On the squared weights, beside the sum of the cross-entropies; scikit-learn's C is 1 / (2 * this).
+        vectors_VD: Features: one vector per text, or one per choice.
+        gold_N: Index of the correct class or choice of each text.
+        rows: Rows of the head: the number of classes, or 1 for choices.
+        scale: Standardization of the features.
+        penalty: L2 penalty beside the sum of the cross-entropies; scikit-learn's C is 1 / (2 * penalty).
 
     Returns:
-        A head for the inputs as they are.
+        A head for features that are not standardized.
     """
     scaled_VD = scale(vectors_VD)
     weight_CD = torch.zeros(rows, vectors_VD.shape[1], requires_grad=True)
@@ -43,36 +43,35 @@ def logistic_regression(
     optimizer.step(objective)  # type: ignore[no-untyped-call]
     head = nn.Linear(vectors_VD.shape[1], rows)
     with torch.no_grad():
-        head.weight.copy_(weight_CD / scale.deviation)
+        head.weight.copy_(weight_CD / scale.std)
         head.bias.copy_(bias_C - head.weight @ scale.mean)
     return head
 
 
 def choose_penalty(
-    vectors_VD: Tensor, gold_N: Tensor, rows: int, *, scale: Standardizer, penalties: Sequence[float], seed: int = 0
+    vectors_VD: Tensor, gold_N: Tensor, rows: int, *, scale: Standardizer, penalties: Sequence[float]
 ) -> float:
-    """The penalty with the smallest cross-entropy on texts that were held out, in five folds.
+    """Choose a penalty by the cross-entropy in five-fold cross-validation.
 
     Args:
-        vectors_VD: The inputs; these and the next three arguments are as in `logistic_regression`.
-        gold_N: Number of the right class or choice of each text.
-        rows: Of the head.
-        scale: What the inputs are put through.
-        penalties: Those to choose from.
-        seed: Decides which text is in which fold.
+        vectors_VD: Features; this and the next three arguments as for `logistic_regression`.
+        gold_N: Correct classes or choices.
+        rows: Rows of the head.
+        scale: Standardization of the features.
+        penalties: Candidates.
     """
     vectors_NVD = vectors_VD.reshape(len(gold_N), -1, vectors_VD.shape[1])
-    fold_N = torch.randperm(len(gold_N), generator=torch.Generator().manual_seed(seed)) % _FOLDS
+    fold_N = torch.randperm(len(gold_N), generator=torch.Generator().manual_seed(0)) % _FOLDS
 
-    def held_out(penalty: float) -> float:
+    def held_out_loss(penalty: float) -> float:
         total = 0.0
         for fold in range(_FOLDS):
-            kept_N, out_N = fold_N != fold, fold_N == fold
-            kept_VD = vectors_NVD[kept_N].flatten(0, 1)
-            head = logistic_regression(kept_VD, gold_N[kept_N], rows, scale=scale, penalty=penalty)
+            train_N, test_N = fold_N != fold, fold_N == fold
+            train_VD = vectors_NVD[train_N].flatten(0, 1)
+            head = logistic_regression(train_VD, gold_N[train_N], rows, scale=scale, penalty=penalty)
             with torch.no_grad():
-                logits_NC = head(vectors_NVD[out_N]).flatten(1)
-                total += nn.functional.cross_entropy(logits_NC, gold_N[out_N], reduction="sum").item()
+                logits_NC = head(vectors_NVD[test_N]).flatten(1)
+                total += nn.functional.cross_entropy(logits_NC, gold_N[test_N], reduction="sum").item()
         return total
 
-    return min(penalties, key=held_out)
+    return min(penalties, key=held_out_loss)

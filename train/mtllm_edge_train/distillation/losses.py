@@ -1,8 +1,8 @@
-"""Pooled vectors as regression targets.
+"""Distillation loss: the MSE between standardized vectors of student and teacher.
 
-A few dimensions of an LLM's states are far larger than the rest and would be all that a plain MSE sees, so targets are
-standardised per dimension with the teacher's own mean and deviation. The MSE is then the fraction of variance
-unexplained (FVU) averaged over the dimensions: 1 is as good as predicting the mean, 0 is perfect.
+A few dimensions of an LLM's states are far larger than the rest and would dominate a plain MSE, so vectors are
+standardized per dimension with the teacher's mean and standard deviation. The MSE is then the fraction of variance
+unexplained (FVU) averaged over the dimensions: 1 for predicting the mean, 0 for perfect predictions.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Per-dimension mean and deviation of the teacher's vectors, both (D,)."""
+    """Mean and standard deviation of the teacher's vectors per dimension, both (D,)."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     @classmethod
     def fit(cls, vectors_ND: Tensor) -> Standardizer:
-        """Measure a sample of the teacher's vectors."""
+        """Estimate both from a sample of vectors."""
         return cls(vectors_ND.mean(0), vectors_ND.std(0) + 1e-3)
 
     def __call__(self, vectors_ND: Tensor) -> Tensor:
-        """Standardised vectors (N, D)."""
-        return (vectors_ND - self.mean) / self.deviation
+        """Standardized vectors (N, D)."""
+        return (vectors_ND - self.mean) / self.std
 
 
 def distillation_loss(student_ND: Tensor, teacher_ND: Tensor, scale: Standardizer) -> tuple[Tensor, dict[str, float]]:
-    """MSE between standardised vectors, and figures of it: the plain ``mse``, the ``error`` and the ``variance``.
+    """MSE between standardized vectors, and the metrics ``mse`` (not standardized), ``error`` and ``variance``.
 
-    The error, which is the loss, over the variance of the teacher's vectors is the FVU: the squared error over the
-    squared distance of the teacher's vectors from their mean (trident-nllb-llm2vec's measure), here in standardised
-    space. The loop divides means over many texts.
+    ``error`` (the loss) divided by ``variance`` (of the teacher's vectors) is the FVU: the squared error over the
+    squared distance of the teacher's vectors from their mean (as in trident-nllb-llm2vec), here of standardized
+    vectors. The training loop divides the means of many batches.
     """
     student, teacher = scale(student_ND), scale(teacher_ND)
     loss = torch.nn.functional.mse_loss(student, teacher)

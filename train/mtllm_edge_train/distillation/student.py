@@ -1,4 +1,4 @@
-"""The stack as the student of both distillations: built for training, restored, run on a batch, and saved."""
+"""The stack as the student of distillation: configuration, building, forward pass and checkpoint."""
 
 from __future__ import annotations
 
@@ -7,43 +7,78 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import torch
 from torch import Tensor
 
-from mtllm_edge.tokenization.encoding import Spans
+from mtllm_edge.bundle.manifest import WeightSource
+from mtllm_edge.errors import UsageError
+from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge_train.checkpoints import tensors
 from mtllm_edge_train.checkpoints.config import ENCODER_NAME, StackConfig, resolve_source
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.encoder import LoadedEncoder, load_encoder
-from mtllm_edge_train.models.stack import LlmBody, Stack, load_llm_body, pad_right
-from mtllm_edge_train.training import settings
+from mtllm_edge_train.models.stack import LlmBody, Stack, load_llm_body
+from mtllm_edge_train.training.settings import LoopSettings
 
 
-def build_stack(
-    config: StackConfig, folder: Path | None, dtype: torch.dtype, *, nf4: bool = False, learn_encoder: bool = False
-) -> tuple[Stack, LoadedEncoder]:
-    """A fresh stack for training, and the encoder in it as it was loaded.
+def student_config(start: Path, teacher: Path, *, name: str, sources: Sequence[WeightSource]) -> StackConfig:
+    """Configuration of a student: the stack that it starts from, with the teacher's tasks.
 
     Args:
-        config: What it is made of.
-        folder: The checkpoint that it starts from, where relative sources are looked up first.
-        dtype: Of the frozen weights; bridge, adapters and an encoder that learns stay in float32.
-        nf4: Pack the LLM's frozen weights in NF4 instead.
-        learn_encoder: Let all of the encoder learn but its table of word embeddings.
+        start: Checkpoint of a stack.
+        teacher: Checkpoint of fine-tuning.
+        name: Name of the new checkpoint.
+        sources: Sources to add to those of both checkpoints.
+
+    Raises:
+        UsageError: The checkpoints do not belong together.
+    """
+    base, tuned = StackConfig.load(start), StackConfig.load(teacher)
+    if base.encoder is None:
+        raise UsageError(f"{start} has no encoder; name the checkpoint of a stack")
+    if tuned.encoder is not None or not tuned.tasks:
+        raise UsageError(f"{teacher} is no fine-tuned LLM; name the checkpoint of `train finetune`")
+    if base.llm != tuned.llm:
+        raise UsageError(f"{teacher} has the LLM {tuned.llm}, {start} has {base.llm}; train both on the same LLM")
+    merged = tuple(dict.fromkeys((*base.sources, *tuned.sources, *sources)))
+    return msgspec.structs.replace(base, name=name, tasks=tuned.tasks, sources=merged)
+
+
+def build_llm(config: StackConfig, folder: Path | None, settings: LoopSettings) -> LlmBody:
+    """Load an LLM with a new LoRA for training. Relative sources are looked up in `folder` first."""
+    source, options = resolve_source(config.llm.source, folder), config.llm
+    body = load_llm_body(source, options.layers, dtype=settings.frozen_dtype, nf4=settings.nf4)
+    llm = LlmBody(body, bidirectional=options.attention == "bidirectional", lora=config.lora).to(settings.device)
+    if settings.gradient_checkpointing:
+        llm.enable_gradient_checkpointing()
+    return llm
+
+
+def build_student(
+    config: StackConfig, folder: Path | None, settings: LoopSettings, *, train_encoder: bool = False
+) -> tuple[Stack, LoadedEncoder]:
+    """Build a stack for training, with a new bridge and LoRA.
+
+    Args:
+        config: Configuration of the stack.
+        folder: Checkpoint that the student starts from; relative sources are looked up there first.
+        settings: Device, and type of the frozen weights; trained weights are float32.
+        train_encoder: Train the encoder, but not its word embeddings.
+
+    Returns:
+        The stack on its device, and its encoder as loaded.
     """
     encoder, tokenizer = loading.load_encoder_and_tokenizer(folder, config)
-    if learn_encoder:
+    if train_encoder:
         encoder.module.requires_grad_(True).get_input_embeddings().requires_grad_(False)
     else:
-        encoder.module.to(dtype)
-    body = load_llm_body(resolve_source(config.llm.source, folder), config.llm.layers, dtype=dtype, nf4=nf4)
-    llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
+        encoder.module.to(settings.frozen_dtype)
+    llm = build_llm(config, folder, settings)
     stack = Stack(encoder.module, tokenizer, llm, d_encoder=encoder.d_model, stride=config.bridge.stride)
-    return stack, encoder
+    return stack.to(settings.device), encoder
 
 
 def restore_weights(stack: Stack, folder: Path) -> None:
-    """Copy a checkpoint's bridge, adapters and, where it learns, encoder into a stack.
+    """Load bridge, LoRA and, if it is trained, the encoder of a checkpoint into a stack.
 
     Raises:
         ModelError: They are missing, damaged, or of another shape.
@@ -55,39 +90,28 @@ def restore_weights(stack: Stack, folder: Path) -> None:
 
 
 def save_student(folder: Path, config: StackConfig, stack: Stack, encoder: LoadedEncoder, start: Path) -> None:
-    """Write a student as a checkpoint that holds its encoder, if that learned or if the start held it.
+    """Write a student as a checkpoint, with its encoder if that is trained or was part of the start.
 
     Args:
-        folder: Where to write; the caller renames it into place.
-        config: Of the student, its encoder's source as in the start.
+        folder: An existing folder.
+        config: Configuration of the student, with the encoder source of the start.
         stack: The weights.
-        encoder: What `build_stack` returned beside the stack.
-        start: The checkpoint that the student started from.
+        encoder: The encoder from `build_student`.
+        start: Checkpoint that the student started from.
     """
-    named = config.encoder
-    assert named is not None
+    assert config.encoder is not None
+    source = config.encoder.source
     if stack.encoder_learns:
         encoder.save(folder / ENCODER_NAME)
-        config = msgspec.structs.replace(config, encoder=msgspec.structs.replace(named, source=ENCODER_NAME))
-    elif not Path(named.source).is_absolute() and (start / named.source).is_dir():
-        shutil.copytree(start / named.source, folder / named.source)
+        config = msgspec.structs.replace(config, encoder=msgspec.structs.replace(config.encoder, source=ENCODER_NAME))
+    elif not Path(source).is_absolute() and (start / source).is_dir():
+        shutil.copytree(start / source, folder / source)
     loading.save_parts(folder, config, stack, stack.llm, stack.heads)
 
 
-def run_student(
-    stack: Stack, batch: Sequence[Sequence[int]], settings: settings.LoopSettings, spans: Sequence[Spans] | None = None
-) -> Tensor:
-    """Pooled vectors (V, D) of rows of token ids, with gradients, and with dropout in all but the encoder.
-
-    Args:
-        stack: The stack; everything in it but the encoder goes into training mode.
-        batch: Token ids of each text.
-        settings: Device and type.
-        spans: What of each text is pooled; see `mtllm_edge_train.models.stack.span_means`.
-    """
-    ids_NL, mask_NL = pad_right(batch, device=settings.device)
+def run_student(stack: Stack, encoded: Sequence[Encoding], settings: LoopSettings) -> Tensor:
+    """Pooled vectors (V, D) of tokenized texts, with gradients, and with dropout in the LoRA but not in the encoder."""
     stack.train()
-    stack.encoder.eval()  # also where it learns: it learns as it will be read
+    stack.encoder.eval()
     with settings.autocast():
-        pooled_VD: Tensor = stack(ids_NL, mask_NL, spans)
-    return pooled_VD
+        return stack.embed(encoded)

@@ -31,7 +31,7 @@ def load_encoder_only(model: Bundle | Path, *, device: str, threads: int | None)
         EngineError: The engine rejects it.
     """
     if not isinstance(model, Bundle):
-        return EncoderOnly.of_checkpoint(model, device=device)
+        return EncoderOnly.from_checkpoint(model, device=device)
     encoder = load_encoder(model, threads=threads or default_threads())
     return EncoderOnly(
         load_tokenizer(model), lambda batch: np.stack([states.mean(axis=0) for states in encoder.encode(batch)])
@@ -44,6 +44,6 @@ def fit_encoder_only(encoder: EncoderOnly, train: LabeledTexts, *, language: str
     head = encoder.classifier(train, labels, language=language)
 
     def predict(texts: Sequence[Input], language: str) -> list[str]:
-        return predict_labels(head, encoder.vectors(texts, language=language), labels)
+        return predict_labels(head, encoder.features(texts, language=language), labels)
 
     return predict

@@ -1,231 +1,189 @@
-"""Beyond the paper: the stack learns from translations what the fine-tuned LLM says of their English sides.
+"""Multilingual distillation, an addition to the paper: the stack reads a translation, the teacher the English original.
 
-The paper's stack sees English alone and trusts the encoder to say the same in every language. The states of a small
-encoder do not, token by token, so here bridge and LoRA also meet them: the student reads a sentence in any language,
-the teacher its English translation (Reimers and Gurevych 2020, arXiv 2004.09813, with an LLM's vectors as targets).
-Where that is not enough the encoder learns, too, and the heads, which else are the teacher's, learn soft labels.
+The paper's stack sees English only and relies on the encoder to have the same states in every language. Those of a
+small encoder differ, so here bridge and LoRA are trained on parallel sentences: the student reads a sentence in any
+language, the teacher its English translation (Reimers and Gurevych 2020, arXiv 2004.09813, with an LLM's vectors as
+targets). If that is not enough, the encoder is trained, too, and the heads are trained on soft labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtllm_edge.bundle.manifest import BridgeSpec, WeightSource
+from mtllm_edge.bundle.manifest import BridgeSpec
 from mtllm_edge.errors import UsageError
+from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge_train.checkpoints import tensors
-from mtllm_edge_train.checkpoints.config import StackConfig, resolve_source
 from mtllm_edge_train.data.labeled import LabeledTexts
+from mtllm_edge_train.distillation.embedding_cache import EmbeddingCache
 from mtllm_edge_train.distillation.losses import Standardizer, distillation_loss
-from mtllm_edge_train.distillation.student import build_stack, restore_weights, run_student, save_student
-from mtllm_edge_train.distillation.teacher import Memory, Teacher
+from mtllm_edge_train.distillation.student import (
+    build_student,
+    restore_weights,
+    run_student,
+    save_student,
+    student_config,
+)
+from mtllm_edge_train.distillation.teacher import CachedTeacher, load_teacher
 from mtllm_edge_train.models import loading
-from mtllm_edge_train.models.encoder import LoadedEncoder
 from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS
-from mtllm_edge_train.models.stack import LlmBody, Stack, embed_texts, load_llm_tokenizer
-from mtllm_edge_train.multilingual.pairs import DrawnPairs, Pair, digest
-from mtllm_edge_train.multilingual.soft_labels import SoftLabels, check_labelled
-from mtllm_edge_train.training import loop, run_state, settings
-from mtllm_edge_train.training.settings import settings_dict
+from mtllm_edge_train.models.stack import Stack
+from mtllm_edge_train.multilingual.pairs import PairSampler, SentencePair, digest
+from mtllm_edge_train.multilingual.soft_labels import SoftLabels, check_tasks
+from mtllm_edge_train.training.stage import Stage, TrainingPlan, trainable
 
 _SAMPLE = 1024
-"""English sentences on which the teacher's vectors and soft labels are measured: the first ones of any run, so that a
-resumed one finds the same."""
-_VECTORS = 0.3
-"""Weight of the vectors' error beside the divergences from soft labels."""
+"""English sentences for the statistics of the teacher's vectors and soft labels: the first of the run, so that a
+resumed run uses the same."""
+_VECTOR_WEIGHT = 0.3
+"""Weight of the vectors' loss beside the divergence from the soft labels."""
 
 
-class _Row(NamedTuple):
-    source: list[int]
-    """The text as the encoder reads it."""
+class _Example(NamedTuple):
+    text: Encoding
     english: str
 
+    def lengths(self) -> tuple[int, ...]:
+        """Number of tokens."""
+        return (len(self.text.ids),)
 
-def distill_translations(
-    pairs: Sequence[Pair],
-    start: Path,
-    teacher: Path,
-    out: Path,
-    *,
-    name: str,
-    max_tokens: int,
-    steps: int,
-    settings: settings.LoopSettings,
-    bridge_learning_rate: float,
-    encoder_learning_rate: float | None = None,
-    labelled: Mapping[str, LabeledTexts] | None = None,
-    stride: int = 1,
-    sources: Sequence[WeightSource] = (),
-    force: bool = False,
-    log: Callable[[str], None] = print,
-) -> None:
-    """Train a stack on sentence pairs and save it.
 
-    Args:
-        pairs: Sentences with their English translations; English ones are paired with themselves.
-        start: Checkpoint of a stack to go on from, on an encoder that needs no language code.
-        teacher: Checkpoint of task fine-tuning, on the same LLM cut the same way.
-        out: The new checkpoint; an unfinished run of the same settings there is resumed.
-        name: Its name.
-        max_tokens: Pairs whose text has more encoder tokens are left out.
-        steps: Of optimisation.
-        settings: Optimisation; `learning_rate` is the adapters' and the heads'.
-        bridge_learning_rate: The bridge's own.
-        encoder_learning_rate: The encoder's own, which then goes into the checkpoint; None leaves the encoder as it is.
-            All of it learns but the table of word embeddings: the reference model ships that in 4 bits, which loses
-            nothing only as long as the table stays what it was.
-        labelled: Task -> the English rows that the teacher learned it from, of tasks that read single texts. Their
-            heads start as the teacher's and learn the soft labels of `SoftLabels`, with the start's encoder as the
-            second teacher. None, and of other tasks, the heads stay the teacher's.
-        stride: Of the bridge. Where it is not the start's, the bridge starts as the start's linear one over the mean
-            of the states that become one LLM input.
-        sources: Origins and licenses to add to the start's and the teacher's.
-        force: Replace whatever is at `out`.
-        log: Takes one line of text.
+@dataclass(kw_only=True, eq=False)
+class MultilingualDistillation(Stage):
+    """Distillation of a fine-tuned LLM into a stack by parallel sentences.
 
-    Raises:
-        UsageError: No pairs, or checkpoints or labelled rows that do not belong together.
+    `settings.learning_rate` is that of LoRA and heads.
     """
-    if not pairs:
-        raise UsageError("distillation from translations needs sentence pairs; give at least one file of them")
-    taught = StackConfig.load(teacher)
-    config = _joined(start, taught, teacher, name=name, stride=stride, sources=sources)
-    labelled = labelled or {}
-    check_labelled(labelled, taught.tasks, teacher)
-    key = run_state.fingerprint(
-        *(config, settings_dict(settings), bridge_learning_rate, encoder_learning_rate, steps, max_tokens),
-        *(digest(pairs), [*labelled.items()], tensors.weights_digest(start), tensors.weights_digest(teacher)),
-    )
-    state = run_state.start_or_resume(out, "multilingual", key, force=force)
-    torch.manual_seed(settings.seed)
-    llm = loading.load_llm(teacher, taught, dtype=settings.frozen_dtype, nf4=settings.nf4).to(settings.device)
-    teach = _teacher(llm, resolve_source(taught.llm.source, teacher), settings)
-    stack, encoder = _student(config, start, settings, learn_encoder=encoder_learning_rate is not None)
-    if state is not None:
-        restore_weights(stack, out)
-    else:
-        start_from(stack, start)
-    trained = out if state is not None else teacher
-    stack.heads = loading.load_heads(trained, config, width=llm.width).to(settings.device)
 
-    def read(drawn: Sequence[Pair]) -> list[_Row]:
-        texts = stack.tokenizer.encode([pair.text for pair in drawn])
-        return [_Row(text.ids, pair.english) for text, pair in zip(texts, drawn, strict=True)]
+    kind = "multilingual"
+    pairs: Sequence[SentencePair]
+    """Sentences with their English translations; English sentences are paired with themselves."""
+    start: Path
+    """Checkpoint of a stack to start from, with an encoder that needs no language code."""
+    teacher: Path
+    """Checkpoint of fine-tuning, on the same LLM with the same layers."""
+    max_tokens: int
+    """Pairs with more encoder tokens in the sentence are skipped."""
+    steps: int
+    bridge_learning_rate: float
+    encoder_learning_rate: float | None = None
+    """None to keep the encoder frozen. A trained encoder is saved in the checkpoint. Its word embeddings stay frozen:
+    the reference model ships them in 4 bits, which is lossless only for the original table."""
+    labeled: Mapping[str, LabeledTexts] = field(default_factory=dict)
+    """Task -> English rows that the teacher was fine-tuned on, of tasks on single texts. The heads of these tasks start
+    as the teacher's and are trained on `SoftLabels`, with the encoder of `start` as the second teacher. The heads of
+    other tasks stay the teacher's."""
+    stride: int = 1
+    """Stride of the bridge. If `start` has another stride (1), its bridge is applied to the mean of the states."""
 
-    order = DrawnPairs(
-        pairs,
-        read,
-        lengths=lambda row: (len(row.source),),
-        max_tokens=max_tokens,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    first = [row.english for step in range(-(-_SAMPLE // settings.batch_size)) for row in order[step]]
-    first_ND = teach(first)
-    scale = Standardizer.fit(first_ND)
-    soft = None
-    if labelled:
-        log(f"multilingual: the start's encoder alone learns {', '.join(labelled)}")
-        heads = loading.load_heads(teacher, taught, width=llm.width)
-        soft = SoftLabels(labelled, taught.tasks, heads, start, settings, first, first_ND)
+    def check(self) -> Sequence[object]:
+        """Compare the checkpoints and the labeled rows.
 
-    def loss(batch: Sequence[_Row]) -> tuple[Tensor, dict[str, float]]:
-        student_ND = run_student(stack, [row.source for row in batch], settings)
-        english = [row.english for row in batch]
-        vectors_ND = teach(english)
-        error, figures = distillation_loss(student_ND, vectors_ND, scale)
-        if soft is None:
-            return error, figures
-        divergence, of_tasks = soft.divergence(stack.heads, student_ND, english, vectors_ND)
-        return _VECTORS * error + divergence, {**figures, **of_tasks}
-
-    groups: list[dict[str, Any]] = [
-        {"params": list(stack.bridge.parameters()), "lr": bridge_learning_rate},
-        {"params": _learning(stack.llm)},
-    ]
-    if labelled:
-        groups.append({"params": [parameter for task in labelled for parameter in stack.heads[task].parameters()]})
-    if encoder_learning_rate is not None:
-        groups.append({"params": _learning(stack.encoder), "lr": encoder_learning_rate})
-    loop.optimise(
-        groups,
-        loss,
-        batches=order,
-        stage="multilingual",
-        key=key,
-        folder=out,
-        steps=steps,
-        settings=settings,
-        state=state,
-        save_weights=lambda folder: save_student(folder, config, stack, encoder, start),
-        log=log,
-    )
-
-
-def _joined(
-    start: Path, taught: StackConfig, teacher: Path, *, name: str, stride: int, sources: Sequence[WeightSource]
-) -> StackConfig:
-    """The new checkpoint's configuration."""
-    base = StackConfig.load(start)
-    if base.encoder is None:
-        raise UsageError(f"{start} has no encoder; name the checkpoint of a stack")
-    if base.llm != taught.llm:
-        raise UsageError(f"{teacher} stands on {taught.llm}, {start} on {base.llm}; train both on the same LLM")
-    if stride != base.bridge.stride and base.bridge.stride != 1:
-        raise UsageError(
-            f"{start} has a bridge of stride {base.bridge.stride}, which stride {stride} cannot start from"
+        Raises:
+            UsageError: No pairs, or checkpoints or labeled rows that do not belong together.
+        """
+        if not self.pairs:
+            raise UsageError("multilingual distillation needs sentence pairs; give at least one file of them")
+        config = student_config(self.start, self.teacher, name=self.name, sources=self.sources)
+        stride = config.bridge.stride
+        if stride not in (1, self.stride):
+            raise UsageError(
+                f"{self.start} has a bridge of stride {stride}, which stride {self.stride} cannot start from"
+            )
+        self.config = msgspec.structs.replace(config, bridge=BridgeSpec.of_stride(self.stride))
+        check_tasks(self.labeled, config.tasks, self.teacher)
+        return (
+            *(self.bridge_learning_rate, self.encoder_learning_rate, self.steps, self.max_tokens, digest(self.pairs)),
+            *([*self.labeled.items()], tensors.weights_digest(self.start), tensors.weights_digest(self.teacher)),
         )
-    return msgspec.structs.replace(
-        base,
-        name=name,
-        bridge=BridgeSpec.of_stride(stride),
-        tasks=taught.tasks,
-        sources=tuple(dict.fromkeys((*base.sources, *taught.sources, *sources))),
-    )
+
+    def build(self, checkpoint: Path | None, log: Callable[[str], None]) -> TrainingPlan:
+        """Load teacher and student, and compute the statistics of the teacher's vectors and labels."""
+        encode = load_teacher(self.teacher, max_tokens=MAX_TOKENS, settings=self.settings)
+        device = self.settings.device
+        self._teacher = CachedTeacher(lambda texts: torch.cat(encode(texts)), EmbeddingCache(), device=device)
+        self._load_student(checkpoint)
+        batches = PairSampler(
+            self.pairs,
+            self._tokenize,
+            max_tokens=self.max_tokens,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+        )
+        steps = -(-_SAMPLE // self.settings.batch_size)
+        sample = [example.english for step in range(steps) for example in batches[step]]
+        sample_ND = self._teacher(sample)
+        self._scale = Standardizer.fit(sample_ND)
+        self._soft_labels = None
+        if self.labeled:
+            log(f"multilingual: fitting the encoder-only classifiers of {', '.join(self.labeled)}")
+            heads = loading.load_heads(self.teacher, self.config, width=self._stack.llm.width)
+            self._soft_labels = SoftLabels(
+                self.labeled, self.config.tasks, heads, self.start, self.settings, sample, sample_ND
+            )
+        return TrainingPlan(self._parameter_groups(), batches, self.steps)
+
+    def _load_student(self, checkpoint: Path | None) -> None:
+        train_encoder = self.encoder_learning_rate is not None
+        stack, self._encoder = build_student(self.config, self.start, self.settings, train_encoder=train_encoder)
+        if stack.tokenizer.needs_language:
+            raise UsageError(f"the encoder of {self.start} requires a language code, which sentence pairs do not give")
+        if self.settings.device == "cpu":  # for short sentences the backward pass of the fused kernel is slower
+            stack.llm.model.base_model.model.set_attn_implementation("eager")
+            if train_encoder:
+                module: Any = self._encoder.module
+                module.set_attn_implementation("eager")
+        if checkpoint is not None:
+            restore_weights(stack, checkpoint)
+        else:
+            initialize_student(stack, self.start)
+        heads = loading.load_heads(checkpoint or self.teacher, self.config, width=stack.llm.width)
+        stack.heads = heads.to(self.settings.device)
+        self._stack = stack
+
+    def _tokenize(self, pairs: Sequence[SentencePair]) -> list[_Example]:
+        texts = self._stack.tokenizer.encode([pair.text for pair in pairs])
+        return [_Example(text, pair.english) for text, pair in zip(texts, pairs, strict=True)]
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        stack = self._stack
+        groups: list[dict[str, Any]] = [
+            {"params": list(stack.bridge.parameters()), "lr": self.bridge_learning_rate},
+            {"params": trainable(stack.llm)},
+        ]
+        if self.labeled:
+            groups.append({"params": [each for task in self.labeled for each in stack.heads[task].parameters()]})
+        if self.encoder_learning_rate is not None:
+            groups.append({"params": trainable(stack.encoder), "lr": self.encoder_learning_rate})
+        return groups
+
+    def loss(self, batch: Sequence[_Example]) -> tuple[Tensor, dict[str, float]]:
+        """Distillation loss of the vectors and, for labeled tasks, divergence from the soft labels."""
+        student_ND = run_student(self._stack, [example.text for example in batch], self.settings)
+        english = [example.english for example in batch]
+        teacher_ND = self._teacher(english)
+        error, metrics = distillation_loss(student_ND, teacher_ND, self._scale)
+        if self._soft_labels is None:
+            return error, metrics
+        divergence, by_task = self._soft_labels.divergence(self._stack.heads, student_ND, english, teacher_ND)
+        return _VECTOR_WEIGHT * error + divergence, {**metrics, **by_task}
+
+    def save(self, folder: Path) -> None:
+        """Write the student."""
+        save_student(folder, self.config, self._stack, self._encoder, self.start)
 
 
-def _teacher(llm: LlmBody, source: str, settings: settings.LoopSettings) -> Teacher:
-    """The fine-tuned LLM, which remembers what it read: many languages share their English sides."""
-    tokenizer = load_llm_tokenizer(source)
-
-    def read(texts: Sequence[str]) -> Tensor:
-        return torch.cat(embed_texts(llm, tokenizer, texts, max_tokens=MAX_TOKENS, settings=settings))
-
-    return Teacher(read, Memory(), device=settings.device)
-
-
-def _student(
-    config: StackConfig, start: Path, settings: settings.LoopSettings, *, learn_encoder: bool
-) -> tuple[Stack, LoadedEncoder]:
-    """The stack on its device, and its encoder; bridge and adapters are fresh."""
-    stack, encoder = build_stack(config, start, settings.frozen_dtype, nf4=settings.nf4, learn_encoder=learn_encoder)
-    if stack.tokenizer.needs_language:
-        raise UsageError(f"{start} has an encoder that must be told the language, which pairs of many languages cannot")
-    stack.to(settings.device)
-    if settings.gradient_checkpointing:
-        stack.llm.enable_gradient_checkpointing()
-    if settings.device == "cpu":  # where the fused kernel's backward pass is the slower one on short sentences
-        stack.llm.model.base_model.model.set_attn_implementation("eager")
-        if learn_encoder:
-            module: Any = encoder.module
-            module.set_attn_implementation("eager")
-    return stack, encoder
-
-
-def _learning(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def start_from(stack: Any, start: Path) -> None:
-    """Copy a checkpoint's adapter and bridge, the latter spread over the stack's stride where that is larger."""
+def initialize_student(stack: Stack, start: Path) -> None:
+    """Load LoRA and bridge of a checkpoint; a bridge of stride 1 is applied to the mean over the stack's stride."""
     stack.llm.load_lora_state(tensors.read_lora(start))
     weight, bias = tensors.read_bridge(start)
     copies = stack.bridge.weight.shape[1] // weight.shape[1]
-    spread = torch.from_numpy(weight).repeat(1, copies) / copies
-    stack.bridge.weight.data.copy_(spread)
+    stack.bridge.weight.data.copy_(torch.from_numpy(weight).repeat(1, copies) / copies)
     stack.bridge.bias.data.copy_(torch.from_numpy(bias))

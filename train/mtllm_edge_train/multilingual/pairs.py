@@ -1,10 +1,10 @@
-"""Sentence pairs with English, and the order in which training draws them."""
+"""Parallel sentences with English, and their sampling."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import tokenizers
@@ -12,52 +12,52 @@ import tokenizers
 from mtllm_edge.errors import DataError
 
 _WINDOW = 32
-"""Batches that are drawn together; within them, pairs of similar length go together, which saves padding."""
-_PATIENCE = 20
-"""Draws of a window that may bring nothing that fits before it is given up."""
+"""Batches that are sampled together; pairs of similar length go into one batch, which reduces padding."""
+_MAX_DRAWS = 20
+"""Draws for a window before too few pairs within the length limit are an error."""
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """A sentence and its English translation."""
 
     language: str
     text: str
     english: str
     weight: float = 1.0
-    """How often it is drawn, relative to the others."""
+    """Relative sampling probability."""
 
 
 class TokenPair(NamedTuple):
-    """A pair as the models read it."""
+    """A tokenized pair."""
 
     source: list[int]
-    """The text as the encoder reads it."""
+    """The sentence in the encoder's tokens."""
     english: list[int]
-    """The translation as the encoder reads it."""
+    """The translation in the encoder's tokens."""
     target: list[int]
-    """The translation as the decoder writes it, its end token included."""
+    """The translation in the decoder's tokens, with the end token."""
 
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of the text, of its translation as written, and as read."""
+        """Numbers of tokens."""
         return len(self.source), len(self.target), len(self.english)
 
 
-class TranslationReader:
-    """Pairs as an encoder-decoder reads them."""
+class PairTokenizer:
+    """Tokenizes sentence pairs for an encoder-decoder."""
 
     def __init__(self, encoder_tokenizer_json: str, target_tokenizer_json: str) -> None:
-        """Take both tokenizers.
+        """Load both tokenizers.
 
         Args:
-            encoder_tokenizer_json: Tokenizer of the encoder, with its frame.
-            target_tokenizer_json: Tokenizer of the decoder; it has the end token ``</s>``.
+            encoder_tokenizer_json: Tokenizer of the encoder, with its special-token template.
+            target_tokenizer_json: Tokenizer of the decoder, with the end token ``</s>``.
         """
-        self._encoder_tokenizer = _plain(encoder_tokenizer_json)
-        self._target_tokenizer = _plain(target_tokenizer_json)
+        self._encoder_tokenizer = _load(encoder_tokenizer_json)
+        self._target_tokenizer = _load(target_tokenizer_json)
         self._end = self._target_tokenizer.get_vocab()["</s>"]
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[TokenPair]:
-        """Pairs as tokens, whatever their length."""
+    def __call__(self, pairs: Sequence[SentencePair]) -> list[TokenPair]:
+        """Tokenize pairs without truncation."""
         texts = self._encoder_tokenizer.encode_batch_fast([pair.text for pair in pairs])
         english = self._encoder_tokenizer.encode_batch_fast([pair.english for pair in pairs])
         targets = self._target_tokenizer.encode_batch_fast([pair.english for pair in pairs], add_special_tokens=False)
@@ -65,76 +65,83 @@ class TranslationReader:
         return [TokenPair(text.ids, same.ids, [*target.ids, self._end]) for text, same, target in sides]
 
 
-Row = TypeVar("Row")
+class Tokenized(Protocol):
+    """An example of a batch."""
+
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of tokens."""
 
 
-class DrawnPairs(Generic[Row]):
-    """Batches of pairs drawn with replacement in proportion to their weight: batch `step` depends on the seed alone."""
+Example = TypeVar("Example", bound=Tokenized)
+
+
+class PairSampler(Generic[Example]):
+    """Batches of pairs, sampled by weight with replacement: a batch depends on seed and step only."""
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
-        read: Callable[[Sequence[Pair]], list[Row]],
+        pairs: Sequence[SentencePair],
+        tokenize: Callable[[Sequence[SentencePair]], list[Example]],
         *,
-        lengths: Callable[[Row], tuple[int, ...]],
         max_tokens: int,
         batch_size: int,
         seed: int,
     ) -> None:
-        """Prepare to draw.
+        """Prepare the sampling.
 
         Args:
-            pairs: Where to draw from.
-            read: Turns pairs into what a model reads.
-            lengths: Tokens of each side of such a row; rows of similar lengths go together.
-            max_tokens: Rows with a longer side are passed over.
+            pairs: The pairs.
+            tokenize: Turns pairs into examples; those of similar lengths go into one batch.
+            max_tokens: Longer examples are skipped.
             batch_size: Pairs in a batch.
-            seed: Decides what is drawn.
+            seed: Seed of the sampling.
         """
-        self._pairs, self._read, self._lengths = pairs, read, lengths
+        self._pairs, self._tokenize = pairs, tokenize
         weights = np.array([pair.weight for pair in pairs], np.float64)
-        self._borders = np.cumsum(weights) / weights.sum()
+        self._cumulative_weights = np.cumsum(weights) / weights.sum()
         self._max_tokens, self._batch_size, self._seed = max_tokens, batch_size, seed
         self._current = -1
-        self._batches: list[list[Row]] = []
+        self._batches: list[list[Example]] = []
 
-    def __getitem__(self, step: int) -> list[Row]:
-        """One batch.
+    def __getitem__(self, step: int) -> list[Example]:
+        """Examples of one batch.
 
         Raises:
-            DataError: Hardly any pair is short enough.
+            DataError: Almost no pair is within the length limit.
         """
         window, index = divmod(step, _WINDOW)
         if window != self._current:
-            self._current, self._batches = window, self._drawn(window)
+            self._current, self._batches = window, self._sample(window)
         return self._batches[index]
 
-    def _drawn(self, window: int) -> list[list[Row]]:
+    def _sample(self, window: int) -> list[list[Example]]:
         rng = np.random.default_rng((self._seed, window))
-        wanted = _WINDOW * self._batch_size
-        fitting: list[Row] = []
-        for _ in range(_PATIENCE):
-            places = np.searchsorted(self._borders, rng.random(wanted), side="right")
-            drawn = self._read([self._pairs[min(int(place), len(self._pairs) - 1)] for place in places])
-            fitting += [row for row in drawn if max(self._lengths(row)) <= self._max_tokens]
-            if len(fitting) >= wanted:
+        count = _WINDOW * self._batch_size
+        examples: list[Example] = []
+        for _ in range(_MAX_DRAWS):
+            indices = np.searchsorted(self._cumulative_weights, rng.random(count), side="right")
+            drawn = self._tokenize([self._pairs[min(int(index), len(self._pairs) - 1)] for index in indices])
+            examples += [example for example in drawn if max(example.lengths()) <= self._max_tokens]
+            if len(examples) >= count:
                 break
         else:
-            raise DataError(f"hardly any sentence pair has at most {self._max_tokens} tokens on each side; allow more")
-        fitting = sorted(fitting[:wanted], key=self._lengths)
-        batches = [fitting[start : start + self._batch_size] for start in range(0, wanted, self._batch_size)]
-        return [batches[place] for place in rng.permutation(len(batches))]
+            raise DataError(
+                f"almost no sentence pair has at most {self._max_tokens} tokens per side; increase max_tokens"
+            )
+        examples = sorted(examples[:count], key=lambda example: example.lengths())
+        batches = [examples[start : start + self._batch_size] for start in range(0, count, self._batch_size)]
+        return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def digest(pairs: Sequence[Pair]) -> str:
+def digest(pairs: Sequence[SentencePair]) -> str:
     """SHA-256 of pairs and weights."""
     sha256 = hashlib.sha256()
     for pair in pairs:
-        sha256.update(repr(pair).encode("utf-8", "surrogatepass"))
+        sha256.update(repr(tuple(pair)).encode("utf-8", "surrogatepass"))
     return sha256.hexdigest()
 
 
-def _plain(tokenizer_json: str) -> tokenizers.Tokenizer:
+def _load(tokenizer_json: str) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,14 +1,14 @@
-"""A many-to-English translator in torch: a BERT encoder that reads every language, and a small BART decoder.
+"""A many-to-English translation model in torch: a multilingual BERT encoder and a small BART decoder.
 
-A BERT encoder is a BART encoder (post-norm, learned positions), so CTranslate2 runs the pair as a BART, and the encoder
-alone is the one that goes under the LLM. The decoder has a vocabulary of its own, the pieces that English uses: that
-saves most of the softmax. Its layers start from the encoder's, its embeddings from the rows of the same pieces.
+A BERT encoder has the architecture of a BART encoder (post-norm, learned positions), so CTranslate2 runs the pair as a
+BART, and the stack uses the encoder alone. The decoder has a small vocabulary, the pieces of English text, which saves
+most of the softmax. Its layers are initialized from the encoder's, its embeddings from the rows of the same pieces.
 
 On disk::
 
-    translation.json           this file's `TranslatorConfig`
-    encoder/                   transformers folder of the `BertModel`, with tokenizer.json: an encoder like any other
-    decoder/                   transformers folder of the `BartForCausalLM`, with the target side's tokenizer.json
+    translation.json           `TranslatorConfig`
+    encoder/                   transformers folder of the `BertModel`, with tokenizer.json
+    decoder/                   transformers folder of the `BartForCausalLM`, with the tokenizer.json of the target
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mtllm_edge_train.models.pretrained import pretrained_model
 
 CONFIG_NAME = "translation.json"
 MAX_TARGET_TOKENS = 256
-"""Longest translation that the decoder has positions for."""
+"""Positions of the decoder."""
 LAYER_MODULES = {
     "attention.self.query": ("self_attn.q_proj", "encoder_attn.q_proj"),
     "attention.self.key": ("self_attn.k_proj", "encoder_attn.k_proj"),
@@ -43,7 +43,7 @@ LAYER_MODULES = {
     "output.dense": ("fc2",),
     "output.LayerNorm": ("final_layer_norm",),
 }
-"""Module of a BERT layer -> modules of a BART decoder layer that start from it."""
+"""Module of a BERT layer -> modules of a BART decoder layer that are initialized from it."""
 
 
 class TranslatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,18 +51,18 @@ class TranslatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     name: str
     sources: tuple[WeightSource, ...]
-    """Origin and license of every weight and data set behind the translator."""
+    """Origins and licenses of weights and training data."""
 
 
-class GrownEmbedding(nn.Module):
-    """A table of word embeddings whose last rows alone are trained."""
+class ExtendedEmbedding(nn.Module):
+    """Word embeddings with frozen rows followed by trained rows."""
 
     def __init__(self, table_VD: Tensor, trained: int) -> None:
         """Split a table.
 
         Args:
             table_VD: All rows.
-            trained: How many of the last rows are trained.
+            trained: Number of trained rows at the end.
         """
         super().__init__()
         self._frozen = len(table_VD) - trained
@@ -71,64 +71,64 @@ class GrownEmbedding(nn.Module):
         self.trained = nn.Parameter(table_VD[self._frozen :].clone())
 
     def forward(self, ids_NL: Tensor) -> Tensor:
-        """Rows of ids: (N, L) -> (N, L, D)."""
-        known_NLD = nn.functional.embedding(ids_NL.clamp(max=self._frozen - 1), self.frozen)
+        """Embeddings (N, L, D) of token ids."""
+        frozen_NLD = nn.functional.embedding(ids_NL.clamp(max=self._frozen - 1), self.frozen)
         if not len(self.trained):
-            return known_NLD
-        new_NLD = nn.functional.embedding((ids_NL - self._frozen).clamp(min=0), self.trained)
-        return torch.where((ids_NL < self._frozen)[..., None], known_NLD, new_NLD)
+            return frozen_NLD
+        trained_NLD = nn.functional.embedding((ids_NL - self._frozen).clamp(min=0), self.trained)
+        return torch.where((ids_NL < self._frozen)[..., None], frozen_NLD, trained_NLD)
 
     def table(self) -> Tensor:
-        """All rows, (V, D)."""
+        """All rows (V, D)."""
         return torch.cat([self.frozen, self.trained.detach()])
 
 
 class Translator(nn.Module):
-    """Encoder and decoder under training; the states of the encoder are what an LLM will read later."""
+    """Encoder and decoder in training; the stack will use the encoder."""
 
     def __init__(self, encoder: LoadedEncoder, decoder: Any, *, target_tokenizer_json: str, new_pieces: int) -> None:
-        """Join an encoder and a decoder.
+        """Combine an encoder and a decoder.
 
         Args:
             encoder: A loaded BERT; its module is changed in place.
             decoder: A `BartForCausalLM` of the same width.
-            target_tokenizer_json: Tokenizer of the decoder's vocabulary.
-            new_pieces: How many of the last word embeddings are trained; all others stay as they are.
+            target_tokenizer_json: Tokenizer of the decoder.
+            new_pieces: Number of the last word embeddings to train; the others stay frozen.
         """
         super().__init__()
         self.loaded, self.target_tokenizer_json = encoder, target_tokenizer_json
         self.encoder: Any = encoder.module.requires_grad_(True)
         embeddings: Any = self.encoder.embeddings
-        embeddings.word_embeddings = GrownEmbedding(embeddings.word_embeddings.weight.detach(), new_pieces)
+        embeddings.word_embeddings = ExtendedEmbedding(embeddings.word_embeddings.weight.detach(), new_pieces)
         self.decoder: Any = decoder.requires_grad_(True)
 
     @property
     def start(self) -> int:
-        """Token that the decoder starts with, which also ends a translation."""
+        """First token of the decoder, which is also the end token."""
         return int(self.decoder.config.decoder_start_token_id)
 
     def encode(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """States of the encoder, (N, L, D), with gradients."""
+        """Encoder states (N, L, D), with gradients."""
         hidden: Tensor = self.encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
         return hidden
 
     def translation_loss(
         self, states_NLD: Tensor, mask_NL: Tensor, target_NT: Tensor, target_mask_NT: Tensor
     ) -> Tensor:
-        """Mean cross-entropy of the target tokens, each with its end token but without a start token."""
-        before_NT = torch.cat([torch.full_like(target_NT[:, :1], self.start), target_NT[:, :-1]], dim=1)
+        """Mean cross-entropy of target tokens; targets have an end token but no start token."""
+        inputs_NT = torch.cat([torch.full_like(target_NT[:, :1], self.start), target_NT[:, :-1]], dim=1)
         logits_NTV = self.decoder(
-            input_ids=before_NT,
+            input_ids=inputs_NT,
             attention_mask=target_mask_NT,
             encoder_hidden_states=states_NLD,
             encoder_attention_mask=mask_NL,
             use_cache=False,
         ).logits
-        real_NT = target_mask_NT.bool()
-        return nn.functional.cross_entropy(logits_NTV[real_NT].float(), target_NT[real_NT])
+        token_NT = target_mask_NT.bool()
+        return nn.functional.cross_entropy(logits_NTV[token_NT].float(), target_NT[token_NT])
 
     def save(self, folder: Path, config: TranslatorConfig) -> None:
-        """Write the translator into an existing folder."""
+        """Write the model into an existing folder."""
         folder.joinpath(CONFIG_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
         del state["embeddings.word_embeddings.trained"]
@@ -142,10 +142,10 @@ class Translator(nn.Module):
 
 
 def load_translator(folder: Path, *, new_pieces: int = 0) -> tuple[Translator, TranslatorConfig]:
-    """Read what `Translator.save` wrote.
+    """Load a model written by `Translator.save`.
 
     Raises:
-        ModelError: A part is missing, damaged, or does not fit the others.
+        ModelError: A part is missing, damaged, or of another shape.
     """
     try:
         config = msgspec.json.decode((folder / CONFIG_NAME).read_bytes(), type=TranslatorConfig)
@@ -161,10 +161,10 @@ def load_translator(folder: Path, *, new_pieces: int = 0) -> tuple[Translator, T
 
 
 def load_bert(source: str) -> LoadedEncoder:
-    """Load an encoder that a BART decoder can be put on.
+    """Load an encoder of the family ``bert``, which a BART decoder can use.
 
     Raises:
-        ModelError: It is none of the family ``bert``.
+        ModelError: It is of another family.
     """
     encoder = load_encoder(source)
     if encoder.family != "bert":
@@ -173,14 +173,13 @@ def load_bert(source: str) -> LoadedEncoder:
 
 
 def new_decoder(encoder: LoadedEncoder, target: tokenizers.Tokenizer, rows: Sequence[int], *, layers: int) -> Any:
-    """A decoder that starts from the encoder's weights.
+    """Create a BART decoder from the weights of an encoder.
 
     Args:
         encoder: The BERT.
-        target: Tokenizer of the target vocabulary, with the tokens ``<pad>`` and ``</s>``; the latter starts and ends a
-            translation.
+        target: Tokenizer of the target vocabulary, with the tokens ``<pad>`` and ``</s>`` (start and end token).
         rows: For each id of the target vocabulary, the encoder's id of the same piece.
-        layers: How many; they are taken evenly from the encoder's, the last one included.
+        layers: Number of layers, taken at even distances from the encoder's, with the last one.
 
     Returns:
         A transformers `BartForCausalLM`, its output tied to its embeddings.
@@ -208,20 +207,19 @@ def new_decoder(encoder: LoadedEncoder, target: tokenizers.Tokenizer, rows: Sequ
     )
     model = transformers.BartForCausalLM(config)
     decoder = model.model.decoder
-    state = decoder.state_dict()
+    _copy_layers(bert, decoder)
     table_VD = bert.embeddings.word_embeddings.weight.detach()
-    state["embed_tokens.weight"] = table_VD[torch.tensor(list(rows))]
+    decoder.embed_tokens.weight.data.copy_(table_VD[torch.tensor(list(rows))])
     positions_PD = bert.embeddings.position_embeddings.weight.detach()
-    offset = len(state["embed_positions.weight"]) - MAX_TARGET_TOKENS  # BART keeps two rows for itself
-    state["embed_positions.weight"][offset:] = positions_PD[:MAX_TARGET_TOKENS]
-    for name, tensor in bert.embeddings.LayerNorm.state_dict().items():
-        state[f"layernorm_embedding.{name}"] = tensor
-    chosen = torch.linspace(0, len(bert.encoder.layer) - 1, layers + 1).round().int().tolist()[1:]
-    for layer, source in enumerate(chosen):
-        for name, tensor in bert.encoder.layer[source].state_dict().items():
-            module, _, kind = name.rpartition(".")
-            for place in LAYER_MODULES[module]:
-                state[f"layers.{layer}.{place}.{kind}"] = tensor
-    decoder.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
+    decoder.embed_positions.weight.data[-MAX_TARGET_TOKENS:] = positions_PD[:MAX_TARGET_TOKENS]  # the first are unused
+    decoder.layernorm_embedding.load_state_dict(bert.embeddings.LayerNorm.state_dict())
     model.tie_weights()
     return model
+
+
+def _copy_layers(bert: Any, decoder: Any) -> None:
+    layers, indices = bert.encoder.layer, torch.linspace(0, len(bert.encoder.layer) - 1, len(decoder.layers) + 1)
+    for layer, index in zip(decoder.layers, indices.round().int().tolist()[1:], strict=True):
+        for source, targets in LAYER_MODULES.items():
+            for target in targets:
+                layer.get_submodule(target).load_state_dict(layers[index].get_submodule(source).state_dict())

@@ -1,7 +1,7 @@
-"""Cut a Unigram tokenizer down to the pieces that text in the wanted languages really uses.
+"""Vocabulary trimming and extension of Unigram tokenizers.
 
-multilingual-e5-small has 250,002 pieces, four fifths of its parameters. The most frequent pieces are kept, and all
-single characters, so that every text stays writable; a rare piece is then spelled with shorter ones.
+multilingual-e5-small has 250,002 pieces, four fifths of its parameters. Trimming keeps the most frequent pieces and all
+single characters, so that every text can still be encoded; rare pieces are replaced by several shorter ones.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-_OFTEN = 20
-"""Occurrences from which on an unknown character is worth a piece."""
+_MIN_COUNT = 20
+"""Occurrences of an unknown character for which pieces are learned."""
 
 
 def count_pieces(tokenizer_json: str, texts: Iterable[Sequence[str]]) -> NDArray[np.int64]:
-    """How often each id occurs, in parts per billion, every list of texts with the same weight: (vocabulary,).
+    """Frequency of each id in parts per billion, averaged over languages: (vocabulary,).
 
     Args:
         tokenizer_json: The tokenizer.
-        texts: A list of texts for each language.
+        texts: A list of texts for each language; languages have equal weights.
     """
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     shares = np.zeros(tokenizer.get_vocab_size())
@@ -35,12 +35,12 @@ def count_pieces(tokenizer_json: str, texts: Iterable[Sequence[str]]) -> NDArray
     return np.ceil(shares * 1e9).astype(np.int64)
 
 
-def put_before(tokenizer_json: str, text: str) -> str:
-    """Put the pieces of a fixed text into the frame of special tokens, before the text that is encoded.
+def add_prefix(tokenizer_json: str, text: str) -> str:
+    """Add the pieces of a fixed text to the special-token template, before the encoded text.
 
     Args:
-        tokenizer_json: A `tokenizers` file with a template post-processor whose frame starts with one token.
-        text: Such as the `query:` that e5 was trained with.
+        tokenizer_json: A `tokenizers` file with a template post-processor that adds one token before the text.
+        text: The prefix, such as `query:` for e5.
 
     Returns:
         The new tokenizer file.
@@ -58,15 +58,15 @@ def put_before(tokenizer_json: str, text: str) -> str:
 
 
 def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> tuple[str, NDArray[np.int64]]:
-    """Keep the special tokens, all single characters that occur, and the most frequent pieces.
+    """Trim a vocabulary to the special tokens, all single characters that occur, and the most frequent pieces.
 
     Args:
         tokenizer_json: A `tokenizers` file with a Unigram model.
-        counts: Occurrences per id, as `count_pieces` returns them.
+        counts: Frequency of each id, from `count_pieces`.
         size: Number of pieces to keep.
 
     Returns:
-        The new tokenizer file, and the old id of each new id: (size,), or more where what must stay is more.
+        The new tokenizer file, and the old id of each new id: (size,), or more if more pieces must be kept.
     """
     document = json.loads(tokenizer_json)
     pieces: list[tuple[str, float]] = document["model"]["vocab"]
@@ -86,15 +86,15 @@ def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> t
 
 
 def add_pieces(tokenizer_json: str, texts: Sequence[str], size: int) -> tuple[str, int]:
-    """Teach a Unigram tokenizer the scripts that it only knows as unknown: pieces for them are put at the end.
+    """Extend a Unigram vocabulary with pieces for scripts that it has no characters of.
 
     Args:
         tokenizer_json: A `tokenizers` file with a Unigram model.
-        texts: Texts in all languages; the pieces are learned from the words with an unknown character.
-        size: How many pieces are learned; fewer are kept, as those without an unknown character are left out.
+        texts: Texts in all languages; pieces are learned from words with an unknown character.
+        size: Number of pieces to learn; those without an unknown character are not added.
 
     Returns:
-        The new tokenizer file, and how many pieces were added.
+        The new tokenizer file, with the new pieces at the end, and their number.
     """
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     document = json.loads(tokenizer_json)
@@ -107,7 +107,7 @@ def add_pieces(tokenizer_json: str, texts: Sequence[str], size: int) -> tuple[st
         for character in counts
         if not known.issuperset(normalizer.normalize_str(character) if normalizer else character)
     }
-    rare = {character for character in unknown if counts[character] < _OFTEN}
+    rare = {character for character in unknown if counts[character] < _MIN_COUNT}
     words = [
         word
         for text in texts

@@ -80,15 +80,15 @@ def run(data: Path, out: Path, *, device: str) -> None:
 def adapt_stack(data: Path, out: Path, llm: LlmConfig, *, device: str) -> None:
     """Run general adaptation, unless it is finished."""
     from mtllm_edge_train.data.streams import TextStream
-    from mtllm_edge_train.stages.adapt import adapt
+    from mtllm_edge_train.stages.adapt import Adaptation
+    from mtllm_edge_train.training.loop import run_stage
     from mtllm_edge_train.training.run_state import is_finished
     from mtllm_edge_train.training.settings import LoopSettings
 
     if is_finished(out / "adapted"):
         return
-    adapt(
-        TextStream([data / "english.parquet"]),
-        out / "adapted",
+    stage = Adaptation(
+        texts=TextStream([data / "english.parquet"]),
         name="nllb-llama3-adapted",
         encoder=ENCODER,
         llm=llm,
@@ -104,13 +104,15 @@ def adapt_stack(data: Path, out: Path, llm: LlmConfig, *, device: str) -> None:
         bridge_learning_rate=LEARNING_RATE,
         sources=SOURCES,
     )
+    run_stage(stage, out / "adapted")
 
 
 def train_task(data: Path, task: str, out: Path, llm: LlmConfig, *, epochs: int, device: str) -> None:
     """Fine-tune the teacher of a task and distill it into the adapted stack, unless they are finished."""
     from mtllm_edge_train.data.labeled import read_labeled
-    from mtllm_edge_train.stages.distill import distill
-    from mtllm_edge_train.stages.finetune import finetune
+    from mtllm_edge_train.stages.distill import Distillation
+    from mtllm_edge_train.stages.finetune import FineTuning
+    from mtllm_edge_train.training.loop import run_stage
     from mtllm_edge_train.training.run_state import is_finished
     from mtllm_edge_train.training.settings import LoopSettings
 
@@ -124,9 +126,8 @@ def train_task(data: Path, task: str, out: Path, llm: LlmConfig, *, epochs: int,
     training = read_labeled(data / "train.parquet")
     teacher, student, name = out / f"{task}-teacher", out / task, f"nllb-llama3-{task}"
     if not is_finished(teacher):
-        finetune(
-            {task: training},
-            teacher,
+        tuning = FineTuning(
+            tasks={task: training},
             name=f"{name}-teacher",
             llm=llm,
             lora=LORA,
@@ -134,8 +135,17 @@ def train_task(data: Path, task: str, out: Path, llm: LlmConfig, *, epochs: int,
             epochs=epochs,
             sources=SOURCES,
         )
+        run_stage(tuning, teacher)
     if not is_finished(student):
-        distill(training.texts, out / "adapted", teacher, student, name=name, settings=settings, epochs=epochs)
+        distillation = Distillation(
+            texts=training.texts,
+            adapted=out / "adapted",
+            teacher=teacher,
+            name=name,
+            settings=settings,
+            epochs=epochs,
+        )
+        run_stage(distillation, student)
 
 
 def evaluate(tests: Path, task: str, checkpoint: Path, scores: Path, *, device: str) -> None:

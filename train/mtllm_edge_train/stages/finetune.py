@@ -1,7 +1,7 @@
-"""Task fine-tuning: the English LLM, without the encoder, learns the tasks. It is the teacher of task distillation.
+"""Task fine-tuning: the English LLM, without the encoder, learns the tasks. The result is the teacher of distillation.
 
-Trained: LoRA and one linear head per task, on the LLM's own tokens. Several tasks may share the LoRA. A head starts as
-the logistic regression on the frozen LLM's vectors, so that the first steps do not distort what the LLM knows (Kumar et
+Trained: LoRA and one linear head per task, on the LLM's own tokens; several tasks may share the LoRA. A head starts as
+the logistic regression on the vectors of the frozen LLM, so that the first steps do not distort its features (Kumar et
 al. 2022, arXiv 2202.10054); with a thousand labels that decides between gain and loss. The paper trains for 3 epochs on
 NLI, 20 on NusaX, 5 on Belebele.
 """
@@ -9,12 +9,12 @@ NLI, 20 on NusaX, 5 on Belebele.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import DataError, UsageError
 from mtllm_edge.inputs import parts_of, vector_count
 from mtllm_edge_train.checkpoints import tensors
@@ -30,135 +30,114 @@ from mtllm_edge_train.data.batches import BatchOrder
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.linear_probe import logistic_regression
 from mtllm_edge_train.distillation.losses import Standardizer
+from mtllm_edge_train.distillation.student import build_llm
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS
-from mtllm_edge_train.models.stack import LlmBody, embed_texts, load_llm_body, load_llm_tokenizer
-from mtllm_edge_train.training import loop, run_state, settings
-from mtllm_edge_train.training.settings import settings_dict
+from mtllm_edge_train.models.stack import embed_texts, load_llm_tokenizer
+from mtllm_edge_train.training.stage import Stage, TrainingPlan, trainable
 
-_RIDGE = 50.0
-"""Penalty on the squared weights of a head's first state."""
+_PENALTY = 50.0
+"""L2 penalty of the logistic regression that initializes a head."""
 
 
-def finetune(
-    tasks: Mapping[str, LabeledTexts],
-    out: Path,
-    *,
-    name: str,
-    llm: LlmConfig,
-    lora: LoraConfig,
-    settings: settings.LoopSettings,
-    epochs: int,
-    sources: Sequence[WeightSource] = (),
-    force: bool = False,
-    log: Callable[[str], None] = print,
-) -> None:
-    """Train a teacher on English labels and save it as a checkpoint without an encoder.
+@dataclass(kw_only=True, eq=False)
+class FineTuning(Stage):
+    """Fine-tuning of an LLM on English labels; the checkpoint has no encoder."""
 
-    Args:
-        tasks: Task name -> its training set.
-        out: The checkpoint folder; an unfinished run of the same settings there is resumed.
-        name: The checkpoint's name.
-        llm: The LLM; the same one, cut the same way, as in the stack that will learn from it.
-        lora: The adapters.
-        settings: Optimisation.
-        epochs: Passes over all tasks' texts together.
-        sources: Origins and licenses for the checkpoint.
-        force: Replace whatever is at `out`.
-        log: Takes one line of text.
+    kind = "finetune"
+    tasks: Mapping[str, LabeledTexts]
+    """Task name -> training set."""
+    llm: LlmConfig
+    """The LLM, with as many layers as in the stack that will learn from it."""
+    lora: LoraConfig
+    epochs: int
+    """Passes over the texts of all tasks together."""
 
-    Raises:
-        UsageError: No task was given, or one with a name that cannot be used.
-        DataError: A task has fewer than two labels, or one choice is always right.
-    """
-    if not tasks:
-        raise UsageError("no task to fine-tune on; give at least one labelled file")
-    for task, data in tasks.items():
-        if not task.isidentifier() or hasattr(nn.ModuleDict(), task):
-            raise UsageError(f"a task cannot be called {task!r}; choose another word of letters, digits and _")
-        if len(data.counts) < 2:
-            raise DataError(
-                f"task {task!r} has {len(data.texts)} texts with the labels {[*data.counts]}; give two labels"
-            )
-    configs = {
-        task: TaskConfig(kind=data.kind, labels=() if data.kind == "multiple_choice" else tuple(data.counts))
-        for task, data in tasks.items()
-    }
-    config = StackConfig(
-        checkpoint_version=CHECKPOINT_VERSION,
-        name=name,
-        encoder=None,
-        llm=llm,
-        lora=lora,
-        tasks=configs,
-        sources=tuple(sources),
-    )
-    gold = {
-        task: [names.index(label) if (names := configs[task].labels) else int(label) for label in data.labels]
-        for task, data in tasks.items()
-    }
-    items = [
-        (task, item, index) for task, data in tasks.items() for item, index in zip(data.inputs, gold[task], strict=True)
-    ]
-    lengths = [sum(map(len, parts_of(item))) for _, item, _ in items]
-    order = BatchOrder(lengths, settings.batch_size, seed=settings.seed)
-    key = run_state.fingerprint(config, settings_dict(settings), epochs, items)
-    state = run_state.start_or_resume(out, "finetune", key, force=force)
-    for task, data in tasks.items():
-        log(f"{task} {data.summary}")
+    def check(self) -> Sequence[object]:
+        """Validate tasks and labels.
 
-    torch.manual_seed(settings.seed)
-    source = resolve_source(llm.source)
-    body = LlmBody(
-        load_llm_body(source, llm.layers, dtype=settings.frozen_dtype, nf4=settings.nf4),
-        bidirectional=llm.attention == "bidirectional",
-        lora=lora,
-    ).to(settings.device)
-    if settings.gradient_checkpointing:
-        body.enable_gradient_checkpointing()
-    tokenizer = load_llm_tokenizer(source)
-    if state is not None:
-        body.load_lora_state(tensors.read_lora(out))
-        heads = loading.load_heads(out, config, width=body.width)
-    else:
-        log("finetune: reading the texts with the frozen LLM")
-        heads = nn.ModuleDict()
-        for task, data in tasks.items():
-            vectors_VD = torch.cat(
-                embed_texts(body, tokenizer, data.inputs, max_tokens=MAX_TOKENS, settings=settings)
-            ).cpu()
-            scale, rows = Standardizer.fit(vectors_VD), configs[task].rows
-            heads[task] = logistic_regression(vectors_VD, torch.tensor(gold[task]), rows, scale=scale, penalty=_RIDGE)
-    heads.to(settings.device)
+        Raises:
+            UsageError: No task, or an invalid task name.
+            DataError: A task has fewer than two labels, or the same correct choice in all rows.
+        """
+        if not self.tasks:
+            raise UsageError("no task to fine-tune on; give at least one labeled file")
+        for task, data in self.tasks.items():
+            _check_task(task, data)
+        self.config = StackConfig(
+            checkpoint_version=CHECKPOINT_VERSION,
+            name=self.name,
+            encoder=None,
+            llm=self.llm,
+            lora=self.lora,
+            tasks={
+                task: TaskConfig(kind=data.kind, labels=() if data.kind == "multiple_choice" else tuple(data.counts))
+                for task, data in self.tasks.items()
+            },
+            sources=tuple(self.sources),
+        )
+        self._examples = [
+            (task, text, label)
+            for task, data in self.tasks.items()
+            for text, label in zip(data.inputs, self._label_indices(task), strict=True)
+        ]
+        return self.epochs, self._examples
 
-    def loss(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        batch = [items[i] for i in indices]
-        body.train()
-        with settings.autocast():
-            pooled_VD = body.embed(tokenizer, [item for _, item, _ in batch], max_tokens=MAX_TOKENS)
-        vectors = torch.split(pooled_VD, [vector_count(item) for _, item, _ in batch])
-        total, right = pooled_VD.new_zeros(()), 0
-        for task in tasks:
-            own = [place for place, item in enumerate(batch) if item[0] == task]
-            if own:
-                # Labels are a row of logits, choices a column of them.
-                logits_NC = heads[task](torch.cat([vectors[place] for place in own])).reshape(len(own), -1)
-                gold_N = torch.tensor([batch[place][2] for place in own], device=settings.device)
-                total = total + nn.functional.cross_entropy(logits_NC, gold_N, reduction="sum")
-                right += int((logits_NC.argmax(1) == gold_N).sum())
-        return total / len(batch), {"accuracy": right / len(batch)}
+    def _label_indices(self, task: str) -> list[int]:
+        labels = self.config.tasks[task].labels
+        return [labels.index(label) if labels else int(label) for label in self.tasks[task].labels]
 
-    parameters = [parameter for parameter in body.parameters() if parameter.requires_grad]
-    loop.optimise(
-        [{"params": parameters + list(heads.parameters())}],
-        loss,
-        batches=order,
-        stage="finetune",
-        key=key,
-        folder=out,
-        steps=epochs * order.batches_per_epoch,
-        settings=settings,
-        state=state,
-        save_weights=lambda folder: loading.save_parts(folder, config, None, body, heads),
-        log=log,
-    )
+    def build(self, checkpoint: Path | None, log: Callable[[str], None]) -> TrainingPlan:
+        """Load the LLM and initialize the heads."""
+        for task, data in self.tasks.items():
+            log(f"{task} {data.summary}")
+        self._llm = build_llm(self.config, None, self.settings)
+        self._tokenizer = load_llm_tokenizer(resolve_source(self.llm.source))
+        if checkpoint is not None:
+            self._llm.load_lora_state(tensors.read_lora(checkpoint))
+            self._heads = loading.load_heads(checkpoint, self.config, width=self._llm.width)
+        else:
+            log("finetune: reading the texts with the frozen LLM")
+            self._heads = nn.ModuleDict({task: self._linear_probe(task) for task in self.tasks})
+        self._heads.to(self.settings.device)
+        lengths = [sum(map(len, parts_of(text))) for _, text, _ in self._examples]
+        batches = BatchOrder(lengths, self.settings.batch_size, seed=self.settings.seed)
+        parameters = [*trainable(self._llm), *self._heads.parameters()]
+        return TrainingPlan([{"params": parameters}], batches, self.epochs * batches.batches_per_epoch)
+
+    def _linear_probe(self, task: str) -> nn.Linear:
+        inputs, rows = self.tasks[task].inputs, self.config.tasks[task].rows
+        vectors = embed_texts(self._llm, self._tokenizer, inputs, max_tokens=MAX_TOKENS, settings=self.settings)
+        vectors_VD = torch.cat(vectors).cpu()
+        target_N = torch.tensor(self._label_indices(task))
+        return logistic_regression(vectors_VD, target_N, rows, scale=Standardizer.fit(vectors_VD), penalty=_PENALTY)
+
+    def loss(self, batch: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of the labels, and the accuracy."""
+        examples = [self._examples[i] for i in batch]
+        texts = [text for _, text, _ in examples]
+        self._llm.train()
+        with self.settings.autocast():
+            pooled_VD = self._llm.embed(self._tokenizer, texts, max_tokens=MAX_TOKENS)
+        vectors = torch.split(pooled_VD, [vector_count(text) for text in texts])
+        total, correct = pooled_VD.new_zeros(()), 0
+        for task in self.tasks:
+            rows = [row for row, example in enumerate(examples) if example[0] == task]
+            if rows:
+                # A head gives a row of logits for the labels, but a column for the choices.
+                logits_NC = self._heads[task](torch.cat([vectors[row] for row in rows])).reshape(len(rows), -1)
+                target_N = torch.tensor([examples[row][2] for row in rows], device=self.settings.device)
+                total = total + nn.functional.cross_entropy(logits_NC, target_N, reduction="sum")
+                correct += int((logits_NC.argmax(1) == target_N).sum())
+        return total / len(examples), {"accuracy": correct / len(examples)}
+
+    def save(self, folder: Path) -> None:
+        """Write LoRA and heads."""
+        loading.save_parts(folder, self.config, None, self._llm, self._heads)
+
+
+def _check_task(task: str, data: LabeledTexts) -> None:
+    if not task.isidentifier() or hasattr(nn.ModuleDict(), task):
+        raise UsageError(f"a task cannot be called {task!r}; choose another word of letters, digits and _")
+    if len(data.counts) < 2:
+        raise DataError(f"task {task!r} has {len(data.texts)} texts with the labels {[*data.counts]}; give two labels")

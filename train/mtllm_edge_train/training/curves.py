@@ -1,27 +1,27 @@
-"""How a run went, as a picture beside its log."""
+"""Plot of the metrics of a training run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_ABSCISSA = ("step", "seconds_per_step")
+_NOT_PLOTTED = ("step", "seconds_per_step")
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
-    """Draw every figure of a log against the step, one panel each, as a PNG.
+    """Plot each metric of a log against the step, in one panel each, as a PNG file.
 
     Args:
-        history: The log's entries; an early one may lack a figure.
-        path: Where to write.
-        title: Over the panels.
+        history: Entries of the log; early ones may lack a metric.
+        path: The file to write.
+        title: Title of the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in history[-1] if name not in _ABSCISSA]
+    names = [name for name in history[-1] if name not in _NOT_PLOTTED]
     figure = Figure(figsize=(8, 0.6 + 1.7 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)  # the backend without a display
+    FigureCanvasAgg(figure)  # needs no display
     figure.suptitle(title)
     panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for name, panel in zip(names, panels, strict=True):

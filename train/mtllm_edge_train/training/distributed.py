@@ -1,8 +1,8 @@
-"""Several processes train one model: under `accelerate launch` each reads its share of every step's batch.
+"""Data-parallel training: under `accelerate launch` each process reads its shard of every batch.
 
-The one room that knows accelerate. Gradients are summed here and not by DistributedDataParallel, which wants one module
-that is called once a step: a stage's loss may call a part of its model several times (the teacher is the student's LLM
-with its adapters off), and what is trained is small. Nothing heavy is imported before there are several processes.
+The only module that uses accelerate. Gradients are summed here instead of by DistributedDataParallel, which expects one
+call of one module per step: a stage's loss may call parts of its model several times (with its adapters off the
+student's LLM is the teacher), and few parameters are trained. Heavy imports wait until there are several processes.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def rank() -> int:
-    """Number of this process among those that train together; 0 where it is alone."""
-    return int(os.environ.get("RANK", "0")) if _size() > 1 else 0
+def process_rank() -> int:
+    """Rank of this process; 0 without `accelerate launch`."""
+    return int(os.environ.get("RANK", "0")) if _world_size() > 1 else 0
 
 
-def _size() -> int:
+def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def join(device: str) -> Processes:
-    """Meet the other processes, if there are any; a process of its own GPU makes that the current one.
+def join_process_group(device: str) -> ProcessGroup:
+    """Connect to the other processes, if any; on CUDA select this process's GPU.
 
     Args:
         device: ``cpu`` or ``cuda``.
     """
-    if _size() == 1:
-        return Processes()
+    if _world_size() == 1:
+        return ProcessGroup()
     import accelerate
 
     state = accelerate.PartialState(cpu=device == "cpu")
-    return Processes(state.process_index, state.num_processes, state)
+    return ProcessGroup(state.process_index, state.num_processes, state)
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes that train together, seen from one of them. All of them must call the same methods in turn."""
+class ProcessGroup:
+    """The processes that train one model. All of them must call the same methods in the same order."""
 
     rank: int = 0
     size: int = 1
     _state: Any = None
 
-    def share(self, batch: Sequence[Any]) -> Sequence[Any]:
-        """This process's items of a batch: every `size`-th, so that all get long and short ones."""
+    def shard(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """This process's items of a batch: every `size`-th, so that all processes get long and short texts."""
         return batch[self.rank :: self.size]
 
-    def wait(self) -> None:
-        """Return when all processes have come here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             self._state.wait_for_everyone()
 
-    def sum_figures(self, figures: dict[str, float]) -> dict[str, float]:
-        """Sums over the processes of figures with the same names."""
+    def sum_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Sum metrics of the same names over the processes."""
         if self.size == 1:
-            return figures
+            return metrics
         import torch
 
-        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self._state.device)
-        return dict(zip(figures, self._sum(values).tolist(), strict=True))
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self._state.device)
+        return dict(zip(metrics, self._sum(values).tolist(), strict=True))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace gradients by their sums over the processes; one that no process has stays None."""
+        """Replace gradients by their sums over the processes; None stays None where no process has a gradient."""
         if self.size == 1:
             return
         import torch
@@ -78,8 +78,8 @@ class Processes:
         for count, parameter, part in zip(counts.tolist(), parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype) if count else None
 
-    def same_weights(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give all processes the weights of the first one."""
+    def broadcast_parameters(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Copy the weights of the first process to all others."""
         if self.size > 1:
             from accelerate.utils import broadcast
 

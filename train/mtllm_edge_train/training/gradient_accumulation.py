@@ -1,61 +1,63 @@
-"""One step of training: its batch divided among the processes and into parts, and put together again."""
+"""Gradient accumulation: the batch of a step is divided among processes and into micro-batches."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge_train.training.distributed import Processes
+from mtllm_edge_train.training.distributed import ProcessGroup
 
 
-class Batches(Protocol):
-    """Step -> the items of its batch, all of them, as a list or an array; the same ones whenever it is asked."""
-
-    def __getitem__(self, step: int, /) -> Any:
-        """The batch of one step."""
-
-
-def divided(
-    batch: Sequence[Any], accumulate: int, processes: Processes, size: Callable[[Any], int] = len
+def micro_batches(
+    batch: Sequence[Any], accumulate: int, group: ProcessGroup, loss_terms: Callable[[Any], int] = len
 ) -> Iterator[tuple[Sequence[Any], float]]:
-    """This process's parts of a batch, at most `accumulate`, and the weight of each, by its size, in the batch's mean.
+    """Split this process's shard of a batch into at most `accumulate` parts.
+
+    Args:
+        batch: Items of all processes.
+        accumulate: Number of parts.
+        group: The processes.
+        loss_terms: Number of terms in the mean loss of a part.
+
+    Yields:
+        A part, and its weight in the mean over the whole batch.
 
     Raises:
-        UsageError: The batch has no item for some process.
+        UsageError: There are fewer items than processes.
     """
-    if len(batch) < processes.size:
-        raise UsageError(f"a step has {len(batch)} texts for {processes.size} processes; give it one for each at least")
-    share = processes.share(batch)
-    items = math.ceil(len(share) / accumulate)
-    whole = size(batch)
-    for start in range(0, len(share), items):
-        part = share[start : start + items]
-        yield part, size(part) / whole
+    if len(batch) < group.size:
+        raise UsageError(f"a step has {len(batch)} texts for {group.size} processes; increase the batch size")
+    shard = group.shard(batch)
+    size = math.ceil(len(shard) / accumulate)
+    total = loss_terms(batch)
+    for start in range(0, len(shard), size):
+        part = shard[start : start + size]
+        yield part, loss_terms(part) / total
 
 
 def backward(
     loss: Callable[[Any], tuple[Tensor, dict[str, float]]], parts: Iterable[tuple[Any, float]]
 ) -> dict[str, float]:
-    """Add up the gradients of all parts, and return the weighted sums of loss and figures."""
+    """Accumulate the gradients of weighted parts; return the weighted sums of the loss and the metrics."""
     sums: defaultdict[str, float] = defaultdict(float)
     for part, weight in parts:
-        value, figures = loss(part)
+        value, metrics = loss(part)
         (value * weight).backward()  # type: ignore[no-untyped-call]
-        for name, figure in {"loss": value.item(), **figures}.items():
-            sums[name] += weight * figure
+        for name, metric in {"loss": value.item(), **metrics}.items():
+            sums[name] += weight * metric
     return dict(sums)
 
 
-def means_of(entries: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over some steps; ``error`` and a ``variance`` above 0 become ``fvu``, their ratio.
+def mean_metrics(entries: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over steps, where ``error`` and a ``variance`` above 0 become their ratio ``fvu``.
 
-    A ratio of means does not depend on how the batches were divided; a mean of ratios would.
+    Unlike a mean of ratios, a ratio of means does not depend on how the batches were divided.
     """
     means = {name: float(np.mean([entry[name] for entry in entries])) for name in entries[0]}
     error = means.pop("error", 0.0)

@@ -1,4 +1,4 @@
-"""State of a training run on disk: what it is, and how far it is."""
+"""State of a training run on disk: stage, fingerprint and step."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ STATE_NAME = "training.json"
 
 
 class TrainingState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`training.json`: where a run stands."""
+    """`training.json`."""
 
     stage: str
     fingerprint: str
-    """Digest of settings and data; another one cannot be resumed."""
+    """Digest of settings and data; a run is resumed only with the same ones."""
     step: int
     finished: bool
 
 
 def fingerprint(*parts: object) -> str:
-    """Digest of everything that a run depends on."""
+    """Digest of the settings and data that a result depends on."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> TrainingState | None:
-    """Decide what an existing output folder means.
+    """Check the output folder of a run.
 
     Returns:
-        The state to resume from, or None to start anew.
+        The state to resume from, or None for a new run.
 
     Raises:
-        UsageError: The folder holds a finished run, other settings, or something else.
+        UsageError: The folder cannot be written, or holds a finished run, a run with other settings or data, or other
+            files.
+        ModelError: The state of the run is damaged.
     """
     if force or not (folder.exists() or folder.is_symlink()):
         check_output_folder(folder, force=force, marker=STATE_NAME)
@@ -46,15 +48,17 @@ def start_or_resume(folder: Path, stage: str, key: str, *, force: bool) -> Train
     try:
         state = msgspec.json.decode((folder / STATE_NAME).read_bytes(), type=TrainingState)
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{folder} exists and is no unfinished run; choose another folder or pass --force") from None
+        raise UsageError(
+            f"{folder} exists and is not an unfinished run; choose another folder or pass --force"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{folder / STATE_NAME}: {error}; pass --force to start anew") from None
+        raise ModelError(f"{folder / STATE_NAME}: {error}; pass --force to start again") from None
     if state.finished:
         raise UsageError(f"{folder} holds a finished run; choose another folder or pass --force")
     if (state.stage, state.fingerprint) != (stage, key):
         raise UsageError(
             f"{folder} holds a run of {state.stage!r} with other settings or data; "
-            "repeat those to resume it, choose another folder, or pass --force"
+            "use the same ones to resume it, choose another folder, or pass --force"
         )
     return state
 
@@ -66,12 +70,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def _check_parent(folder: Path) -> None:
-    """Find out before the training, not at its first save."""
+    """Check before the training that a save will be possible."""
     interrupted = [*folder.parent.glob(f".{glob.escape(folder.name)}.*.old")]
     if interrupted and not folder.exists():
         raise UsageError(
             f"{interrupted[0]} is the last save of a run that was stopped while it saved; "
-            f"rename it to {folder} to go on, or remove it"
+            f"rename it to {folder} to resume it, or remove it"
         )
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from mtllm_edge_train.multilingual.pairs import Pair
+from mtllm_edge_train.multilingual.pairs import SentencePair
 
 _NOT_FREE = re.compile(r"\b(NC|non-commercial|unclear|doubtful|none stated)\b", re.IGNORECASE)
 """Words in a license column that exclude a row."""
@@ -73,7 +73,7 @@ def translation_pairs(
     temperature: float = 3.0,
     boost: float = 3.0,
     without: Collection[str] = (),
-) -> list[Pair]:
+) -> list[SentencePair]:
     """Return freely licensed sentence pairs, weighted for translation, and English paired with itself.
 
     A language whose rows weigh n in total is drawn in proportion to ``n ** (1 / temperature)``, times `boost` if the
@@ -87,18 +87,18 @@ def translation_pairs(
         temperature: 1 draws all rows alike, a large one all languages alike.
         boost: Factor on languages that are not in `known`.
     """
-    by_language: dict[str, list[Pair]] = defaultdict(list)
+    by_language: dict[str, list[SentencePair]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):
         if path.stem not in without:
             weight = _FILE_WEIGHTS.get(path.stem, 1.0)
             for language, text, english in _rows(path, "lang", "text", "english"):
                 if language in languages and text and english:
-                    by_language[language].append(Pair(language, text, english, weight))
-    pairs: list[Pair] = []
+                    by_language[language].append(SentencePair(language, text, english, weight))
+    pairs: list[SentencePair] = []
     for language, rows in sorted(by_language.items()):
         count = sum(pair.weight for pair in rows)
         factor = count ** (1 / temperature - 1) * (1.0 if language in known else boost)
         pairs += [pair._replace(weight=pair.weight * factor) for pair in rows]
     english_texts = english_sides(folder)
     total = sum(pair.weight for pair in pairs)
-    return pairs + [Pair("eng_Latn", text, text, total / 19 / len(english_texts)) for text in english_texts]
+    return pairs + [SentencePair("eng_Latn", text, text, total / 19 / len(english_texts)) for text in english_texts]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from mtllm_edge_train.multilingual.pairs import Pair
+from mtllm_edge_train.multilingual.pairs import SentencePair
 from mtllm_edge_train.recipes.reference.tasks import ENGLISH
 
 _GOOD, _BAD = 0.6, -0.5
@@ -19,7 +19,7 @@ _WORDS = range(4, 41)
 """Number of words of scored sentences: shorter texts are no sentences, and longer ones mix sentiments."""
 
 
-def sample_sentiment(pairs: Sequence[Pair], share: float) -> list[Pair]:
+def sample_sentiment(pairs: Sequence[SentencePair], share: float) -> list[SentencePair]:
     """Reweight the pairs with positive or negative sentiment.
 
     Args:

@@ -31,7 +31,7 @@ def restore_encoder(shipped: Path, base: Path, folder: Path) -> None:
 
 
 def restore_translator(shipped: Path, base: Path, folder: Path) -> None:
-    """Write the translator in the format of `train_translator`; arguments as in `restore_encoder`."""
+    """Write the translator in the format of `TranslatorTraining`; arguments as in `restore_encoder`."""
     encoder, decoder = folder / "encoder", folder / "decoder"
     encoder.mkdir()
     restore_encoder(shipped, base, encoder)

