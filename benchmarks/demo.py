@@ -1,6 +1,6 @@
-"""Classify the shipped labelled sentences with a bundle: `python benchmarks/demo.py BUNDLE`.
+"""Classify the labeled demo sentences with a bundle: `python benchmarks/demo.py BUNDLE`.
 
-Prints a table and, as its last line, one JSON document. Needs nothing but the runtime.
+Prints a table and, as its last line, a JSON document. Requires the runtime only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from mtllm_edge import Classifier, MtllmError
+from mtllm_edge import Classifier, MtllmError, console
+from mtllm_edge.cli.progress import progress_bar
 
 SENTENCES = Path(__file__).parent / "demo_topics.csv"
 TASK = "topic"
@@ -35,6 +35,7 @@ def main() -> int:
 
 
 def run(bundle: Path) -> dict[str, object]:
+    """Classify the sentences of each language, print a table of accuracy and speed, and return the figures."""
     by_language: dict[str, list[dict[str, str]]] = defaultdict(list)
     with SENTENCES.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -42,17 +43,19 @@ def run(bundle: Path) -> dict[str, object]:
     table = Table("language", "accuracy", "texts/s", title=f"{TASK}: English labels only, other languages zero-shot")
     accuracy: dict[str, float] = {}
     seconds = 0.0
-    with Classifier.load(bundle, task=TASK) as classifier:
-        classifier.classify([by_language["eng_Latn"][0]["text"]])  # the first call is slower than all others
+    texts = sum(map(len, by_language.values()))
+    with Classifier.load(bundle, task=TASK) as classifier, progress_bar(texts) as progress:
+        classifier.classify([by_language["eng_Latn"][0]["text"]])  # the first call is the slowest
         for language, rows in by_language.items():
-            started = time.perf_counter()
+            start = time.perf_counter()
             predictions = classifier.classify([row["text"] for row in rows])
-            took = time.perf_counter() - started
-            hits = sum(found.label == row["label"] for found, row in zip(predictions, rows, strict=True))
-            accuracy[language] = hits / len(rows)
-            seconds += took
-            table.add_row(language, f"{accuracy[language]:.2f}", f"{len(rows) / took:.0f}")
-    Console().print(table)
+            elapsed = time.perf_counter() - start
+            correct = sum(item.label == row["label"] for item, row in zip(predictions, rows, strict=True))
+            accuracy[language] = correct / len(rows)
+            seconds += elapsed
+            table.add_row(language, f"{accuracy[language]:.2f}", f"{len(rows) / elapsed:.0f}")
+            progress(len(rows))
+    console.print_stdout(table)
     return {
         "bundle": str(bundle),
         "task": TASK,
@@ -60,7 +63,7 @@ def run(bundle: Path) -> dict[str, object]:
         "scripts": len({language.split("_")[1] for language in accuracy}),
         "accuracy": round(sum(accuracy.values()) / len(accuracy), 4),
         "per_language": accuracy,
-        "texts_per_s": round(sum(map(len, by_language.values())) / seconds, 1),
+        "texts_per_s": round(texts / seconds, 1),
     }
 
 

@@ -41,7 +41,7 @@ def task() -> None:
 def list_tasks(bundle: Path) -> None:
     """Print the tasks of a BUNDLE, one per line: name, tab, kind and labels."""
     for name, part in Bundle.open(bundle).manifest.tasks.items():
-        click.echo(f"{safe_text.printable(name)}\t{safe_text.printable(views.answers(part.kind, part.labels))}")
+        click.echo(f"{safe_text.printable(name)}\t{safe_text.printable(views.kind_and_labels(part.kind, part.labels))}")
 
 
 @task.command("add")

@@ -24,7 +24,7 @@ def test_export_then_join(checkpoint: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     for words in ("writing the encoder (bert, int8)", "writing the LLM (causal, q4_0)", "matrices of the LLM: 14 q4_0"):
         assert words in result.stderr
-    for words in ("against the torch stack", "stack", "task topic", "encoder/model.bin", "llm.json"):
+    for words in ("comparison with torch", "stack", "task topic", "encoder/model.bin", "llm.json"):
         assert words in result.stdout
     result = runner.invoke(
         cli.join, [str(tmp_path / "parts"), "--out", str(tmp_path / "bundle")], catch_exceptions=False

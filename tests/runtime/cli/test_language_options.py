@@ -155,7 +155,7 @@ def test_languages_of_a_bundle(run: Run, language_bundle: Path, tiny_bundle: Pat
     ]
     assert run("languages", tiny_bundle).out == run("languages").out
     assert "bod_Tibt\tTibetan\n" in run("languages").out
-    assert "4, and --lang must tell which" in run("info", language_bundle).out
+    assert "4, --lang is required" in run("info", language_bundle).out
 
 
 def test_the_summary_merges_rare_languages() -> None:
