@@ -85,7 +85,7 @@ def fit_view(report: FitReport) -> RenderableType:
     folds = f"{report.folds} folds" + ("" if report.groups is None else f" of {count(report.groups, 'group')}")
     held_out = "it" if report.groups is None else "its group"
     facts = {
-        "cross-validation": f"{count(report.texts, 'text')} in {folds}, each classified by a head fitted without {held_out}",
+        "cross-validation": f"{count(report.texts, 'text')} in {folds}, each predicted without {held_out}",
         "accuracy": f"{report.accuracy:.3f} (most frequent label: {report.commonest:.3f})",
         "macro F1": f"{report.macro_f1:.3f}",
         "calibration error": f"{report.calibration_error:.3f}",
@@ -102,7 +102,7 @@ def calibration_view(report: CalibrationReport, unsure: str) -> RenderableType:
     """Return the cross-validated scores of a calibrated task."""
     fitted = report.fitted
     facts = {
-        "cross-validation": f"{count(report.texts, 'text')} in {report.folds} folds, each with temperatures fitted without it",
+        "cross-validation": f"{count(report.texts, 'text')} in {report.folds} folds, each predicted without it",
         "accuracy": f"{report.accuracy:.3f}",
         "calibration error": f"{report.error_after:.3f} (before: {report.error_before:.3f})",
         "log loss": f"{report.loss_after:.3f} (before: {report.loss_before:.3f})",

@@ -95,7 +95,7 @@ def test_the_command(run: Run, fresh_bundle: Path) -> None:
     write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, GROUPS, strict=True)], ("text", "label", "document"))
     result = run("fit", fresh_bundle, "in.csv", "-t", "words", "--group-column", "document")
     assert result.code == 0, result.err
-    assert "55 texts in 5 folds of 9 groups, each classified by a head fitted without its group" in result.out
+    assert "55 texts in 5 folds of 9 groups, each predicted without its group" in result.out
 
 
 BAD_GROUPS: dict[str, tuple[Callable[[int], str], str, int, str]] = {

@@ -249,7 +249,7 @@ BAD_SHEETS = {
     "one label": ([("a", "x"), ("b", "x")], [], 1, "the only label is 'x'"),
     "a rare label": ([("a", "x"), ("b", "x"), ("c", "y")], [], 1, "'y' of 2 labels: one text only"),
     "the same text twice": ([("a", "x"), ("b", "x"), ("c", "y"), ("c", "y")], [], 1, "'y' of 2 labels: one text only"),
-    "no rows": ([], [], 1, "in.csv holds a header but no rows"),
+    "no rows": ([], [], 1, "in.csv holds no rows"),
     "an empty label": ([("a", "x"), ("b", " ")], [], 1, "in.csv row 3 has the label ' '"),
     "no such column": ([("a", "x")], ["--label-column", "mood"], 2, "in.csv row 2 has no column 'mood'"),
     "no name for a task": ([("a", "x")], ["-t", "../x"], 2, "'../x' is no name for a task"),
