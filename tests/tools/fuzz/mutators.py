@@ -1,6 +1,6 @@
-"""Makes mutants of files: seeded, of every kind that an attacker or a failing disk would think of.
+"""Seeded mutators of file contents, as an attacker or a failing disk would change them.
 
-Every mutator takes a random generator and the bytes of a valid file and returns other bytes.
+Every mutator takes a random generator and the content of a valid file, and returns a changed content.
 """
 
 from __future__ import annotations

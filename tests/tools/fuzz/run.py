@@ -1,11 +1,10 @@
-"""Mutants of tiny bundles, opened in Python and run natively in child processes.
+"""Open mutated bundles, and run accepted ones in child processes.
 
 ``python -m tests.tools.fuzz.run --count 20000 -o benchmarks/results/mutations`` makes as many mutants of each format
-and writes what became of them. A mutant's number and the seed give the mutant again.
+and writes their outcomes. A mutant is reproducible from its number and the seed.
 
-Every mutant stands in a bundle whose manifest was made again, so that no digest gives it away; apart from that,
-`Bundle.verify` must refuse it by the digest of the file before. What the checks in Python let through is loaded and run
-in a child process, all of it for the formats whose headers decide, and a share where weights may be anything.
+The manifest of a mutant is updated, so that its digest matches; `Bundle.verify` is also tried with the old digest, and
+must refuse it. Mutants that pass the checks in Python are loaded and run in a child process, all or a share of them.
 """
 
 from __future__ import annotations
@@ -47,16 +46,16 @@ from tests.tools.fuzz.mutators import Mutator
 
 SEED = 20261125
 SECONDS = 2.0
-"""Longest a mutant may take, in processor time."""
+"""Maximum processor time of a mutant."""
 _PATIENCE = 30.0
-"""Longest wait for an answer by the clock, on a busy machine."""
-_KEPT = 12
+"""Maximum wall time of a mutant, on a busy machine."""
+_MAX_EXAMPLES = 12
 _REFERENCE = Path(__file__).parents[3] / "reference/parts/tokenizer.json"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A file of one of the bundles, and how it is mutated."""
+    """A file of a bundle, and its mutator."""
 
     bundle: str
     name: str
@@ -90,14 +89,14 @@ FORMATS: dict[str, tuple[Target, ...]] = {
 
 
 class Tally(msgspec.Struct):
-    """What became of the mutants of one format."""
+    """Outcomes of the mutants of one format."""
 
     mutants: int = 0
     unchanged: int = 0
-    """Mutations that gave the same bytes; they are not among the mutants."""
+    """Mutations without effect, which do not count as mutants."""
     refused_before_native_load: int = 0
     accepted_not_run: int = 0
-    """Let through and left out of the share that is run."""
+    """Accepted, and outside the share that is run."""
     refused_by_engine: int = 0
     ran: int = 0
     crashed: int = 0
@@ -106,26 +105,26 @@ class Tally(msgspec.Struct):
     """Exceptions that are not the project's own."""
     slowest_open_seconds: float = 0.0
     digest_checked: int = 0
-    """Changed files that `verify` was given with the old digest."""
+    """Mutants that `verify` compared with the old digest."""
     digest_missed: int = 0
-    """Those that it let through."""
+    """Mutants that it accepted."""
     seconds: float = 0.0
     native_seconds: float = 0.0
-    """Of those, spent running what was let through."""
+    """Seconds of running accepted mutants."""
     examples: dict[str, list[str]] = {}
-    """Outcome that should not be -> the first such mutants."""
+    """Failure -> the first such mutants."""
 
     def note(self, outcome: str, example: str) -> None:
-        """Count an outcome that should not be."""
+        """Count a failure."""
         setattr(self, outcome, getattr(self, outcome) + 1)
-        kept = self.examples.setdefault(outcome, [])
-        if len(kept) < _KEPT:
-            kept.append(example)
+        examples = self.examples.setdefault(outcome, [])
+        if len(examples) < _MAX_EXAMPLES:
+            examples.append(example)
 
 
 @dataclass
 class Runner:
-    """A child that runs bundles, started again whenever it dies or hangs."""
+    """A child process that runs bundles, restarted after a crash or hang."""
 
     switches: tuple[bool, bool]
     _child: subprocess.Popen[bytes] | None = None
@@ -177,7 +176,7 @@ class Runner:
 
 
 def _processor_seconds(pid: int) -> float:
-    """Of a process so far, all its threads together; 0 after its end."""
+    """Processor seconds of a process, all threads together; 0 after its end."""
     try:
         numbers = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
     except OSError:
@@ -187,7 +186,7 @@ def _processor_seconds(pid: int) -> float:
 
 @contextmanager
 def bundles() -> Iterator[dict[str, Path]]:
-    """The valid bundles, in memory where the system has such a folder."""
+    """Yield valid bundles, in shared memory if the system has it."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         folder = Path(scratch)
@@ -212,7 +211,7 @@ def bundles() -> Iterator[dict[str, Path]]:
 
 
 def _give_adapter(folder: Path) -> Path:
-    """Let a task of a tiny bundle have an adapter."""
+    """Add an adapter to a task of a tiny bundle."""
     name = "tasks/topic/adapter.gguf"
     write_lora(folder / name, lora_weights(np.random.default_rng(SEED)))
     parts = Bundle.open(folder).manifest
@@ -223,7 +222,7 @@ def _give_adapter(folder: Path) -> Path:
 
 
 def _give_confidence(folder: Path) -> Path:
-    """Let a task of a tiny bundle be calibrated, and abstain."""
+    """Calibrate a task of a tiny bundle, with a threshold."""
     parts = Bundle.open(folder).manifest
     own = {"deu_Latn": 0.5, "swh_Latn": 2.0}
     task = msgspec.structs.replace(
@@ -235,7 +234,7 @@ def _give_confidence(folder: Path) -> Path:
 
 
 def _give_pieces(folder: Path) -> Path:
-    """Make the tokenizer of a tiny bundle one that SentencePiece reads."""
+    """Give a tiny bundle a tokenizer that SentencePiece reads."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_bytes()) | {"normalizer": json.loads(_REFERENCE.read_bytes())["normalizer"]}
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
@@ -253,15 +252,15 @@ def try_format(
     seed: int = SEED,
     native_seconds: float = 1e9,
 ) -> Tally:
-    """Make `count` mutants of a format, and run those that the checks let through.
+    """Make `count` mutants of a format, and run accepted ones.
 
     Args:
         name: One of `FORMATS`.
         count: Mutants.
-        made: The bundles, which are as before when this returns.
-        runner: What runs them.
-        seed: Of all random numbers.
-        native_seconds: Longest for running them; where it is short, a share is run, spread over all mutants.
+        made: The bundles, which are unchanged afterwards.
+        runner: Runs accepted mutants.
+        seed: Seed of all random numbers.
+        native_seconds: Maximum time of running; a share of the mutants is run if it does not suffice.
     """
     tally, began = Tally(), time.monotonic()
     subjects = [_Subject.of(target, made[target.bundle]) for target in FORMATS[name]]
@@ -311,7 +310,7 @@ class _Subject:
         (self.folder / MANIFEST_NAME).write_bytes(self.manifest)
 
     def keeps_old_digest(self) -> bool:
-        """Whether `verify` takes the mutant for the file before, if only the size is mended."""
+        """Return whether `verify` accepts the mutant with the old digest and its new size."""
         name = self.target.name
         file = msgspec.structs.replace(self.parts.files[name], size=self.path.stat().st_size)
         try:
@@ -321,9 +320,9 @@ class _Subject:
         return True
 
     def is_refused(self) -> bool:
-        """Whether opening refuses the bundle, its manifest made again.
+        """Return whether opening refuses the bundle with an updated manifest.
 
-        The changed file's own check comes first: it decides most often, and saves the others.
+        The changed file's own check comes first, because it refuses most mutants.
         """
         name = self.target.name
         try:
@@ -331,7 +330,7 @@ class _Subject:
                 check = header_checks.header_checks(self.folder, self.parts).get(name)
                 if check is not None and header_checks.run_check(check, self.path):
                     return True
-                self._make_manifest_again()
+                self._update_manifest()
             Bundle.open(self.folder)
         except MtllmError as error:
             if "\n" in str(error):
@@ -339,7 +338,7 @@ class _Subject:
             return True
         return False
 
-    def _make_manifest_again(self) -> None:
+    def _update_manifest(self) -> None:
         content = self.path.read_bytes()
         file = FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
         parts = msgspec.structs.replace(self.parts, files=self.parts.files | {self.target.name: file})
@@ -378,12 +377,12 @@ def _try(tally: Tally, subject: _Subject, runner: Runner, *, run: bool, example:
 
 
 def _shape(reason: str) -> str:
-    """A reason without its numbers and paths, to be counted."""
+    """Remove numbers and paths from a reason."""
     return "".join(" " if character.isdigit() else character for character in reason.rsplit("/", 1)[-1])[:100]
 
 
 def to_markdown(report: dict[str, object], tallies: dict[str, Tally]) -> str:
-    """The table of a run."""
+    """Table of a run in Markdown."""
     columns = ("mutants", "refused_before_native_load", "refused_by_engine", "ran", "accepted_not_run")
     columns += ("crashed", "hung", "python_errors", "digest_checked", "digest_missed")
     lines = [
@@ -403,11 +402,13 @@ def to_markdown(report: dict[str, object], tallies: dict[str, Tally]) -> str:
 
 
 def main() -> None:
-    """Run all formats as the command line says, and write the report, anew after every format."""
+    """Run the formats of the command line, and write the report after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000, help="mutants of each format")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--native-seconds", type=float, default=1e9, help="longest for running those of a format")
+    parser.add_argument(
+        "--native-seconds", type=float, default=1e9, help="maximum time of running the mutants of a format"
+    )
     parser.add_argument("--format", choices=FORMATS, action="append", dest="formats")
     parser.add_argument("-o", "--output", type=Path, help="write FILE.json and FILE.md")
     arguments = parser.parse_args()

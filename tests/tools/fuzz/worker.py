@@ -1,7 +1,7 @@
-"""Runs bundles natively for `tests.tools.fuzz.run`: reads folders from its input and answers each with a line.
+"""Run bundles for `tests.tools.fuzz.run`: read folders from stdin, and print an outcome for each.
 
-An answer is ``ran``, ``refused`` and the reason, or ``error`` and an exception that is not the project's own. There is
-none if the process dies: that is what the parent looks for.
+An outcome is ``ran``, ``refused`` and the reason, or ``error`` and an exception that is not the project's own; none if
+the process dies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MEMORY = 12 * 2**30
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Run bundles until the input ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     warnings.simplefilter("ignore")
