@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors.numpy import save_file
 
 from mtllm_edge.errors import ModelError
+from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge_train.checkpoints.config import BRIDGE_NAME, CONFIG_NAME, LORA_NAME, StackConfig, resolve_source
 from mtllm_edge_train.checkpoints.tensors import Array, head_path, read_bridge, read_head, read_lora
+from mtllm_edge_train.models.encoder import load_encoder
+from mtllm_edge_train.models.stack import LlmBody, Stack, load_llm_body
 
-if TYPE_CHECKING:
-    from mtllm_edge_train.models.stack import LlmBody, Stack
 
-
-def save_parts(folder: Path, config: StackConfig, stack: Stack | None, llm: LlmBody, heads: Any) -> None:
+def save_parts(
+    folder: Path, config: StackConfig, stack: Stack | None, llm: LlmBody, heads: torch.nn.ModuleDict
+) -> None:
     """Write the parts of a checkpoint into an existing folder.
 
     Args:
@@ -39,25 +43,21 @@ def _arrays(state: dict[str, Any]) -> dict[str, Array]:
     return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}
 
 
-def load_llm(folder: Path, config: StackConfig | None = None, *, dtype: Any = None, nf4: bool = False) -> LlmBody:
+def load_llm(
+    folder: Path, config: StackConfig | None = None, *, dtype: torch.dtype = torch.float32, nf4: bool = False
+) -> LlmBody:
     """Load the LLM body of a checkpoint with its adapter, in eval mode."""
-    import torch
-
-    from mtllm_edge_train.models.stack import LlmBody, load_llm_body
-
     config = config or StackConfig.load(folder)
     source = resolve_source(config.llm.source, folder)
-    body = load_llm_body(source, config.llm.layers, dtype=dtype or torch.float32, nf4=nf4)
+    body = load_llm_body(source, config.llm.layers, dtype=dtype, nf4=nf4)
     llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
     if config.lora is not None and (folder / LORA_NAME).exists():
         llm.load_lora_state(read_lora(folder))
     return llm.eval()
 
 
-def load_heads(folder: Path, config: StackConfig, *, width: int) -> Any:
+def load_heads(folder: Path, config: StackConfig, *, width: int) -> torch.nn.ModuleDict:
     """Load the heads of a checkpoint, on vectors of the given width, as a module dictionary."""
-    import torch
-
     heads = torch.nn.ModuleDict()
     for task, task_config in config.tasks.items():
         weight, bias = read_head(folder, task)
@@ -84,8 +84,6 @@ def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
     Raises:
         ModelError: A part is missing, damaged, or of another shape.
     """
-    from mtllm_edge_train.models.stack import Stack
-
     config = StackConfig.load(folder)
     if config.encoder is None:
         raise ModelError(f"{folder} is an LLM without an encoder; run `mtllm-edge train distill` with it first")
@@ -103,8 +101,6 @@ def load_bridge(stack: Stack, folder: Path) -> None:
     Raises:
         ModelError: The bridge is missing, damaged, or of another shape.
     """
-    import torch
-
     weight, bias = read_bridge(folder)
     bridge = stack.bridge
     expected = (tuple(bridge.weight.shape), tuple(bridge.bias.shape))
@@ -117,13 +113,8 @@ def load_bridge(stack: Stack, folder: Path) -> None:
     bridge.bias.data.copy_(torch.from_numpy(bias))
 
 
-def load_encoder_and_tokenizer(folder: Path | None, config: StackConfig) -> tuple[Any, Any]:
+def load_encoder_and_tokenizer(folder: Path | None, config: StackConfig) -> tuple[Any, Tokenizer]:
     """Load the encoder of a configuration, and its tokenizer as in the runtime."""
-    import tempfile
-
-    from mtllm_edge.tokenization.tokenizer import Tokenizer
-    from mtllm_edge_train.models.encoder import load_encoder
-
     assert config.encoder is not None
     encoder = load_encoder(resolve_source(config.encoder.source, folder))
     if config.encoder.max_tokens > encoder.max_positions:
