@@ -1,4 +1,4 @@
-"""`mtllm-edge eval` on tiny models: all four systems, resuming, and what is refused."""
+"""`mtllm-edge eval` on tiny models: all four systems, resuming, and invalid input."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TASKS = {
 
 
 def save_teacher(folder: Path, tasks: dict[str, TaskConfig]) -> Path:
-    """A fine-tuned LLM: a tiny Llama with a tokenizer of a few letters, under random heads."""
+    """Write a fine-tuned LLM: a tiny Llama with a tokenizer of a few letters and random heads."""
     save_llm(folder / "llm")
     tokenizer = tokenizers.Tokenizer.from_str(test_train_translator.tokenizer_json())
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
@@ -78,7 +78,7 @@ def save_teacher(folder: Path, tasks: dict[str, TaskConfig]) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle, a teacher, a translator and the rows, side by side: read only."""
+    """A folder with a bundle, a teacher, a translator and rows; read-only."""
     folder = tmp_path_factory.mktemp("eval")
     labels, kinds = ({name: getattr(task, field) for name, task in TASKS.items()} for field in ("labels", "kind"))
     make_tiny_bundle(folder / "bundle", tasks=labels, kinds=kinds)
@@ -90,14 +90,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test_train_translator.run(folder / "trained", test_train_translator.tiny_bert(folder / "bert"), steps=1)
     export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows.parquet")
-    for task, form in (("nli", as_pair), ("copa", as_question)):
-        table = pyarrow.Table.from_pylist([form(number, row) for number, row in enumerate(ROWS)])
+    for task, convert in (("nli", as_pair), ("copa", as_question)):
+        table = pyarrow.Table.from_pylist([convert(number, row) for number, row in enumerate(ROWS)])
         pyarrow.parquet.write_table(table, folder / f"{task}.parquet")
     return folder
 
 
 def as_pair(number: int, row: dict[str, str]) -> dict[str, Any]:
-    """Do both texts say the same?"""
+    """A pair that asks whether both texts are equal."""
     same = number % 3 == 0
     second = row["text"] if same else "cede fa"
     return {"lang": row["lang"], "split": row["split"], "text": row["text"], "text_pair": second} | {
@@ -106,7 +106,7 @@ def as_pair(number: int, row: dict[str, str]) -> dict[str, Any]:
 
 
 def as_question(number: int, row: dict[str, str]) -> dict[str, Any]:
-    """Which choice says the same as the text?"""
+    """A question which choice equals the text."""
     choices = ["cede fa", "egg hag"]
     choices.insert(number % 3, row["text"])
     return {"lang": row["lang"], "split": row["split"], "text": row["text"], "choices": choices, "label": number % 3}
@@ -270,7 +270,7 @@ def test_a_cache_is_kept_and_an_evaluation_is_not_overwritten(
     assert main([*command, "--force"]) == 0
 
 
-BAD: list[tuple[list[str], int, str]] = [
+INVALID: list[tuple[list[str], int, str]] = [
     (["--label-column", "genre"], 2, "rows.parquet row 21 has no column 'genre', only 'lang', 'text'"),
     (["--text-column", "body"], 2, "has no column 'body'"),
     (["--language-column", "code"], 2, "has no column 'code'"),
@@ -293,12 +293,12 @@ BAD: list[tuple[list[str], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("more", "code", "message"), BAD)
-def test_bad_input_is_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], code: int, message: str
+@pytest.mark.parametrize(("options", "code", "message"), INVALID)
+def test_invalid_options_are_an_error_of_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, message: str
 ) -> None:
     out = tmp_path / "out"
-    filled = [part.replace("{}", str(folder)) for part in more]
+    filled = [part.replace("{}", str(folder)) for part in options]
     assert main([*arguments(folder), *filled, "-o", str(out)]) == code
     error = capsys.readouterr().err
     assert message in error
@@ -327,7 +327,7 @@ def test_a_teacher_of_another_kind_is_refused(folder: Path, tmp_path: Path, caps
         ),
     ],
 )
-def test_bad_rows_are_one_line(
+def test_invalid_rows_are_an_error_of_one_line(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
 ) -> None:
     rows = tmp_path / "rows.jsonl"

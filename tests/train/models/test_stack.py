@@ -9,7 +9,7 @@ from mtllm_edge_train.checkpoints.config import LoraConfig
 from mtllm_edge_train.models.stack import LlmBody
 
 
-def test_gradient_checkpointing_changes_memory_alone() -> None:
+def test_gradient_checkpointing_keeps_the_gradients() -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=70,
@@ -29,7 +29,7 @@ def test_gradient_checkpointing_changes_memory_alone() -> None:
     mask_NL, inputs_NLD = torch.ones(2, 5, dtype=torch.long), torch.randn(2, 5, 32)
 
     def gradients() -> list[torch.Tensor]:
-        torch.manual_seed(1)  # of the dropout
+        torch.manual_seed(1)  # for the dropout
         llm.zero_grad()
         llm.train()(mask_NL, inputs_NLD=inputs_NLD).square().sum().backward()
         return [tensor.grad.clone() for tensor in llm.parameters() if tensor.grad is not None]
@@ -37,9 +37,9 @@ def test_gradient_checkpointing_changes_memory_alone() -> None:
     plain = gradients()
     assert passes == [True]
     llm.enable_gradient_checkpointing()
-    for expected, found in zip(plain, gradients(), strict=True):
-        torch.testing.assert_close(found, expected)
-    assert passes == [True] * 3  # the layer was computed again
+    for expected, actual in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert passes == [True] * 3  # the layer was recomputed
     with torch.no_grad(), llm.without_lora():
         llm(mask_NL, inputs_NLD=inputs_NLD)
     assert passes[3:] == [False]

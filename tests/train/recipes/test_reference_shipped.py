@@ -23,7 +23,7 @@ TRANSLATOR = PARTS.parent / "translator"
 WORD = "embeddings.word_embeddings.weight"
 
 
-def test_the_shipped_stack_becomes_a_checkpoint(tmp_path: Path) -> None:
+def test_restoring_the_stack(tmp_path: Path) -> None:
     manifest = parse_manifest((PARTS / MANIFEST_NAME).read_bytes(), origin="reference/parts")
     config = StackConfig(
         checkpoint_version=CHECKPOINT_VERSION,
@@ -38,14 +38,14 @@ def test_the_shipped_stack_becomes_a_checkpoint(tmp_path: Path) -> None:
     restore_stack(PARTS, config, tmp_path)
     assert StackConfig.load(tmp_path) == config
     assert read_bridge(tmp_path)[0].shape == (manifest.llm.n_embd, manifest.bridge.stride * manifest.encoder.d_model)
-    shipped, found = load_file(PARTS / "lora.safetensors"), read_lora(tmp_path)
-    assert found.keys() == shipped.keys()
-    assert all((found[name] == tensor).all() for name, tensor in shipped.items())
+    shipped, restored = load_file(PARTS / "lora.safetensors"), read_lora(tmp_path)
+    assert restored.keys() == shipped.keys()
+    assert all((restored[name] == tensor).all() for name, tensor in shipped.items())
     for name, task in manifest.tasks.items():
         np.testing.assert_array_equal(read_head(tmp_path, name)[0], load_file(PARTS / task.head)["weight"])
 
 
-def test_new_word_embeddings_go_behind_the_known_ones(tmp_path: Path) -> None:
+def test_new_word_embeddings_follow_those_of_e5(tmp_path: Path) -> None:
     base, shipped, out = (tmp_path / name for name in ("base", "shipped", "out"))
     for folder in (base, shipped, out):
         folder.mkdir()
@@ -56,20 +56,20 @@ def test_new_word_embeddings_go_behind_the_known_ones(tmp_path: Path) -> None:
     trained = {"new_word_embeddings": np.full((2, 2), 9, np.float16), "layer": np.ones(2, np.float16)}
     save_file(trained, shipped / "encoder.safetensors")
     restore_encoder(shipped, base, out)
-    found = load_file(out / "model.safetensors")
-    np.testing.assert_array_equal(found[WORD], [*table_VD[:3], [9, 9], [9, 9]])
-    np.testing.assert_array_equal(found["layer"], [1, 1])
-    assert found[WORD].dtype == found["layer"].dtype == np.float32
+    restored = load_file(out / "model.safetensors")
+    np.testing.assert_array_equal(restored[WORD], [*table_VD[:3], [9, 9], [9, 9]])
+    np.testing.assert_array_equal(restored["layer"], [1, 1])
+    assert restored[WORD].dtype == restored["layer"].dtype == np.float32
     assert (out / "tokenizer.json").read_text() == "[]"
 
 
-def test_the_shipped_translator_becomes_one_to_export(tmp_path: Path) -> None:
+def test_restoring_the_translator(tmp_path: Path) -> None:
     shipped = load_file(TRANSLATOR / "encoder.safetensors")
     new = len(shipped["new_word_embeddings"])
     layers = 1 + max(int(name.split(".")[2]) for name in shipped if name.startswith("encoder.layer."))
     width, inner = shipped["encoder.layer.0.output.dense.weight"].shape
     positions = len(shipped["embeddings.position_embeddings.weight"])
-    config = transformers.BertConfig(
+    bert_config = transformers.BertConfig(
         vocab_size=5 + new,
         hidden_size=width,
         num_hidden_layers=layers,
@@ -79,12 +79,12 @@ def test_the_shipped_translator_becomes_one_to_export(tmp_path: Path) -> None:
     )
     base, out = tmp_path / "base", tmp_path / "out"
     save_encoder(base, "bert")  # for its tokenizer
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(base)
+    transformers.BertModel(bert_config, add_pooling_layer=False).save_pretrained(base)
     out.mkdir()
     restore_translator(TRANSLATOR, base, out)
-    translator, found = load_translator(out)
-    assert found.name == "reference-translator"
-    assert found.sources
+    translator, config = load_translator(out)
+    assert config.name == "reference-translator"
+    assert config.sources
     state = translator.decoder.state_dict()
     for name, tensor in load_file(TRANSLATOR / "decoder.safetensors").items():
         np.testing.assert_array_equal(state[name].numpy(), tensor.astype(np.float32))

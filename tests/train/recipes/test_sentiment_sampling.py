@@ -1,4 +1,4 @@
-"""Pairs that say something good or bad are drawn more, whatever they weighed before."""
+"""Oversampling of pairs with positive or negative sentiment."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from mtllm_edge_train.multilingual.pairs import SentencePair
 from mtllm_edge_train.recipes.reference.sentiment_sampling import sample_sentiment
 
-GOOD = "This is a wonderful day and I love it."
-BAD = "The terrible war killed and destroyed everything."
+POSITIVE = "This is a wonderful day and I love it."
+NEGATIVE = "The terrible war killed and destroyed everything."
 PLAIN = "The committee met in the town on Monday."
 PAIRS = [
     SentencePair("deu_Latn", "gut", GOOD, 1.0),
@@ -21,14 +21,14 @@ PAIRS = [
 ]
 
 
-def test_each_side_gets_its_share_and_keeps_its_proportions() -> None:
-    found = sample_sentiment(PAIRS, 0.15)
-    assert [pair[:3] for pair in found] == [pair[:3] for pair in PAIRS]
-    # the pairs weigh 100, so either side gets 15
-    assert [pair.weight for pair in found] == pytest.approx([3.75, 11.25, 15.0, 50.0, 10.0, 14.0, 20.0])
+def test_positive_and_negative_pairs_get_their_share() -> None:
+    sampled = sample_sentiment(PAIRS, 0.15)
+    assert [pair[:3] for pair in sampled] == [pair[:3] for pair in PAIRS]
+    # the total weight is 100, so each sentiment gets 15
+    assert [pair.weight for pair in sampled] == pytest.approx([3.75, 11.25, 15.0, 50.0, 10.0, 14.0, 20.0])
 
 
-def test_a_side_without_pairs_stays_empty() -> None:
+def test_a_missing_sentiment_is_left_out() -> None:
     assert sample_sentiment(PAIRS[3:], 0.15) == PAIRS[3:]
     assert [pair.weight for pair in sample_sentiment(PAIRS[2:4], 0.5)] == pytest.approx([26.0, 50.0])
     assert sample_sentiment([], 0.15) == []
