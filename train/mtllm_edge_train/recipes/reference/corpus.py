@@ -61,6 +61,10 @@ def texts_by_language(folder: Path, *, at_most: int = 3000, at_least: int = 300)
     return {language: texts for language, texts in sorted(by_language.items()) if len(texts) >= at_least}
 
 
+_TEMPERATURE = 3.0
+"""Temperature of language sampling: 1 draws all rows alike, a large one all languages alike."""
+_BOOST = 3.0
+"""Factor on languages that the encoder was not trained on."""
 _FILE_WEIGHTS = {"bible": 0.5, "apps_gettext": 0.1, "libreoffice_ui": 0.1, "mediawiki": 0.1, "gatitos_lexicon": 0.05}
 """File -> weight of a row, relative to a sentence of prose: interface strings and single words are less useful."""
 
@@ -70,13 +74,11 @@ def translation_pairs(
     languages: Collection[str],
     *,
     known: Collection[str],
-    temperature: float = 3.0,
-    boost: float = 3.0,
     without: Collection[str] = (),
 ) -> list[SentencePair]:
     """Return freely licensed sentence pairs, weighted for translation, and English paired with itself.
 
-    A language whose rows weigh n in total is drawn in proportion to ``n ** (1 / temperature)``, times `boost` if the
+    A language whose rows weigh n in total is drawn in proportion to the cube root of n, three times as often if the
     encoder does not know it. English is a twentieth of the total.
 
     Args:
@@ -84,8 +86,6 @@ def translation_pairs(
         languages: Language codes to include.
         known: Codes of the languages that the encoder was trained on.
         without: Names of files to exclude, without suffix.
-        temperature: 1 draws all rows alike, a large one all languages alike.
-        boost: Factor on languages that are not in `known`.
     """
     by_language: dict[str, list[SentencePair]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):
@@ -97,7 +97,7 @@ def translation_pairs(
     pairs: list[SentencePair] = []
     for language, rows in sorted(by_language.items()):
         count = sum(pair.weight for pair in rows)
-        factor = count ** (1 / temperature - 1) * (1.0 if language in known else boost)
+        factor = count ** (1 / _TEMPERATURE - 1) * (1.0 if language in known else _BOOST)
         pairs += [pair._replace(weight=pair.weight * factor) for pair in rows]
     english_texts = english_sides(folder)
     total = sum(pair.weight for pair in pairs)

