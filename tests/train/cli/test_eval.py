@@ -289,7 +289,7 @@ INVALID: list[tuple[list[str], int, str]] = [
     (["--teacher", "{}/teacher", "--translator", "{}/trained"], 1, "trained holds no translator.json"),
     (["--train", "{}/rows.parquet"], 2, "is a training row in deu_Latn, expected eng_Latn alone"),
     (["--train-where", "split=train"], 2, "--train-where chooses rows of --train"),
-    (["--seen", "{}/nothing"], 2, "nothing is no file"),
+    (["--seen", "{}/nothing"], 2, "nothing does not exist"),
 ]
 
 

@@ -76,7 +76,7 @@ def test_all_stages_and_evaluation(folder: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "error", "message"),
     [
         (("finetune", "tone", *LLM, "--out", "x"), UsageError, "'tone' is not TASK=FILE"),
-        (("finetune", "tone=missing.csv", *LLM, "--out", "x"), UsageError, "missing.csv is no file"),
+        (("finetune", "tone=missing.csv", *LLM, "--out", "x"), UsageError, "missing.csv does not exist"),
         (("distill", "none", "none", "english.txt", "--out", "x"), MtllmError, "none holds no stack.json"),
         (("finetune", "tone=empty.jsonl", *LLM, "--out", "x"), DataError, "empty.jsonl holds no text"),
         (("finetune", "tone=latin.csv", *LLM, "--out", "x"), DataError, "latin.csv line 2 is not valid UTF-8"),
@@ -87,7 +87,7 @@ def test_all_stages_and_evaluation(folder: Path, capsys: pytest.CaptureFixture[s
         (("finetune", "tone=tone.jsonl", *LLM, "--device", "cuda:99", "--out", "x"), UsageError, "--device cuda:99"),
     ],
 )
-def test_bad_input_is_one_clear_error(
+def test_invalid_input_is_an_error_of_one_line(
     folder: Path,
     arguments: tuple[str, ...],
     error: type[MtllmError],

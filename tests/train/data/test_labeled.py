@@ -1,4 +1,4 @@
-"""Reading training files: what is accepted, and one clear line for what is not."""
+"""Reading training files: formats, and errors of one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def test_labels_of_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("label,text\n" + "".join(f'x,"{text}"\n' for text in texts))
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{text}", "label": 1}}\n\n' for text in texts))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": [1, 2, 1]}), tmp_path / "a.parquet")
-    for name in ("a.csv", "a.jsonl", "a.parquet"):
+    (tmp_path / "a.tsv").write_text("label\ttext\n" + "".join(f"x\t{text}\n" for text in texts))
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet"):
         assert read_labeled(tmp_path / name).texts == texts, name
     assert read_labeled(tmp_path / "a.csv").labels == ["x", "x", "x"]
     assert read_labeled(tmp_path / "a.parquet").counts == {"1": 2, "2": 1}
@@ -35,7 +36,7 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("a.md", b"text", UsageError, "has the suffix '.md'"),
+        ("a.md", b"text", UsageError, "files of texts end in .txt, .csv"),
         ("a.csv", b"text,label\n", DataError, "holds no rows"),
         ("a.csv", b"body,label\nx,y\n", UsageError, "no column 'text', only 'body', 'label'"),
         ("a.csv", b"text,label\nx\n", DataError, "row 2 has 1 cells"),
@@ -48,7 +49,7 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 no", DataError, "not a readable parquet file"),
     ],
 )
-def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmError], message: str) -> None:
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmError], message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(error, match=message) as caught:
@@ -57,7 +58,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmE
     assert "\n" not in str(caught.value)
 
 
-def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
+def test_parquet_without_text(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2], "label": ["a", "b"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 1, column 'text', is a number"):
         read_labeled(tmp_path / "a.parquet")
@@ -65,12 +66,12 @@ def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
-        with pytest.raises(UsageError, match="is no file; check the path"):
+        with pytest.raises(UsageError, match="does not exist; check the path"):
             read_labeled(tmp_path / name)
 
 
 def data_set(folder: Path, columns: dict[str, list[Any]], **classes: list[str]) -> str:
-    """A folder that the library reads as a data set, and its name; its `classes` are numbers there."""
+    """Write a folder that `datasets` reads as a data set with class indices; return its name."""
     features = datasets.Dataset.from_dict(columns).features
     for column, names in classes.items():
         features[column] = datasets.ClassLabel(names=names)
@@ -79,23 +80,23 @@ def data_set(folder: Path, columns: dict[str, list[Any]], **classes: list[str]) 
     return f"hub:{folder}"
 
 
-def test_a_data_sets_classes_go_by_their_names(tmp_path: Path) -> None:
+def test_classes_of_a_data_set_are_replaced_by_their_names(tmp_path: Path) -> None:
     texts = ["one", "two", "three"]
     name = data_set(tmp_path / "topics", {"body": texts, "topic": [1, 0, 1]}, topic=["earth", "sky"])
-    found = read_labeled(name, text_column="body", label_column="topic")
-    assert (found.texts, found.labels, found.counts) == (texts, ["sky", "earth", "sky"], {"earth": 1, "sky": 2})
+    data = read_labeled(name, text_column="body", label_column="topic")
+    assert (data.texts, data.labels, data.counts) == (texts, ["sky", "earth", "sky"], {"earth": 1, "sky": 2})
     assert read_inputs(name, text_column="body") == texts
     pairs = {"text": texts, "text_pair": ["x", "y", "z"], "label": [5, 7, 5]}
-    found = read_labeled(data_set(tmp_path / "pairs", pairs))
-    assert (found.inputs[1], found.labels) == (("two", "y"), ["5", "7", "5"])
+    data = read_labeled(data_set(tmp_path / "pairs", pairs))
+    assert (data.inputs[1], data.labels) == (("two", "y"), ["5", "7", "5"])
 
 
-def test_a_data_sets_choices_go_by_their_numbers(tmp_path: Path) -> None:
-    """The classes of COPA are called choice1 and choice2, those of MMLU A, B, C and D."""
+def test_choices_of_a_data_set_are_labeled_by_their_index(tmp_path: Path) -> None:
+    """The class names of COPA are choice1 and choice2, those of MMLU A, B, C and D."""
     columns = {"premise": ["one", "two"], "choice1": ["a", "b"], "choice2": ["c", "d"], "label": [1, 0]}
     name = data_set(tmp_path / "copa", columns, label=["choice1", "choice2"])
-    found = read_labeled(name, text_column="premise", columns=Columns(choices=("choice1", "choice2")))
-    assert (found.inputs, found.labels) == ([("one", ("a", "c")), ("two", ("b", "d"))], ["1", "0"])
+    data = read_labeled(name, text_column="premise", columns=Columns(choices=("choice1", "choice2")))
+    assert (data.inputs, data.labels) == ([("one", ("a", "c")), ("two", ("b", "d"))], ["1", "0"])
     lists = {"text": ["one"], "choices": [["a", "b", "c"]], "answer": [2]}
     assert read_labeled(data_set(tmp_path / "mmlu", lists, answer=["A", "B", "C"]), label_column="answer").labels == [
         "2"
@@ -114,7 +115,7 @@ def test_a_data_sets_choices_go_by_their_numbers(tmp_path: Path) -> None:
         (":a:b:c", {}, UsageError, "names no data set"),
     ],
 )
-def test_bad_data_sets(
+def test_invalid_data_sets(
     tmp_path: Path, suffix: str, options: dict[str, str], error: type[MtllmError], message: str
 ) -> None:
     columns = {"text": ["one", "two"], "label": [0, -1], "empty": ["", ""]}
@@ -140,6 +141,6 @@ def test_a_parquet_file_may_have_one_column(tmp_path: Path) -> None:
         (["a", ("b", "c")], ["0", "1"], "there are 2 texts, 2 labels, 1 second texts"),
     ],
 )
-def test_sets_made_by_hand(inputs: list[Input], labels: list[str], message: str) -> None:
+def test_inconsistent_sets(inputs: list[Input], labels: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         LabeledTexts.of(inputs, labels)

@@ -1,4 +1,4 @@
-"""Reading a corpus: what is accepted, how it is mixed and shuffled, and one clear line for what is wrong."""
+"""Streaming of a corpus: formats, interleaving, shuffling, and errors of one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = ["one", "two \u2028 with a line separator", "drei, mit Komma"]
 
 
 def save(folder: Path, texts: list[str]) -> None:
-    """The same texts in every kind of file."""
+    """Write the same texts in several formats."""
     lines = [text + "\n" for text in texts]
     (folder / "a.txt").write_text("\ufeff" + "\r\n".join(texts) + "\n\n", newline="")
     (folder / "b.txt.zst").write_bytes(
@@ -34,7 +34,7 @@ def save(folder: Path, texts: list[str]) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"label": [1] * 4, "text": [*texts, None]}), folder / "f.parquet")
 
 
-def test_every_kind_of_file_gives_the_same_texts(tmp_path: Path) -> None:
+def test_all_formats_have_the_same_texts(tmp_path: Path) -> None:
     save(tmp_path, TEXTS)
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == 6
@@ -42,14 +42,14 @@ def test_every_kind_of_file_gives_the_same_texts(tmp_path: Path) -> None:
         assert list(TextStream([path])) == TEXTS, path
 
 
-def test_a_folder_a_glob_and_a_list_of_files_are_read_in_turns(tmp_path: Path) -> None:
+def test_files_of_folders_globs_and_lists_are_interleaved(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     save(tmp_path / "deep", TEXTS)
     (tmp_path / "deep" / "readme.md").write_text("no text")
-    in_turns = [text for text in TEXTS for _ in range(6)]
-    assert list(TextStream([tmp_path])) == in_turns
-    assert list(TextStream([tmp_path / "*" / "?.*"])) == in_turns
-    assert list(TextStream(sorted((tmp_path / "deep").glob("?.*")))) == in_turns
+    interleaved = [text for text in TEXTS for _ in range(6)]
+    assert list(TextStream([tmp_path])) == interleaved
+    assert list(TextStream([tmp_path / "*" / "?.*"])) == interleaved
+    assert list(TextStream(sorted((tmp_path / "deep").glob("?.*")))) == interleaved
     more = tmp_path / "more"
     more.mkdir()
     for number in range(40):
@@ -59,7 +59,7 @@ def test_a_folder_a_glob_and_a_list_of_files_are_read_in_turns(tmp_path: Path) -
     assert sorted(texts) == sorted(f"{number} {side}" for number in range(40) for side in "ab")
 
 
-def test_a_data_set_comes_through_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "set"
     folder.mkdir()
@@ -69,7 +69,7 @@ def test_a_data_set_comes_through_its_library(tmp_path: Path, monkeypatch: pytes
     stream = TextStream([f"hub:{folder}"], column="body")
     assert list(stream) == list(stream) == TEXTS
     assert list(TextStream([f"hub:{folder}:default:test"], column="body")) == ["four"]
-    assert survey(stream, limit=10, sample=2, seed=0).total == 2  # what may be remote is not read twice
+    assert survey(stream, limit=10, sample=2, seed=0).total == 2  # a data set may be remote and is not read twice
     with pytest.raises(UsageError, match="has no column 'text', only 'body', 'n'"):
         list(TextStream([f"hub:{folder}"]))
     for name in (f"hub:{tmp_path}/none", f"hub:{folder}::validation"):
@@ -99,10 +99,10 @@ def test_a_data_set_comes_through_its_library(tmp_path: Path, monkeypatch: pytes
         ("a.jsonl", b'{"text": null}\n', DataError, "holds no text"),
         ("a.parquet", b"PAR1 no", DataError, "not a readable parquet file"),
         ("a.txt.zst", b"plain words", DataError, "not a readable zstd file"),
-        ("a.md", b"text", UsageError, "has the suffix '.md'"),
+        ("a.md", b"text", UsageError, "files of texts end in .txt, .csv"),
     ],
 )
-def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmError], message: str) -> None:
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmError], message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(error, match=message) as caught:
@@ -111,7 +111,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, error: type[MtllmE
     assert "\n" not in str(caught.value)
 
 
-def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
+def test_parquet_without_text(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2], "n": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 1, column 'text', is a number"):
         list(TextStream([tmp_path / "a.parquet"]))
@@ -120,7 +120,7 @@ def test_parquet_with_what_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.99, 1.0])
-def test_a_truncated_archive_is_not_a_short_one(tmp_path: Path, keep: float) -> None:
+def test_a_truncated_archive_is_an_error(tmp_path: Path, keep: float) -> None:
     lines = "".join(f"sentence number {number}\n" for number in range(50_000))
     packed = zstandard.compress(lines.encode())
     (tmp_path / "a.txt.zst").write_bytes(packed[: int(keep * len(packed))])
@@ -132,10 +132,10 @@ def test_a_truncated_archive_is_not_a_short_one(tmp_path: Path, keep: float) -> 
         survey(texts, limit=10**6, sample=2, seed=0)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     for name, message in (
-        ("a.txt", "is no file; check the path"),
-        ("a.txt.zst", "is no file; check the path"),
+        ("a.txt", "does not exist; check the path"),
+        ("a.txt.zst", "does not exist; check the path"),
         ("a*.txt", "matches no file; check the pattern"),
         ("", "holds no file that ends in .txt, .csv"),
     ):
@@ -143,23 +143,23 @@ def test_what_is_not_there(tmp_path: Path) -> None:
             TextStream([tmp_path / name])
 
 
-def test_a_survey_reads_what_the_run_will(tmp_path: Path) -> None:
+def test_a_survey_reads_the_texts_of_the_run(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{number}\n" for number in range(1000)))
     texts = [str(number) for number in range(1000)]
-    found = survey(TextStream([path]), limit=2000, sample=100, seed=0)
-    assert found == survey(texts, limit=2000, sample=100, seed=0)
-    assert (found.total, len(found.sample), len(set(found.sample))) == (1000, 100, 100)
-    assert 300 < sum(map(int, found.sample)) / 100 < 700
-    assert survey([*texts, "more"], limit=1000, sample=1, seed=0).digest == found.digest
-    assert survey([*texts[:-1], "other"], limit=1000, sample=1, seed=0).digest != found.digest
+    result = survey(TextStream([path]), limit=2000, sample=100, seed=0)
+    assert result == survey(texts, limit=2000, sample=100, seed=0)
+    assert (result.total, len(result.sample), len(set(result.sample))) == (1000, 100, 100)
+    assert 300 < sum(map(int, result.sample)) / 100 < 700
+    assert survey([*texts, "more"], limit=1000, sample=1, seed=0).digest == result.digest
+    assert survey([*texts[:-1], "other"], limit=1000, sample=1, seed=0).digest != result.digest
     assert (
         survey(["ab", "c"], limit=9, sample=1, seed=0).digest != survey(["a", "bc"], limit=9, sample=1, seed=0).digest
     )
     assert survey(["a"], limit=9, sample=5, seed=0).sample == ["a"]
 
 
-def test_batches_cover_an_epoch_in_a_bounded_window_and_repeat_themselves() -> None:
+def test_batches_cover_an_epoch_in_windows_and_are_reproducible() -> None:
     lengths = [*range(1, 51)]
     random.Random(0).shuffle(lengths)
     texts = ["x" * length for length in lengths]
@@ -167,8 +167,8 @@ def test_batches_cover_an_epoch_in_a_bounded_window_and_repeat_themselves() -> N
     first, second = ([batches[step] for step in range(start, start + 12)] for start in (0, 12))
     for epoch in (first, second):  # 50 texts: 3 windows of 4 batches, and 2 texts that no batch holds
         for window in range(3):
-            seen = [text for batch in epoch[4 * window : 4 * window + 4] for text in batch]
-            assert sorted(seen) == sorted(texts[16 * window : 16 * window + 16])
+            batch_texts = [text for batch in epoch[4 * window : 4 * window + 4] for text in batch]
+            assert sorted(batch_texts) == sorted(texts[16 * window : 16 * window + 16])
     assert first != second
     assert [sorted(batch) for batch in first] != [sorted(texts[4 * step : 4 * step + 4]) for step in range(12)]
     for order in ((23, 11, 2, 7), (2, 7, 11, 23)):
@@ -185,12 +185,12 @@ def test_batches_hold_texts_of_similar_length() -> None:
     assert sum(spans) / 64 < 100
 
 
-def test_a_corpus_of_less_than_a_batch_is_one() -> None:
+def test_a_corpus_smaller_than_a_batch_is_one_batch() -> None:
     batches = StreamedBatches(["a", "b", "c"], 8, seed=0)
     assert [sorted(batches[step]) for step in range(3)] == [["a", "b", "c"]] * 3
 
 
-def test_texts_that_can_be_read_once_only_are_refused() -> None:
+def test_texts_that_cannot_be_read_twice_are_refused() -> None:
     batches = StreamedBatches(iter(["a", "b"]), 2, seed=0)
     assert sorted(batches[0]) == ["a", "b"]
     with pytest.raises(UsageError, match="only once"):
@@ -198,7 +198,7 @@ def test_texts_that_can_be_read_once_only_are_refused() -> None:
 
 
 class Endless:
-    """A corpus without an end, which counts what was read of it."""
+    """An endless corpus, which counts its texts."""
 
     read = 0
 

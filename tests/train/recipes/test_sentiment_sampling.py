@@ -11,13 +11,13 @@ POSITIVE = "This is a wonderful day and I love it."
 NEGATIVE = "The terrible war killed and destroyed everything."
 PLAIN = "The committee met in the town on Monday."
 PAIRS = [
-    SentencePair("deu_Latn", "gut", GOOD, 1.0),
-    SentencePair("swh_Latn", "nzuri", GOOD, 3.0),
-    SentencePair("deu_Latn", "schlecht", BAD, 2.0),
+    SentencePair("deu_Latn", "gut", POSITIVE, 1.0),
+    SentencePair("swh_Latn", "nzuri", POSITIVE, 3.0),
+    SentencePair("deu_Latn", "schlecht", NEGATIVE, 2.0),
     SentencePair("deu_Latn", "schlicht", PLAIN, 50.0),
     SentencePair("deu_Latn", "knapp", "I love it", 10.0),  # too short to be scored
-    SentencePair("deu_Latn", "lang", " ".join([GOOD] * 5), 14.0),  # too long
-    SentencePair("eng_Latn", GOOD, GOOD, 20.0),
+    SentencePair("deu_Latn", "lang", " ".join([POSITIVE] * 5), 14.0),  # too long
+    SentencePair("eng_Latn", POSITIVE, POSITIVE, 20.0),
 ]
 
 

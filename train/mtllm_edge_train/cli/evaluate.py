@@ -78,10 +78,10 @@ def evaluate(
 ) -> None:
     """Evaluate a model language by language, and compare an MT-LLM with its baselines.
 
-    MODEL is a bundle, a checkpoint, or a fine-tuned LLM without an encoder, which has no baselines. DATA are .csv,
-    .jsonl or .parquet files, or data sets such as hub:ID:CONFIG:SPLIT. Each row has a text, a label and a language, and
-    a second text or choices if the task requires them. A baseline runs if its input is given: encoder alone,
-    translate-test, LLM alone.
+    MODEL is a bundle, a checkpoint, or a fine-tuned LLM without an encoder, which has no baselines. DATA are tables
+    (.csv, .tsv, .jsonl, .parquet, .xlsx), or data sets such as hub:ID:CONFIG:SPLIT. Each row has a text, a label and a
+    language, and a second text or choices if the task requires them. A baseline runs if its input is given: encoder
+    alone, translate-test, LLM alone.
 
     The output folder receives eval.json, eval.md and eval.png. The last line on stdout is the summary as JSON.
     """

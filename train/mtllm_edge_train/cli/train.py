@@ -84,9 +84,9 @@ def adapt(
 ) -> None:
     """General adaptation (stage 1): the stack learns to reproduce the LLM's vectors of English TEXTS.
 
-    TEXTS are .txt files with a text per line, .csv, .jsonl and .parquet files, all but parquet also as .zst; folders
-    and globs of these; and data sets of the hub or of a folder, as hub:ID, hub:ID:CONFIG or hub:ID:CONFIG:SPLIT. They
-    are streamed and interleaved, so a corpus may be larger than memory.
+    TEXTS are .txt files with a text per line, .csv, .tsv, .jsonl, .parquet and .xlsx files, text formats also as .gz or
+    .zst; folders and globs of these; and data sets of the hub or of a folder, as hub:ID, hub:ID:CONFIG or
+    hub:ID:CONFIG:SPLIT. They are streamed and interleaved, so a corpus may be larger than memory.
     """
     from mtllm_edge_train.checkpoints.config import EncoderConfig
     from mtllm_edge_train.data.streams import TextStream
@@ -126,9 +126,9 @@ def finetune(
 ) -> None:
     """Task fine-tuning: the LLM alone learns one or several tasks from English labels.
 
-    FILE is a .csv, .jsonl or .parquet file of labeled texts, or a data set of the hub or of a folder, such as
-    hub:ID:CONFIG:SPLIT. A column 'text_pair' makes it a task of text pairs. A column 'choices' makes it multiple
-    choice; its labels are indices of choices, from 0. The result is the teacher of `distill`.
+    FILE is a table of labeled texts (.csv, .tsv, .jsonl, .parquet, .xlsx), or a data set of the hub or of a folder,
+    such as hub:ID:CONFIG:SPLIT. A column 'text_pair' makes it a task of text pairs. A column 'choices' makes it
+    multiple choice; its labels are indices of choices, from 0. The result is the teacher of `distill`.
     """
     from mtllm_edge_train.data.labeled import read_labeled
     from mtllm_edge_train.stages.finetune import FineTuning

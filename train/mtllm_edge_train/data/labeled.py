@@ -10,9 +10,7 @@ from pathlib import Path
 from mtllm_edge.errors import DataError
 from mtllm_edge.files.columns import LABEL_COLUMN, Columns
 from mtllm_edge.inputs import Input, Kind, check_kind
-from mtllm_edge_train.data.hub import is_hub_dataset
-from mtllm_edge_train.data.tables import Rows, read_rows
-from mtllm_edge_train.data.texts import read_file
+from mtllm_edge_train.data.tables import LabeledTable, read_labeled_table
 
 _DEFAULT_COLUMNS = Columns()
 
@@ -74,14 +72,9 @@ class LabeledTexts:
 def read_inputs(
     source: str | Path, *, text_column: str | None = None, columns: Columns = _DEFAULT_COLUMNS
 ) -> list[Input]:
-    """Read what a task reads, without labels: texts (`texts.SUFFIXES`), or pairs, or texts with choices.
-
-    Arguments are those of `read_labeled`, and so are the errors.
-    """
-    if not is_hub_dataset(source) and Path(source).suffix in (".txt", ".zst"):
-        return [*read_file(Path(source), column=text_column)]
-    rows = read_rows(source, text_column)
-    return rows.inputs(columns.kind(rows.rows[0], str(source)), columns)
+    """Read inputs of a task without labels; arguments and errors as for `read_labeled`."""
+    table = read_labeled_table(source, text_column)
+    return table.inputs(columns.kind(table.rows[0], str(source)), columns)
 
 
 def read_labeled(
@@ -91,32 +84,32 @@ def read_labeled(
     label_column: str = LABEL_COLUMN,
     columns: Columns = _DEFAULT_COLUMNS,
 ) -> LabeledTexts:
-    """Read a .csv, .jsonl or .parquet file, or a data set, of labelled texts, pairs, or texts with choices.
+    """Read a file or a data set of labeled texts, pairs, or texts with choices.
 
     Args:
-        source: The file or, after `hub.HUB`, the data set. Its columns tell the kind of its task.
-        text_column: Where the text is; None takes ``text``, else the only column.
-        label_column: Where the label is; of choices, the number of the right one, counted from 0. A data set's classes
-            are called by their names.
-        columns: Where second texts or choices are.
+        source: The file, or the data set with a name as in `hub.HUB`. Its columns determine the kind of the task.
+        text_column: Column of the text; None takes ``text`` or the only column.
+        label_column: Column of the label; for multiple choice the index of the right choice, from 0. Classes of a data
+            set are replaced by their names.
+        columns: Columns of second texts or choices.
 
     Raises:
-        UsageError: No such file, another suffix, or no such column.
-        DataError: Not UTF-8, malformed, an empty or non-text cell, unequal numbers of choices, or a label that is
-            the number of none of them; or no such data set.
+        UsageError: The file is missing or of another type, or a column is missing.
+        DataError: A row cannot be read, a cell is empty or no text, the numbers of choices differ, or a label is not
+            the index of a choice; or the data set does not exist.
     """
-    rows = read_rows(source, text_column)
-    return labeled_texts(rows, columns.kind(rows.rows[0], str(source)), columns, label_column)
+    table = read_labeled_table(source, text_column)
+    return labeled_texts(table, columns.kind(table.rows[0], str(source)), columns, label_column)
 
 
-def labeled_texts(rows: Rows, kind: Kind, columns: Columns, label_column: str) -> LabeledTexts:
-    """What a task of some kind reads of rows, with its labels; errors as for `read_labeled`."""
-    inputs = rows.inputs(kind, columns)
-    labels = rows.words(label_column, "label")
+def labeled_texts(table: LabeledTable, kind: Kind, columns: Columns, label_column: str) -> LabeledTexts:
+    """Return the inputs and labels of a table; errors as for `read_labeled`."""
+    inputs = table.inputs(kind, columns)
+    labels = table.words(label_column, "label")
     if kind == "multiple_choice":
-        numbers = {name: str(number) for number, name in enumerate(rows.classes.get(label_column, ()))}
-        labels = [numbers.get(label, label) for label in labels]
-        _check_choices([item[1] for item in inputs], labels, rows.places)
+        indices = {name: str(index) for index, name in enumerate(table.classes.get(label_column, ()))}
+        labels = [indices.get(label, label) for label in labels]
+        _check_choices([item[1] for item in inputs], labels, table.places)
     return LabeledTexts.of(inputs, labels)
 
 

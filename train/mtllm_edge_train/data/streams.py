@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtllm_edge.errors import UsageError
+from mtllm_edge.files.sources import SUFFIXES, open_source
 from mtllm_edge_train.data.batches import BatchOrder
 from mtllm_edge_train.data.hub import is_hub_dataset, parse_dataset_name
-from mtllm_edge_train.data.texts import SUFFIXES, check_file, read_source
+from mtllm_edge_train.data.texts import read_texts
 
 WINDOW = 65_536
 """Number of texts that are in memory and shuffled together."""
@@ -32,7 +33,7 @@ class TextStream:
         """Find the files; nothing is read yet.
 
         Args:
-            names: Files with one of `texts.SUFFIXES`, folders with such files in any depth, globs, and data sets with
+            names: Files with one of `sources.SUFFIXES`, folders with such files in any depth, globs, and data sets with
                 names as in `hub.HUB`.
             column: Column of the text, except in .txt; None takes ``text`` or the only column.
 
@@ -58,7 +59,7 @@ class TextStream:
             DataError: A file cannot be read or has no texts.
         """
         names = iter(self._names)
-        readers = [read_source(name, column=self._column) for name in itertools.islice(names, _OPEN_FILES)]
+        readers = [read_texts(name, column=self._column) for name in itertools.islice(names, _OPEN_FILES)]
         while readers:
             for texts in list(readers):
                 text = next(texts, None)
@@ -66,7 +67,7 @@ class TextStream:
                     yield text
                     continue
                 readers.remove(texts)
-                readers += [read_source(name, column=self._column) for name in itertools.islice(names, 1)]
+                readers += [read_texts(name, column=self._column) for name in itertools.islice(names, 1)]
 
 
 def _expand(name: str) -> list[str]:
@@ -75,7 +76,7 @@ def _expand(name: str) -> list[str]:
         return [name]
     path = Path(name)
     if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and file.name.lower().endswith(SUFFIXES))
         if not files:
             raise UsageError(f"{name} holds no file that ends in {', '.join(SUFFIXES)}; name a folder of texts")
         return files
@@ -84,7 +85,7 @@ def _expand(name: str) -> list[str]:
         if not matches:
             raise UsageError(f"{name} matches no file; check the pattern")
         return list(itertools.chain.from_iterable(map(_expand, matches)))
-    check_file(path)
+    open_source(name)  # checks the name
     return [name]
 
 

@@ -1,4 +1,4 @@
-"""Rows of a file or a data set, all of them and with all their columns: what a task learns from is small enough."""
+"""Whole tables of files and data sets: labeled data fits into memory."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtllm_edge.errors import UsageError
-from mtllm_edge.files.tables import Table, make_table, read_table
+from mtllm_edge.files.sources import open_source
+from mtllm_edge.files.tables import Table, make_table
 from mtllm_edge_train.data.hub import is_hub_dataset, open_dataset
 
 
 @dataclass(frozen=True, slots=True)
-class Rows(Table):
-    """A table whose columns may hold classes."""
+class LabeledTable(Table):
+    """A table with the class names of a data set."""
 
     classes: Mapping[str, Sequence[str]]
-    """Column of a data set that numbers classes there -> their names, in the order of the numbers. The rows have the
-    names, and None for a number outside the classes, such as -1 in unlabeled splits."""
+    """Column of class indices in a data set -> class names. The rows have the names, and None for an index outside the
+    classes, such as -1 in unlabeled splits."""
 
-    def select(self, indices: Sequence[int]) -> Rows:
+    def select(self, indices: Sequence[int]) -> LabeledTable:
         """Return some of the rows."""
         return replace(
             self,
@@ -29,39 +29,30 @@ class Rows(Table):
         )
 
 
-def read_rows(source: str | Path, column: str | None) -> Rows:
-    """Read a .csv, .jsonl or .parquet file, or a data set.
+def read_labeled_table(source: str | Path, column: str | None) -> LabeledTable:
+    """Read a file or a data set.
 
     Args:
-        source: The file or, after `hub.HUB`, the data set.
-        column: Where the text is; None takes ``text``, else the only column.
+        source: The file, or the data set with a name as in `hub.HUB`.
+        column: Column of the text, except in .txt; None takes ``text`` or the only column.
 
     Raises:
-        UsageError: No such file, another suffix, or no such column.
-        DataError: Nothing readable, no rows, or a cell that is no text.
+        UsageError: The file is missing or of another type, or has no such column.
+        DataError: A row cannot be read or has no text, or there are no rows.
     """
-    if is_hub_dataset(source):
-        return _read_data_set(str(source), column)
-    path = Path(source)
-    if path.suffix not in (".csv", ".jsonl", ".parquet"):
-        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected .csv, .jsonl or .parquet")
-    if not path.is_file():
-        raise UsageError(f"{path} is no file; check the path")
-    return _rows(read_table([str(path)], text_column=column), {})
-
-
-def _rows(table: Table, classes: Mapping[str, Sequence[str]]) -> Rows:
-    return Rows(table.texts, table.rows, table.places, classes)
-
-
-def _read_data_set(name: str, column: str | None) -> Rows:
+    name = str(source)
+    if not is_hub_dataset(name):
+        file = open_source(name)
+        table = make_table(file.strict_rows(), name, "text" if file.suffix == ".txt" else column)
+        return LabeledTable(table.texts, table.rows, table.places, {})
     rows, classes = open_dataset(name)
-    named = (
+    named_rows = (
         (place, {key: _class_name(cell, classes[key]) if key in classes else cell for key, cell in row.items()})
         for place, row in rows
     )
-    return _rows(make_table(named, name, column), classes)
+    table = make_table(named_rows, name, column)
+    return LabeledTable(table.texts, table.rows, table.places, classes)
 
 
-def _class_name(number: int | None, names: Sequence[str]) -> str | None:
-    return names[number] if number is not None and 0 <= number < len(names) else None
+def _class_name(index: int | None, names: Sequence[str]) -> str | None:
+    return names[index] if index is not None and 0 <= index < len(names) else None

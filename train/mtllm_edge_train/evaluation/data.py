@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mtllm_edge.errors import DataError, UsageError
-from mtllm_edge.files.columns import Columns
+from mtllm_edge.files.columns import Columns, cell_of
 from mtllm_edge.inputs import Input, Kind
 from mtllm_edge_train.data.labeled import LabeledTexts, labeled_texts
-from mtllm_edge_train.data.tables import Rows, read_rows
+from mtllm_edge_train.data.tables import LabeledTable, read_labeled_table
 
 RowFilter = Mapping[str, Set[str]]
 """Column -> its accepted values."""
@@ -31,11 +31,11 @@ class Schema:
     language: str | None = None
     """Language code of all rows; None reads the language column."""
 
-    def language_of(self, record: Mapping[str, Any], place: str) -> str:
-        """Return the language code of a row; `place` is for messages."""
-        language = self.language or _cell(record, self.language_column, place)
+    def language_of(self, row: Mapping[str, Any]) -> str:
+        """Return the language code of a row; errors as for `Table.map`."""
+        language = self.language or cell_of(row, self.language_column)
         if not isinstance(language, str) or not language.strip():
-            raise DataError(f"{place} has the language {language!r}, expected a code such as deu_Latn")
+            raise DataError(f" has the language {language!r}, expected a code such as deu_Latn")
         return language.strip()
 
 
@@ -43,19 +43,20 @@ def read_by_language(sources: Sequence[str | Path], schema: Schema, row_filter: 
     """Read the rows of all files, grouped by language; languages are sorted.
 
     Args:
-        sources: .csv, .jsonl or .parquet files, or data sets.
+        sources: Files or data sets.
         schema: Columns to read.
         row_filter: Rows to read.
 
     Raises:
-        UsageError: A file is missing or has another suffix, or a column is missing.
+        UsageError: A file is missing or of another type, or a column is missing.
         DataError: A file cannot be read, a cell is no text, label or language, or no row has a value of `row_filter`.
     """
     groups: dict[str, tuple[list[Input], list[str]]] = defaultdict(lambda: ([], []))
-    for rows in _filtered(sources, schema.text_column, row_filter):
-        data = labeled_texts(rows, schema.kind, schema.columns, schema.label_column)
-        for place, record, item, label in zip(rows.places, rows.rows, data.inputs, data.labels, strict=True):
-            inputs, labels = groups[schema.language_of(record, place)]
+    for table in _filtered(sources, schema.text_column, row_filter):
+        data = labeled_texts(table, schema.kind, schema.columns, schema.label_column)
+        languages = table.map(schema.language_of)
+        for language, item, label in zip(languages, data.inputs, data.labels, strict=True):
+            inputs, labels = groups[language]
             inputs.append(item)
             labels.append(label)
     return {language: LabeledTexts.of(*groups[language]) for language in sorted(groups)}
@@ -74,15 +75,18 @@ def read_training_rows(source: str | Path, schema: Schema, row_filter: RowFilter
         UsageError: A row is in another language; otherwise as for `read_by_language`.
         DataError: There are fewer than two labels; otherwise as for `read_by_language`.
     """
-    (rows,) = _filtered([source], schema.text_column, row_filter)
-    for place, record in zip(rows.places, rows.rows, strict=True):
-        row_language = record.get(schema.language_column, language)
+
+    def check_language(row: Mapping[str, Any]) -> None:
+        row_language = row.get(schema.language_column, language)
         if row_language != language:
             raise UsageError(
-                f"{place} is a training row in {row_language}, expected {language} alone; "
+                f" is a training row in {row_language}, expected {language} alone; "
                 f"add --train-where {schema.language_column}={language}"
             )
-    data = labeled_texts(rows, schema.kind, schema.columns, schema.label_column)
+
+    (table,) = _filtered([source], schema.text_column, row_filter)
+    table.map(check_language)
+    data = labeled_texts(table, schema.kind, schema.columns, schema.label_column)
     if len(data.counts) < 2:
         raise DataError(f"the training rows of {source} have the labels {[*data.counts]}; give rows of two labels")
     return data
@@ -105,24 +109,16 @@ def check_labels(by_language: Mapping[str, LabeledTexts], labels: Sequence[str],
             )
 
 
-def _filtered(sources: Sequence[str | Path], text_column: str, row_filter: RowFilter) -> Iterator[Rows]:
+def _filtered(sources: Sequence[str | Path], text_column: str, row_filter: RowFilter) -> Iterator[LabeledTable]:
     """The accepted rows of each file."""
     unmatched = {(column, value) for column, values in row_filter.items() for value in values}
     for source in sources:
-        rows = read_rows(source, text_column)
-        accepted = []
-        for index, (place, record) in enumerate(zip(rows.places, rows.rows, strict=True)):
-            if all(str(_cell(record, column, place)) in values for column, values in row_filter.items()):
-                unmatched -= {(column, str(record[column])) for column in row_filter}
-                accepted.append(index)
-        yield rows.select(accepted)
+        table = read_labeled_table(source, text_column)
+        cells = table.map(lambda row: {column: str(cell_of(row, column)) for column in row_filter})
+        accepted = [i for i, own in enumerate(cells) if all(own[column] in row_filter[column] for column in own)]
+        unmatched -= {cell for i in accepted for cell in cells[i].items()}
+        yield table.select(accepted)
     if unmatched:
         column, value = min(unmatched)
         others = " beside the other conditions" if len(row_filter) > 1 else ""
         raise DataError(f"{', '.join(map(str, sources))}: no row has {column}={value}{others}; correct the conditions")
-
-
-def _cell(row: Mapping[str, Any], column: str, place: str) -> Any:
-    if column not in row:
-        raise UsageError(f"{place} has no column {column!r}, only {', '.join(map(repr, row))}")
-    return row[column]
