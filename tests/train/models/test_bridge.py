@@ -100,7 +100,7 @@ def test_gradients_reach_every_state_of_a_group(stride: int, tmp_path: Path) -> 
     assert (slots_EKD.abs().amax((0, 2)) > 0).all()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, encoder: EncoderConfig, adapted: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, encoder: EncoderConfig, adapted: Path) -> None:
     with killed_after_save():
         run_adapt(tmp_path / "run", encoder)
     with pytest.raises(UsageError, match="other settings or data"):

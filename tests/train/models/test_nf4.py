@@ -90,7 +90,7 @@ def test_nf4_is_the_default_on_cuda_only(
         ("nf4", "bfloat16", torch.bfloat16),
     ],
 )
-def test_what_the_frozen_weights_are_kept_in(base: str | None, dtype: str, kept: torch.dtype) -> None:
-    settings = LoopSettings(batch_size=1, learning_rate=1.0, dtype=dtype, base_dtype=base)
-    assert (settings.frozen_dtype, settings.nf4) == (kept, base == "nf4")
-    assert settings.fingerprint_fields().get("base_dtype") == base
+def test_type_of_the_frozen_weights(base_dtype: str | None, dtype: str, expected: torch.dtype) -> None:
+    settings = LoopSettings(batch_size=1, learning_rate=1.0, dtype=dtype, base_dtype=base_dtype)
+    assert (settings.frozen_dtype, settings.nf4) == (expected, base_dtype == "nf4")
+    assert settings.fingerprint_fields().get("base_dtype") == base_dtype
