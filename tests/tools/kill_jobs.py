@@ -1,10 +1,10 @@
-"""A batch job that is killed again and again: is every row there exactly once, and in order?
+"""Kill a batch job at random moments, and check that the output has every row exactly once, in order.
 
 Real `mtllm-edge classify` processes work on a csv with bad rows and repeated texts, each of them killed (SIGKILL) at a
-random moment: most after this run has put something into its journal, every fifth when it writes the output, every
-tenth before it has done anything. After one to three kills a job may end, and its output is compared with that of one
-that was left alone. The journal has an entry for every 256 texts, so that a short job has many. Run it from the root of
-the repository: `python -m tests.tools.kill_jobs`. The last line of stdout is the result as JSON, which is also written.
+random moment: 70 % after the run has stored a chunk, 20 % while it writes the output, 10 % before. After one to three
+kills a job may end, and its output is compared with that of an undisturbed job. A chunk has 256 texts, so that a short
+job has many. Run it from the root of the repository: `python -m tests.tools.kill_jobs`. The last line of stdout is the
+result as JSON, which is also written to a file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.fixtures.tiny_bundle import make_tiny_bundle
 PATIENCE = 120
 """Seconds until a wait counts as a failure."""
 BAD_EVERY = 997
-"""Every so many rows have a cell too many."""
+"""Period of the rows with a cell too many."""
 REPEATED_EVERY = 10
 WORDS = ("good", "bad", "team", "match", "hotel", "science", "the", "is", "не", "और", "中国", "travel")
 START = """
@@ -55,13 +55,13 @@ class Harness:
     rows: int
     seed: int
     expected: list[list[str]] = field(default_factory=list)
-    """Rows of the output when nobody kills the job."""
+    """Rows of the output of an undisturbed job."""
     starting_s: float = 0.0
-    """What that job takes until its first entry in the journal."""
+    """Seconds until its first chunk is stored."""
     computing_s: float = 0.0
-    """From then on until the output is begun."""
+    """From then on until it writes the output."""
     writing_s: float = 0.0
-    """From then on until the process has ended."""
+    """From then on until the process ends."""
 
     def __post_init__(self) -> None:
         with contextlib.closing(Journal(self.folder)):
@@ -118,14 +118,14 @@ class Harness:
             return None
 
     def wait_for_change(self, process: subprocess.Popen[bytes], name: str, before: int | None) -> None:
-        """Until a file of the journal is another than before, or the process has ended."""
+        """Wait until a file of the journal changes or the process ends."""
         deadline = time.monotonic() + PATIENCE
         while process.poll() is None and self.state(name) in (before, None):
             assert time.monotonic() < deadline, f"{name} did not change"
             time.sleep(0.001)
 
     def kill(self) -> str:
-        """Start the job and kill it; returns what it was doing then."""
+        """Start the job, kill it, and return the phase in which it was."""
         name, longest = self.random.choices(
             ((None, self.starting_s), (JOURNAL, self.computing_s), (RESULT, self.writing_s)), (1, 7, 2)
         )[0]
@@ -152,30 +152,30 @@ class Harness:
             return "computing" if journal.progress.read else "starting"
 
     def check(self) -> int:
-        """Let the job end, and compare; returns the number of rows that the last run did not compute again."""
+        """Run the job to its end, compare its output, and return the number of rows it resumed after."""
         process = self.start()
         errors = self.end(process)
         finished = "exists; add --force" in errors and process.returncode == 2
         assert process.returncode == 0 or finished, errors
-        found = read_csv(self.output)
-        assert [row[0] for row in found] == [row[0] for row in self.expected], "rows are lost, twice, or out of order"
-        tied = 0  # a text's last digits depend on what is in its batch, and with them which of two equal labels wins
-        for row, expected in zip(found[1:], self.expected[1:], strict=True):
+        rows = read_csv(self.output)
+        assert [row[0] for row in rows] == [row[0] for row in self.expected], "rows are lost, twice, or out of order"
+        tied = 0  # the last digits depend on the other texts of the batch, and with them the better of two equal labels
+        for row, expected in zip(rows[1:], self.expected[1:], strict=True):
             assert row[:2] == expected[:2], (row, expected)
             assert abs(float(row[3]) - float(expected[3])) < 1e-3, (row, expected)
             tied += row[2] != expected[2]
-        assert tied < 0.002 * len(found), f"{tied} rows have another label"
+        assert tied < 0.002 * len(rows), f"{tied} rows have another label"
         bad = [str(number + 2) for number in range(BAD_EVERY - 1, self.rows, BAD_EVERY)]
         assert [row[1] for row in read_csv(self.rejected)[1:]] == bad, "rows that are set aside are lost or twice"
         assert sorted(path.name for path in self.folder.iterdir()) == ["in.csv", "out.csv", "out.rejected.csv"]
         self.output.unlink()
         self.rejected.unlink()
-        kept = [line for line in errors.splitlines() if line.startswith("going on after ")]
-        return int(kept[0].split()[3].replace(",", "")) if kept else 0
+        notes = [line for line in errors.splitlines() if line.startswith("going on after ")]
+        return int(notes[0].split()[3].replace(",", "")) if notes else 0
 
 
 def write_input(path: Path, rows: int, rng: random.Random) -> None:
-    """A csv with the columns id and text; some texts come again, some rows have a cell too many."""
+    """Write a csv with the columns id and text, some repeated texts, and some rows with a cell too many."""
     texts: list[str] = []
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -193,7 +193,7 @@ def read_csv(path: Path) -> list[list[str]]:
 
 
 def kill_jobs(harness: Harness, kills: int) -> tuple[Counter[str], list[int]]:
-    """Kill until there were so many kills; returns what the jobs were doing, and the rows that each end found kept."""
+    """Kill jobs; return the number of kills by phase, and the rows after which each last run resumed."""
     moments: Counter[str] = Counter()
     kept = []
     while moments.total() - moments["ended before"] < kills:
@@ -207,19 +207,19 @@ def kill_jobs(harness: Harness, kills: int) -> tuple[Counter[str], list[int]]:
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written."""
+    """Result of the test."""
 
     date: str
     seed: int
     rows: int
     undisturbed_s: float
-    """What the job takes when nobody kills it."""
+    """Duration of an undisturbed job."""
     kills: int
     killed_while: dict[str, int]
     jobs: int
     jobs_with_every_row_once_and_in_order: int
     rows_kept: list[int]
-    """Of each job, what its last run found in the journal."""
+    """Rows in the journal at the start of the last run of each job."""
 
 
 @click.command()
@@ -228,7 +228,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/kill_test.json"))
 def main(kills: int, rows: int, seed: int, output: Path) -> None:
-    """Kill jobs at random moments, and write what came of it."""
+    """Kill jobs at random moments, and write the result."""
     folder = Path(tempfile.mkdtemp(prefix="mtllm-edge-kills-"))
     try:
         (folder / "job").mkdir()

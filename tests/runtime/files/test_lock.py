@@ -90,14 +90,14 @@ def test_two_threads_that_add_and_remove(fresh_bundle: Path) -> None:
     bundle = Bundle.open(fresh_bundle)
     for number in range(6):
         add_task(bundle, f"old{number}", head())
-    faults: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def change(*names: str) -> None:
         try:
             for name in names:
                 remove_task(bundle, name) if name.startswith("old") else add_task(bundle, name, head())
         except BaseException as error:
-            faults.append(error)
+            errors.append(error)
 
     names = [[f"{kind}{number}" for number in range(6)] for kind in ("old", "new")]
     threads = [threading.Thread(target=change, args=given) for given in names]
@@ -105,7 +105,7 @@ def test_two_threads_that_add_and_remove(fresh_bundle: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert faults == []
+    assert errors == []
     Bundle.open(fresh_bundle).verify()
     assert set(Bundle.open(fresh_bundle).manifest.tasks) == {"topic", "sentiment", *names[1]}
 

@@ -54,7 +54,7 @@ def text_of(row: ParsedRow) -> Input | RowError:
     return item if isinstance(item, RowError) else item[1]
 
 
-def faults(name: str, content: bytes, reader: InputReader = PLAIN) -> list[str | Input]:
+def errors_of(name: str, content: bytes, reader: InputReader = PLAIN) -> list[str | Input]:
     """The inputs of one file, faults as a strict reader says them."""
     Path(name).write_bytes(content)
     job_inputs = inspect(name, reader=reader)
@@ -151,9 +151,7 @@ def test_folders_and_globs(folder: Path) -> None:
         (["numbers.csv"], UsageError, "numbers.csv has no column 'text', only 'a', 'b'; name one with --text-column"),
     ],
 )
-def test_what_stops_a_job_before_it_begins(
-    folder: Path, arguments: list[str], error: type[MtllmError], message: str
-) -> None:
+def test_errors_before_a_job_starts(folder: Path, arguments: list[str], error: type[MtllmError], message: str) -> None:
     (folder / "empty").mkdir()
     (folder / "data.json").write_text("{}")
     (folder / "blank.txt").write_text("\n \n")
@@ -208,19 +206,17 @@ FAULTY: dict[str, tuple[str, bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), FAULTY.values(), ids=FAULTY)
-def test_a_row_that_cannot_be_read_does_not_hide_the_others(
+def test_an_unreadable_row_does_not_hide_the_others(
     folder: Path, name: str, content: bytes, expected: list[str]
 ) -> None:
-    found = faults(name, content)
+    found = errors_of(name, content)
     assert len(found) == len(expected), found
     for item, start in zip(found, expected, strict=True):
         assert str(item).startswith(start)
 
 
 @pytest.mark.parametrize("argument", ["in", "in/locked/a.csv"])
-def test_what_must_not_be_read_is_neither_a_text_nor_left_out(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, argument: str
-) -> None:
+def test_a_missing_permission_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
     """As if without permission, which those who may do everything have always."""
     (folder / "in/locked").mkdir(parents=True)
     for name in ("in/a.csv", "in/locked/a.csv"):
@@ -241,7 +237,7 @@ def test_what_must_not_be_read_is_neither_a_text_nor_left_out(
     assert caught.value.filename == ("in/locked" if argument == "in" else argument)
 
 
-def test_a_fault_shows_its_line_and_the_row(folder: Path) -> None:
+def test_a_row_error_has_its_line_and_row(folder: Path) -> None:
     Path("a.csv").write_bytes(b'id,text\n1,"a\nb"\n\n2,"c\nd",3\n4,caf\xe9\n')
     found = [item for item in inputs("a.csv") if isinstance(item, RowError)]
     assert [(fault.line, fault.raw) for fault in found] == [(5, '2,"c\nd",3'), (7, "4,caf\\xe9")]
@@ -251,7 +247,7 @@ def test_a_fault_shows_its_line_and_the_row(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_the_rows_before_a_cut_are_read(folder: Path, suffix: str) -> None:
+def test_the_rows_of_a_truncated_file_are_read(folder: Path, suffix: str) -> None:
     lines = "".join(f"{os.urandom(20).hex()} {number}\n" for number in range(20_000)).encode()
     packed = gzip.compress(lines) if suffix == ".gz" else zstandard.compress(lines)
     (folder / f"a.txt{suffix}").write_bytes(packed[: len(packed) // 2])
@@ -261,9 +257,7 @@ def test_the_rows_before_a_cut_are_read(folder: Path, suffix: str) -> None:
     assert fault.reason == f"a.txt{suffix} is cut short; copy or download it again"
 
 
-def test_a_quote_that_is_never_closed_takes_one_row_and_not_the_memory(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unclosed_quote_loses_one_row_and_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_CELL_LIMIT", 2**14)
     lines = "".join(f"{number},text {number}\n" for number in range(3000))
     Path("a.csv").write_text(f'id,text\n0,"open\n{lines}')
@@ -276,7 +270,7 @@ def chosen(*arguments: str, reader: InputReader = PLAIN) -> list[tuple[str | Non
     return [(job_input.text_column, job_input.note) for job_input in inspect(*arguments, reader=reader)]
 
 
-def test_the_texts_column_is_named_or_guessed_and_said(folder: Path) -> None:
+def test_the_text_column_is_named_or_guessed_with_a_note(folder: Path) -> None:
     (folder / "text.csv").write_text("subject,text\na long subject,no\n")
     (folder / "only.csv").write_text("review\nyes\n")
     (folder / "body.csv").write_text("id,url,when,body\nA1,https://example.org/a/long/one,2020-01-01,short\n")
@@ -299,15 +293,15 @@ def test_the_texts_column_is_named_or_guessed_and_said(folder: Path) -> None:
 
 def test_pairs_and_choices(folder: Path) -> None:
     pair = InputReader("pair")
-    assert faults("a.csv", b"text,text_pair,n\na,b,1\nc,,2\n", pair) == [
+    assert errors_of("a.csv", b"text,text_pair,n\na,b,1\nc,,2\n", pair) == [
         ("a", "b"),
         "a.csv row 3, column 'text_pair', is empty; fill it or remove it",
     ]
     choices = InputReader("multiple_choice", columns=Columns(choices=("c1", "c2")))
-    assert faults("b.csv", b"text,c1,c2\na,b,c\n", choices) == [("a", ("b", "c"))]
+    assert errors_of("b.csv", b"text,c1,c2\na,b,c\n", choices) == [("a", ("b", "c"))]
     lists = InputReader("multiple_choice")
     rows = b'{"text": "a", "choices": ["b", "c"]}\n{"text": "a", "choices": ["b"]}\n{"text": "a"}\n'
-    assert [str(item)[:40] for item in faults("c.jsonl", rows, lists)] == [
+    assert [str(item)[:40] for item in errors_of("c.jsonl", rows, lists)] == [
         "('a', ('b', 'c'))",
         "c.jsonl line 2, column 'choices', has 1 ",
         "c.jsonl line 3 has no column 'choices', ",
@@ -354,7 +348,7 @@ def test_parquet_keeps_all_types(folder: Path) -> None:
     assert rows[1][3].raw.startswith('{"id":2,"text":null,"price":null,')
 
 
-def test_a_source_tells_how_much_of_it_was_read(folder: Path) -> None:
+def test_progress_of_a_source(folder: Path) -> None:
     (folder / "a.txt").write_text("some words\n" * 10_000)
     write_parquet(folder / "b.parquet", {"text": ["some words"] * 10_000})
     makers: list[Callable[[], Any]] = [lambda: inspect("a.txt"), lambda: inspect("b.parquet")]

@@ -71,7 +71,7 @@ def names() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
 
-def test_every_format_says_the_same(classify: Run) -> None:
+def test_all_formats_have_the_same_content(classify: Run) -> None:
     Path("in.jsonl").write_text('{"n": 1, "text": "one", "tags": ["a"]}\n{"text": "=1+1", "n": 2.5, "more": null}\n')
     for form in ("csv", "tsv", "jsonl", "parquet", "xlsx"):
         assert classify("in.jsonl", "-o", f"out.{form}").code == 0
@@ -142,14 +142,14 @@ def test_parquet_keeps_the_types_of_parquet(classify: Run) -> None:
         ),
     ],
 )
-def test_parquet_that_python_cannot_hold(classify: Run, table: pyarrow.Table, error: str) -> None:
+def test_parquet_that_python_cannot_represent(classify: Run, table: pyarrow.Table, error: str) -> None:
     pyarrow.parquet.write_table(table, "in.parquet")
     result = classify("in.parquet", "-o", "out.csv")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert result.err.startswith(error)
 
 
-def test_columns_that_come_late_and_columns_that_are_taken(classify: Run) -> None:
+def test_late_columns_and_name_conflicts(classify: Run) -> None:
     Path("in.jsonl").write_text('{"text": "a"}\n' * 200 + '{"text": "b", "label": "mine"}\n')
     result = classify("in.jsonl", "-o", "out.csv")
     rows = rows_of("out.csv")
@@ -159,7 +159,7 @@ def test_columns_that_come_late_and_columns_that_are_taken(classify: Run) -> Non
     assert "note: the input has a column 'label'; the new one is called 'predicted_label'\n" in result.err
 
 
-def test_rows_that_cannot_be_read_are_set_aside(classify: Run) -> None:
+def test_unreadable_rows_are_rejected(classify: Run) -> None:
     Path("a.csv").write_bytes(b'id,text\n1,one\n2,caf\xe9\n3,\n4,"four\n4",x\n5,five\n')
     Path("b.jsonl").write_bytes(b'{"text": 6}\n{"text": "seven"}\nnonsense\n')
     Path("empty.txt").write_bytes(b"")
@@ -189,7 +189,7 @@ def test_rows_that_cannot_be_read_are_set_aside(classify: Run) -> None:
     assert names() == ["a.csv", "b.jsonl", "c.txt", "empty.txt", "out.csv"], "the old rejects are of another output"
 
 
-def test_nothing_to_read_is_an_error_and_leaves_nothing(classify: Run) -> None:
+def test_no_readable_row_is_an_error_and_leaves_no_file(classify: Run) -> None:
     Path("in.csv").write_text("id,text\n1,\n2, \n")
     result = classify("in.csv", "-o", "out.csv")
     assert (result.code, names()) == (1, ["in.csv"])
@@ -198,7 +198,7 @@ def test_nothing_to_read_is_an_error_and_leaves_nothing(classify: Run) -> None:
     )
 
 
-def test_what_only_the_model_refuses_is_set_aside(
+def test_texts_that_the_model_refuses_are_rejected(
     classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = Classifier.classify
@@ -225,7 +225,7 @@ def test_what_only_the_model_refuses_is_set_aside(
     )
 
 
-def test_texts_that_come_again_are_computed_once_also_across_chunks(
+def test_repeated_texts_are_computed_once_across_chunks(
     classify: Run, small_chunks: None, computed: list[list[Input]]
 ) -> None:
     texts = [f"the team is good {number}" for number in (0, 1, 2, 1, 0, *range(3, 20), 5, 5, 19, *range(20, 25), 3)]
@@ -242,7 +242,7 @@ def test_texts_that_come_again_are_computed_once_also_across_chunks(
     assert all(len(found) == 1 for found in by_text.values())
 
 
-def test_what_is_remembered_has_a_limit(
+def test_the_result_cache_has_a_limit(
     classify: Run, small_chunks: None, computed: list[list[Input]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "_CACHE_BYTES", 10 * 300)
@@ -254,7 +254,7 @@ def test_what_is_remembered_has_a_limit(
     assert asked.count(texts[39]) == 1
 
 
-def test_an_interrupted_job_goes_on_where_it_was(classify: Run, stop: Stop, computed: list[list[Input]]) -> None:
+def test_an_interrupted_job_resumes(classify: Run, stop: Stop, computed: list[list[Input]]) -> None:
     texts = write_rows("in.csv", 50)
     assert classify("in.csv", "-o", "whole.csv").code == 0
     for calls, kept in ((2, 16), (1, 24), (0, 24)):
@@ -273,7 +273,7 @@ def test_an_interrupted_job_goes_on_where_it_was(classify: Run, stop: Stop, comp
     assert names() == ["in.csv", "out.csv", "whole.csv"]
 
 
-def test_a_failing_engine_leaves_the_work(classify: Run, stop: Stop) -> None:
+def test_a_job_resumes_after_an_engine_error(classify: Run, stop: Stop) -> None:
     write_rows("in.csv", 30)
     stop.after(2, EngineError("llama.cpp refused"))
     assert classify("in.csv", "-o", "out.csv").code == 1
@@ -281,7 +281,7 @@ def test_a_failing_engine_leaves_the_work(classify: Run, stop: Stop) -> None:
     assert len(rows_of("out.csv")) == 30
 
 
-def test_stdin_goes_on_too(classify: Run, stop: Stop) -> None:
+def test_a_job_over_stdin_resumes(classify: Run, stop: Stop) -> None:
     data = "".join(f"the team is good {number}\n" for number in range(30)).encode()
     stop.after(2, KeyboardInterrupt())
     assert classify("-o", "out.csv", stdin=data).code == 130
@@ -324,7 +324,7 @@ def test_the_journal_of_another_job_is_refused(begun: Run, arguments: Sequence[s
     assert begun("in.csv", "-o", "out.csv").err.startswith("going on after 16 rows")
 
 
-def test_a_changed_input_is_refused_and_restart_starts_anew(begun: Run) -> None:
+def test_a_changed_input_is_refused_and_restart_starts_over(begun: Run) -> None:
     Path("in.csv").write_text(Path("in.csv").read_text().replace("good", "nice"))
     assert "in.csv has changed since" in begun("in.csv", "-o", "out.csv").err
     result = begun("in.csv", "-o", "out.csv", "--restart")
@@ -333,7 +333,7 @@ def test_a_changed_input_is_refused_and_restart_starts_anew(begun: Run) -> None:
     assert names() == ["in.csv", "out.csv"]
 
 
-def test_an_input_that_changed_in_secret_is_noticed(begun: Run) -> None:
+def test_a_changed_input_with_its_old_time_is_refused(begun: Run) -> None:
     about = Path("in.csv").stat()
     Path("in.csv").write_text(Path("in.csv").read_text().replace("good", "nice"))
     os.utime("in.csv", ns=(about.st_atime_ns, about.st_mtime_ns))
@@ -387,7 +387,7 @@ def test_a_damaged_journal_is_one_line(begun: Run, damage: Callable[[], None]) -
     assert begun("in.csv", "-o", "out.csv", "--restart").code == 0
 
 
-def test_a_folder_of_somebody_else_is_left_alone(classify: Run) -> None:
+def test_a_folder_without_a_journal_is_left_alone(classify: Run) -> None:
     write_rows("in.csv", 3)
     Path(".out.csv.job").mkdir()
     Path(".out.csv.job/mine.txt").write_text("mine")
@@ -399,7 +399,7 @@ def test_a_folder_of_somebody_else_is_left_alone(classify: Run) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before the names", "rejects named", "all named", "folder half removed"])
-def test_killed_when_the_output_was_whole(classify: Run, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_killed_after_the_output_was_complete(classify: Run, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     Path("in.csv").write_text("id,text\n1,one\n2,\n3,three\n")
     Path("out.csv").write_text("old")
     with monkeypatch.context() as patched:
@@ -464,7 +464,7 @@ def test_an_output_may_replace_its_input(classify: Run) -> None:
     assert list(rows_of("in.csv")[4]) == ["id", "text", *COLUMNS]
 
 
-def test_the_rejected_rows_of_an_output_are_not_its_input(classify: Run) -> None:
+def test_the_rejected_rows_of_an_output_cannot_be_its_input(classify: Run) -> None:
     """With --force they were replaced by those of the job, of which there may be none."""
     write_rows("out.rejected.csv", 5)
     before = Path("out.rejected.csv").read_bytes()
@@ -477,7 +477,7 @@ def test_the_rejected_rows_of_an_output_are_not_its_input(classify: Run) -> None
     assert classify("out.rejected.csv", "-o", "again.csv").code == 0
 
 
-def test_a_folder_does_not_include_its_own_output(classify: Run) -> None:
+def test_the_output_in_an_input_folder_is_left_out(classify: Run) -> None:
     Path("in").mkdir()
     write_rows("in/a.csv", 3)
     Path("in/bad.csv").write_text("text\n \nx\n")
@@ -505,7 +505,7 @@ def test_a_missing_extra_is_one_line(classify: Run, monkeypatch: pytest.MonkeyPa
     assert names() == ["in.parquet"]
 
 
-def test_an_xlsx_holds_so_many_rows(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xlsx_limits_the_number_of_rows(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtllm_edge.jobs import output
 
     monkeypatch.setitem(output.MAX_ROWS, "xlsx", 20)
@@ -514,7 +514,7 @@ def test_an_xlsx_holds_so_many_rows(classify: Run, small_chunks: None, monkeypat
     assert result.err == "error: the output's format holds 20 rows at most; name another --output\n"
 
 
-def test_embeddings_go_on_too(run: Run, tiny_bundle: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_resumes(run: Run, tiny_bundle: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = write_rows("in.csv", 30)
     usual, calls = Embedder.pool, 0
 
@@ -537,7 +537,7 @@ def test_embeddings_go_on_too(run: Run, tiny_bundle: Path, small_chunks: None, m
     np.testing.assert_allclose(np.array(table.column("embedding").to_pylist()), expected_NE, atol=1e-3)
 
 
-def test_a_pipe_is_told_now_and_then(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_lines_in_a_pipe(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds: Iterator[int] = iter(range(0, 10_000, 4))
     monkeypatch.setattr("mtllm_edge.cli.progress.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     write_rows("in.csv", 80)
