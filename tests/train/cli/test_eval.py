@@ -140,10 +140,10 @@ def test_all_four_systems_on_a_bundle(folder: Path, tmp_path: Path, capsys: pyte
     read = teacher.predict("topic", [row["text"] for row in ROWS])
     translations = Translator.load(folder / "translator", threads=1).translate([row["text"] for row in ROWS])
     translated = teacher.predict("topic", [text if text.strip() else "." for text in translations])
-    for system, found in (("mt_llm", stack), ("llm_alone", read), ("translate_test", translated)):
+    for system, predictions in (("mt_llm", stack), ("llm_alone", read), ("translate_test", translated)):
         for row in report.per_language:
             places = [i for i, data in enumerate(ROWS) if data["lang"] == row.name and data["split"] == "test"]
-            expected = score([ROWS[i]["topic"] for i in places], [found[i] for i in places])
+            expected = score([ROWS[i]["topic"] for i in places], [predictions[i] for i in places])
             measured = row.scores[system]
             assert measured["accuracy"].value == pytest.approx(expected["accuracy"], abs=1e-4)
             assert measured["macro_f1"].value == pytest.approx(expected["macro_f1"], abs=1e-4)
@@ -198,8 +198,8 @@ def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, tas
     data, engine = read_labeled(source), Translator.load(folder / "translator", threads=1)
     with Classifier.load(folder / "bundle", task=task, threads=1) as classifier:
         for row in report.per_language:
-            taken = [i for i, r in enumerate(ROWS) if r["lang"] == row.name and r["split"] == "test"]
-            items, gold = [data.inputs[i] for i in taken], [data.labels[i] for i in taken]
+            indices = [i for i, r in enumerate(ROWS) if r["lang"] == row.name and r["split"] == "test"]
+            items, labels = [data.inputs[i] for i in indices], [data.labels[i] for i in indices]
             translated: list[Input] = []
             for item in items:
                 texts = [text if text.strip() else "." for text in engine.translate(parts_of(item))]
@@ -211,9 +211,9 @@ def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, tas
                 "llm_alone": teacher.predict(task, items),
                 "translate_test": teacher.predict(task, translated),
             }
-            for system, found in expected.items():
+            for system, predictions in expected.items():
                 measured = row.scores[system]["accuracy"].value
-                assert measured == pytest.approx(score(gold, found)["accuracy"], abs=1e-4), (system, row.name)
+                assert measured == pytest.approx(score(labels, predictions)["accuracy"], abs=1e-4), (system, row.name)
             assert row.scores["encoder_alone"]["accuracy"].value >= 0.9
             assert row.scores["mt_llm"]["accuracy"].value < 0.9  # of random weights
 
@@ -221,11 +221,11 @@ def test_all_four_systems_on_pairs_and_choices(folder: Path, tmp_path: Path, tas
 def test_a_checkpoint_gets_the_language_of_each_text(folder: Path, tmp_path: Path) -> None:
     assert main([*arguments(folder, "nllb"), "-o", str(tmp_path / "out")]) == 0
     report = msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
-    evaluator = CheckpointClassifier(folder / "nllb")
+    stack = CheckpointClassifier(folder / "nllb")
     for row in report.per_language:
         data = [data for data in ROWS if data["lang"] == row.name and data["split"] == "test"]
-        found = evaluator.predict("topic", [data["text"] for data in data], language=row.name)
-        expected = score([data["topic"] for data in data], found)
+        predictions = stack.predict("topic", [data["text"] for data in data], language=row.name)
+        expected = score([data["topic"] for data in data], predictions)
         assert row.scores["mt_llm"]["accuracy"].value == pytest.approx(expected["accuracy"], abs=1e-4)
 
 

@@ -274,7 +274,7 @@ def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch
 def check_layers(layers: int | None, available: int, source: str) -> int:
     """Return the number of layers to keep, after a check that the LLM has them."""
     if layers is not None and not 1 <= layers <= available:
-        raise ModelError(f"{source} has {available} layers, {layers} were asked for; choose 1 to {available}")
+        raise ModelError(f"{source} has {available} layers, not {layers}; choose 1 to {available}")
     return available if layers is None else layers
 
 
