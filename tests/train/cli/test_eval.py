@@ -318,7 +318,7 @@ def test_a_teacher_of_another_kind_is_refused(folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "rows.jsonl holds no text"),
+        ("", "rows.jsonl holds no rows"),
         ('{"text": 5, "lang": "deu_Latn", "label": "a"}\n', "column 'text', is a number, expected a string"),
         ('{"text": "x", "lang": 5, "label": "a"}\n', "rows.jsonl line 1 has the language 5"),
         (
