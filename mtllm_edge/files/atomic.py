@@ -170,20 +170,3 @@ def report_errors_as(path: Path, temporary: Path | None = None) -> Iterator[None
         if unnamed or source == temporary or temporary in source.parents:
             error.filename = str(path)
         raise
-
-
-def write_all(file: BinaryIO, data: bytes) -> None:
-    """Write to an unbuffered file, which may take less at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

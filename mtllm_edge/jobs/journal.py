@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     read: int = 0
     """Rows of the inputs, blank ones left out."""
     rejected: int = 0
-    """Those of them that are set aside."""
+    """Those of them that are rejected."""
     crc: int = 0
     """CRC-32 of the texts of these rows, which tells whether the inputs are unchanged."""
 
