@@ -18,6 +18,7 @@ from mtllm_edge.errors import EngineError, ModelError
 from mtllm_edge.tasks.store import remove_task
 from mtllm_edge_export.parts.join import join
 from tests.fixtures.subprocesses import run_python
+from tests.fixtures.tolerances import INT8, assert_probabilities_close
 from tests.runtime.test_isolation import OFFLINE, UNIMPORTABLE
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,7 @@ def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[s
         with ThreadPoolExecutor(len(classifiers)) as threads:
             answers = [(asked, threads.submit(asked.predict_proba, texts)) for _ in range(2) for asked in classifiers]
         for asked, answer in answers:
-            np.testing.assert_allclose(answer.result(), alone[str(asked.task)], atol=1e-3)
+            assert_probabilities_close(answer.result(), alone[str(asked.task)], INT8)
 
     with Classifier.load(bundle, task="topic") as one:
         with Classifier.load(second) as other:

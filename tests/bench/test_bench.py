@@ -29,6 +29,7 @@ from mtllm_edge_train.checkpoints.config import TaskConfig
 from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
 from tests.fixtures.subprocesses import imported_by
 from tests.fixtures.tiny_bundle import make_tiny_bundle
+from tests.fixtures.tolerances import LLAMA_CPP, assert_vectors_close
 from tests.train.cli.test_eval import LABELS, TASKS, save_teacher
 from tests.train.multilingual import test_train_translator
 
@@ -129,7 +130,7 @@ def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path
     pooled_NE = reader.pool(encoded)
     assert reader.labels("topic", pooled_NE) == CheckpointClassifier(folder / "teacher").predict("topic", TEXTS)
     single_NE = np.concatenate([reader.pool([text]) for text in encoded])
-    np.testing.assert_allclose(pooled_NE, single_NE, rtol=1e-3, atol=1e-4)
+    assert_vectors_close(pooled_NE, single_NE, LLAMA_CPP)
     assert list(made.tasks) == ["topic"]  # the others do not read single texts
     assert made.tasks["topic"].labels == LABELS
 

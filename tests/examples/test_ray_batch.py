@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge import Classifier
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 
 pytest.importorskip("ray", reason="Ray is not installed (extra [ray])")
 pa = pytest.importorskip("pyarrow")
@@ -58,7 +59,7 @@ def test_two_workers_return_the_results_of_one_process(tiny_bundle: Path, tmp_pa
             continue
         prediction = next(expected)
         assert row["predicted_label"] == prediction.label
-        assert row["confidence"] == pytest.approx(prediction.confidence, abs=1e-5)
+        assert_probabilities_close(row["confidence"], prediction.confidence, LLAMA_CPP)
 
 
 def test_wrong_options_are_one_line(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtllm_edge import Classifier
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 
 pytest.importorskip("pyspark", reason="Spark is not installed (pip install 'pyspark[sql]')")
 pa = pytest.importorskip("pyarrow")
@@ -49,4 +50,4 @@ def test_two_tasks_return_the_results_of_one_process(tiny_bundle: Path, tmp_path
     for number, prediction in zip(numbers, expected, strict=True):
         assert rows[number]["text"] == TEXTS[number]
         assert rows[number]["label"] == prediction.label
-        assert rows[number]["confidence"] == pytest.approx(prediction.confidence, abs=1e-5)
+        assert_probabilities_close(rows[number]["confidence"], prediction.confidence, LLAMA_CPP)

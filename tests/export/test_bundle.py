@@ -18,6 +18,7 @@ from mtllm_edge_train.models.loading import load_stack
 from mtllm_edge_train.models.stack import pad_right
 from tests.fixtures.run_gguf import cosines
 from tests.fixtures.tiny_checkpoint import LANGUAGES, save_checkpoint
+from tests.fixtures.tolerances import ENGINES, assert_probabilities_close
 
 TEXTS = ["Good morning.", "おはようございます", "காலை வணக்கம்", "x", "один два три " * 30]
 
@@ -49,7 +50,7 @@ def test_runtime_gives_the_padded_torch_batch(checkpoint: Path, float_bundle: Pa
         predictions = classifier.classify(TEXTS[:4])
     expected_NC = torch.softmax(logits_NC, dim=1).numpy()[:4]
     found_NC = np.array([list(prediction.probabilities.values()) for prediction in predictions])
-    np.testing.assert_allclose(found_NC, expected_NC, atol=1e-3)
+    assert_probabilities_close(found_NC, expected_NC, ENGINES)
 
 
 def test_manifest_tells_what_the_checkpoint_is(float_bundle: Path) -> None:

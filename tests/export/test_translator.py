@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -17,6 +16,7 @@ from mtllm_edge.translator import Translator
 from mtllm_edge_export.cli import export_translator as command
 from mtllm_edge_export.translator import bart_encoder
 from mtllm_edge_train.multilingual.translator import load_bert, load_translator
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 from tests.train.multilingual.test_train_translator import PAIRS, SETTINGS, run, tiny_bert
 
 
@@ -66,7 +66,7 @@ def test_a_bert_is_a_bart_encoder(tmp_path: Path) -> None:
             module(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state[mask_NL.bool()]
             for module in (bert.module, encoder)
         )
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
+    assert_vectors_close(found, expected, FLOAT32)
 
 
 def test_ctranslate2_writes_what_torch_writes(trained: Path, exported: Path) -> None:

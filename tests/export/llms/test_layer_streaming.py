@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from mtllm_edge_train.checkpoints.llm_weights import open_llm_weights
 from tests.export.llms.test_families import inputs, torch_pooled
 from tests.fixtures.tiny_checkpoint import save_llm
 from tests.fixtures.tiny_llms import FAMILIES, LAYERS, save_family
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,7 +30,7 @@ def test_the_same_as_the_whole(family: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         for _ in range(2):  # a layer that was dropped comes back
             found_ND = llm(mask_NL, inputs_NLD=inputs_NLD).numpy()
-            np.testing.assert_allclose(found_ND, torch_pooled(tmp_path, "causal"), atol=1e-5)
+            assert_vectors_close(found_ND, torch_pooled(tmp_path, "causal"), FLOAT32)
     assert all(parameter.is_meta for parameter in llm.model.layers.parameters())
 
 

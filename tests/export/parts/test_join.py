@@ -18,6 +18,7 @@ from mtllm_edge import Bundle, Embedder
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge_export.bundle import export_bundle, export_parts
 from mtllm_edge_export.parts.join import join
+from tests.fixtures.tolerances import INT8, assert_vectors_close
 
 _JOIN_WITHOUT_TORCH = """
 import sys
@@ -81,7 +82,7 @@ def test_joined_without_torch_is_the_exported_bundle(parts: Path, checkpoint: Pa
     for name, weight in tensors[0].items():
         np.testing.assert_allclose(weight, tensors[1][name], atol=0.02 * max(np.abs(weight).max(), 1e-6))
     with Embedder.load(joined, threads=1) as one, Embedder.load(exported, threads=1) as other:
-        np.testing.assert_allclose(one.embed(["x y z"]), other.embed(["x y z"]), atol=0.05)
+        assert_vectors_close(one.embed(["x y z"]), other.embed(["x y z"]), INT8)
 
 
 def test_embeddings_that_were_4_bit_are_shipped_as_4_bit(checkpoint: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mtllm_edge_train.checkpoints.llm_weights import open_llm_weights
 from mtllm_edge_train.models.loading import load_stack
 from tests.fixtures.run_gguf import cosines, pool_gguf
 from tests.fixtures.tiny_checkpoint import save_llm
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 
 TEXTS = "# a remark\nHello world.\ndeu_Latn\tGuten Morgen, Welt!\n\nThe rocket reached orbit.\n"
 
@@ -41,7 +42,7 @@ def test_every_matrix_has_the_mean_squares_of_its_inputs(checkpoint: Path, tmp_p
     handle.remove()
     expected_I = torch.cat(inputs).square().mean(0).numpy()
     for name in ("q_proj", "k_proj", "v_proj"):
-        np.testing.assert_allclose(found[f"layers.0.self_attn.{name}.weight"], expected_I, rtol=1e-4)
+        assert_vectors_close(found[f"layers.0.self_attn.{name}.weight"], expected_I, FLOAT32)
 
 
 @pytest.mark.parametrize("quantization", ["q4_0", "iq4_nl", "q4_k_m"])

@@ -10,6 +10,7 @@ from mtllm_edge.backends.bridge import Bridge
 from mtllm_edge.bundle.manifest import TaskSpec
 from mtllm_edge.errors import ModelError
 from mtllm_edge.tasks.head import Head, softmax
+from tests.fixtures.tolerances import FLOAT32, assert_probabilities_close, assert_vectors_close
 
 RNG = np.random.default_rng(3)
 
@@ -26,7 +27,7 @@ def test_bridge_projects_every_text_on_its_own(stride: int) -> None:
         groups = [hidden_LD[first : first + stride].ravel() for first in range(0, len(hidden_LD), stride)]
         # zeros add nothing, so a group that lacks states needs only the weights of those that it has
         expected = [bridge.weight_EK[:, : len(group_K)] @ group_K + bridge.bias_E for group_K in groups]
-        np.testing.assert_allclose(inputs_GE, expected, rtol=1e-5, atol=1e-5)
+        assert_vectors_close(inputs_GE, expected, FLOAT32)
         assert inputs_GE.dtype == np.float32
     assert bridge([]) == []
 
@@ -39,7 +40,7 @@ def test_head_divides_by_the_temperature(tmp_path: Path) -> None:
     logits_NC = (pooled_NE @ weight_CE.T + bias_C) / 2.5
     expected_NC = np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
     found_NC = Head.load(tmp_path, task).probabilities(pooled_NE)
-    np.testing.assert_allclose(found_NC, expected_NC, rtol=1e-5)
+    assert_probabilities_close(found_NC, expected_NC, FLOAT32)
 
 
 def test_head_without_bias(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mtllm_edge.errors import EngineError, ModelError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.numpy_reference import bert_states, cosine
 from tests.fixtures.tiny_bundle import D_MODEL
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 
 ENCODER = manifest.EncoderSpec(
     family="bert",
@@ -54,7 +55,7 @@ def test_matches_numpy(tiny_variant: Callable[..., Path], quantization: str, lea
 
 def test_batched_equals_single(encoder: CTranslate2Encoder) -> None:
     for together_LD, ids in zip(encoder.encode(BATCH), BATCH, strict=True):
-        np.testing.assert_allclose(together_LD, encoder.encode([ids])[0], rtol=1e-3, atol=1e-5)
+        assert_vectors_close(together_LD, encoder.encode([ids])[0], FLOAT32)
 
 
 def test_nothing_comes_of_nothing(encoder: CTranslate2Encoder) -> None:

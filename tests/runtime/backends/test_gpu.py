@@ -34,6 +34,7 @@ from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
 from tests.fixtures.tiny_bundle import N_EMBD
 from tests.fixtures.tiny_onnx import add_onnx_form
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 from tests.runtime.backends.test_ctranslate2_encoder import BATCH, ENCODER
 from tests.runtime.backends.test_llama_cpp import LLM, inputs
 from tests.runtime.backends.test_probing import ABORTS, CRASHES, GOOD, REFUSES, SILENT, WRONG
@@ -179,7 +180,7 @@ def test_everything_that_can_goes_to_the_gpu(
     assert tried == [(PLAIN, 0), (FAST, 0), (FAST, 0), (FAST, layers)]  # first what is safe on the CPU
     with Classifier.load(tiny_bundle, task="topic") as classifier:
         (expected,) = classifier.classify(["the team is good"])
-    assert found.probabilities == pytest.approx(expected.probabilities, rel=1e-4)
+    assert_probabilities_close(found.probabilities, expected.probabilities, LLAMA_CPP)
     assert loaded[-1]["layers"] == 0
     assert cuda[-1] == ("cpu", "float32")
 

@@ -25,6 +25,7 @@ from tests.fixtures.cli_result import Run
 from tests.fixtures.numpy_reference import cosine, llama_pooled, read_gguf
 from tests.fixtures.tiny_bundle import write_llm, write_lora
 from tests.fixtures.tiny_onnx import make_onnx_bundle
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 from tests.runtime.backends.test_llama_cpp import LLM, SETTINGS, inputs
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里", "a bad match"]
@@ -131,7 +132,7 @@ def test_a_fitted_task_that_replaces_one_wears_no_adapter(adapted: Path) -> None
         np.testing.assert_array_equal(classifier.predict_proba(texts), expected_NC)
     assert Bundle.open(adapted).manifest.tasks["one"].adapter is None
     with Classifier.load(adapted, task="one", threads=1) as classifier:
-        np.testing.assert_allclose(classifier.predict_proba(texts), expected_NC, atol=1e-3)
+        assert_probabilities_close(classifier.predict_proba(texts), expected_NC, LLAMA_CPP)
 
 
 def test_an_adapter_that_changes_nothing(fresh_bundle: Path, tmp_path: Path) -> None:

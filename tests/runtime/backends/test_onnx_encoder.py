@@ -21,6 +21,7 @@ from mtllm_edge.errors import EngineError, ModelError, UsageError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.subprocesses import run_python
 from tests.fixtures.tiny_onnx import make_encoder, make_onnx_bundle, make_onnx_encoder_bundle, matrix, table
+from tests.fixtures.tolerances import FLOAT32, LLAMA_CPP, assert_vectors_close
 from tests.runtime.test_isolation import CLASSIFY
 
 ENCODER = manifest.EncoderSpec(
@@ -54,8 +55,8 @@ def states(ids: list[int]) -> NDArray[np.float32]:
 def test_a_padded_batch_is_its_single_texts(encoder: OnnxEncoder) -> None:
     for found_LD, ids in zip(encoder.encode(BATCH), BATCH, strict=True):
         assert found_LD.dtype == np.float32
-        np.testing.assert_allclose(found_LD, states(ids), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(encoder.encode([ids])[0], states(ids), rtol=1e-3, atol=1e-3)
+        assert_vectors_close(found_LD, states(ids), FLOAT32)
+        assert_vectors_close(encoder.encode([ids])[0], states(ids), FLOAT32)
     assert encoder.encode([]) == []
 
 
@@ -99,7 +100,7 @@ def test_the_pipeline_and_the_commands(bundle: Path, capsys: pytest.CaptureFixtu
     with Embedder.load(bundle, threads=1) as embedder:
         together_NE = embedder.embed(TEXTS)
         singly_NE = np.concatenate([embedder.embed([text]) for text in TEXTS])
-    np.testing.assert_allclose(together_NE, singly_NE, rtol=1e-3, atol=1e-2)
+    assert_vectors_close(together_NE, singly_NE, LLAMA_CPP)
     assert main(["info", str(bundle)]) == 0
     assert "bert, float32 ONNX, 16 wide" in capsys.readouterr().out
     assert main(["doctor", str(bundle), "--json"]) == 0

@@ -22,6 +22,7 @@ from mtllm_edge.cli.main import main
 from mtllm_edge.errors import EngineError, ModelError, UsageError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.tiny_onnx import make_model, make_onnx_bundle, matrix
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 
 LLM = manifest.LlmSpec(
     backend="onnx",
@@ -48,11 +49,11 @@ def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
     llm = OnnxLlm(bundle / "llm.onnx", LLM, threads=1)
     batch = inputs(3, 40, 1, 7)
     expected_NE = np.stack([(np.cumsum(inputs_LE, axis=0) @ matrix()).mean(axis=0) for inputs_LE in batch])
-    np.testing.assert_allclose(llm.pool(batch), expected_NE, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(np.concatenate([llm.pool([one]) for one in batch]), expected_NE, rtol=1e-3, atol=1e-3)
+    assert_vectors_close(llm.pool(batch), expected_NE, FLOAT32)
+    assert_vectors_close(np.concatenate([llm.pool([one]) for one in batch]), expected_NE, FLOAT32)
     begin_E, end_E, second_E = llm.pool(batch[:2], [((0, 1), (1, 3)), ()])
-    np.testing.assert_allclose((begin_E + 2 * end_E) / 3, expected_NE[0], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(second_E, expected_NE[1], rtol=1e-3, atol=1e-3)
+    assert_vectors_close((begin_E + 2 * end_E) / 3, expected_NE[0], FLOAT32)
+    assert_vectors_close(second_E, expected_NE[1], FLOAT32)
     assert llm.pool([]).shape == (0, tiny_bundle.N_EMBD)
     with pytest.raises(UsageError, match=r"llm\.onnx: an LLM in ONNX wears no adapters; .* for 'mine'"):
         llm.pool(batch, adapter="mine")
@@ -96,7 +97,7 @@ def test_the_pipeline_and_the_commands(bundle: Path, capsys: pytest.CaptureFixtu
     with Embedder.load(bundle, threads=1) as embedder:
         together_NE = embedder.embed(texts)
         singly_NE = np.concatenate([embedder.embed([text]) for text in texts])
-    np.testing.assert_allclose(together_NE, singly_NE, rtol=1e-3, atol=1e-2)
+    assert_vectors_close(together_NE, singly_NE, FLOAT32)
     assert main(["info", str(bundle)]) == 0
     assert "llama, 1 layers, 32 wide, causal attention, mean pooling, f32 ONNX" in capsys.readouterr().out
     assert main(["doctor", str(bundle), "--json"]) == 0

@@ -13,6 +13,7 @@ import pytest
 from mtllm_edge import Classifier, Embedder
 from tests.fixtures.cli_result import Result, Run
 from tests.fixtures.tiny_bundle import MAX_TOKENS, N_EMBD
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里"]
 
@@ -41,7 +42,7 @@ def test_a_pipe_gets_csv(classify: Run, expected: list[tuple[str, float]]) -> No
     assert list(rows[0]) == ["text", "label", "confidence", "truncated"]
     assert [row["text"] for row in rows] == TEXTS
     assert [row["label"] for row in rows] == [label for label, _ in expected]
-    assert [float(row["confidence"]) for row in rows] == pytest.approx([sure for _, sure in expected], abs=1e-5)
+    assert_probabilities_close([float(row["confidence"]) for row in rows], [sure for _, sure in expected], LLAMA_CPP)
     assert result.err.startswith("3 texts in ")
     assert result.err.count("\n") == 1
 

@@ -15,6 +15,7 @@ from mtllm_edge.cli import views
 from mtllm_edge.jobs.language_summary import LanguageSummary
 from mtllm_edge.languages.warnings import LanguageWarning
 from tests.fixtures.cli_result import Run
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close, assert_vectors_close
 
 CODES = ("deu_Latn", "eng_Latn", "swh_Latn", "zho_Hans")
 TEXTS = ["the team is good", "das ist gut", "timu ni nzuri", "中国 在 这 里", "the team is good"]
@@ -38,7 +39,7 @@ def test_texts_of_several_languages_in_one_batch(language_bundle: Path) -> None:
         alone = [classifier.classify([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
     assert [prediction.language for prediction in together] == CODES_USED
     for one, other in zip(together, alone, strict=True):
-        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+        assert_probabilities_close(one.probabilities, other.probabilities, LLAMA_CPP)
     assert together[0].probabilities != together[4].probabilities  # the same text in two languages
 
 
@@ -49,7 +50,7 @@ def test_vectors_of_several_languages(language_bundle: Path) -> None:
         with pytest.warns(LanguageWarning, match="Luxembourgish"):
             luxembourgish_NE = embedder.embed(TEXTS[:1], language="lb")
         german_NE = embedder.embed(TEXTS[:1], language="de")
-    np.testing.assert_allclose(together_NE, np.stack(alone_NE), atol=1e-5)
+    assert_vectors_close(together_NE, alone_NE, LLAMA_CPP)
     np.testing.assert_array_equal(luxembourgish_NE, german_NE)
 
 

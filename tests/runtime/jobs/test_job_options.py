@@ -12,6 +12,7 @@ import pytest
 from mtllm_edge import Classifier
 from tests.fixtures.cli_result import Result, Run
 from tests.fixtures.interruption import Stop
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 
 CODES = ("deu_Latn", "eng_Latn", "swh_Latn", "zho_Hans")
 LANGUAGES = ["eng_Latn", "German", "sw", "zh-CN", ""]
@@ -75,7 +76,7 @@ def test_languages_windows_and_abstaining_over_an_interruption(classify: Run, to
             threshold=THRESHOLD,
         )
     for row, prediction in zip(rows, expected, strict=True):
-        assert float(row["confidence"]) == pytest.approx(prediction.confidence, abs=1e-3)
+        assert_probabilities_close(float(row["confidence"]), prediction.confidence, LLAMA_CPP)
         assert int(row["windows"]) == prediction.windows
         assert row["truncated"] == "false"
         assert row["label"] == prediction.label

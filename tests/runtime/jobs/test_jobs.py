@@ -31,6 +31,7 @@ from mtllm_edge.jobs.spec import Job
 from mtllm_edge.tasks.prediction import Prediction
 from tests.fixtures.cli_result import Run
 from tests.fixtures.interruption import Stop
+from tests.fixtures.tolerances import LLAMA_CPP, assert_vectors_close
 from tests.tools.kill_jobs import Harness, kill_jobs
 
 COLUMNS = ["label", "confidence", "truncated"]
@@ -530,11 +531,11 @@ def test_embed_resumes(run: Run, tiny_bundle: Path, small_chunks: None, monkeypa
     assert run("embed", "-b", tiny_bundle, "in.csv", "-o", "out.npy").err.startswith("going on after 16 rows")
     with Embedder.load(tiny_bundle) as embedder:
         expected_NE = embedder.embed(texts)
-    np.testing.assert_allclose(np.load("out.npy"), expected_NE, atol=1e-3)
+    assert_vectors_close(np.load("out.npy"), expected_NE, LLAMA_CPP)
     assert run("embed", "-b", tiny_bundle, "in.csv", "-o", "out.parquet").code == 0
     table = pyarrow.parquet.read_table("out.parquet")
     assert table.column_names == ["id", "text", "embedding", "truncated"]
-    np.testing.assert_allclose(np.array(table.column("embedding").to_pylist()), expected_NE, atol=1e-3)
+    assert_vectors_close(table.column("embedding").to_pylist(), expected_NE, LLAMA_CPP)
 
 
 def test_progress_lines_in_a_pipe(classify: Run, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mtllm_edge import Embedder
 from mtllm_edge.server.auth import AccessPolicy
 from tests.fixtures.tiny_bundle import N_EMBD
+from tests.fixtures.tolerances import LLAMA_CPP, assert_vectors_close
 from tests.runtime.server.conftest import RunningServer, run_server
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里"]
@@ -34,7 +35,7 @@ def test_embeddings(client: openai.OpenAI, tiny_bundle: Path, encoding: str | No
     rows = [row.embedding for row in response.data]
     if encoding == "base64":  # the client does not decode it if it is requested explicitly
         rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows]
-    np.testing.assert_allclose(np.array(rows), expected_NE, rtol=0, atol=1e-4)
+    assert_vectors_close(rows, expected_NE, LLAMA_CPP)
     assert [row.index for row in response.data] == [0, 1, 2]
     assert (response.model, response.object) == ("tiny", "list")
     assert (response.usage.prompt_tokens, response.usage.total_tokens) == (tokens, tokens)

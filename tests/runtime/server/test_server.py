@@ -17,6 +17,7 @@ from mtllm_edge.server.auth import AccessPolicy
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.worker import Model
 from tests.fixtures.tiny_bundle import MAX_TOKENS, make_tiny_bundle
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 from tests.runtime.server.conftest import TIMEOUT_S, BlockingModel, RunningServer, run_server, wait_until
 
 TEXTS = ["the team is good", "не хорошо", "中国 在 这 里", "a bad hotel, a good match", "هو في البيت"]
@@ -40,8 +41,8 @@ def test_classify_returns_the_classifiers_predictions(server: RunningServer, tin
     assert [result["truncated"] for result in content["predictions"]] == [False] * len(TEXTS) + [True]
     for result, prediction in zip(content["predictions"], expected, strict=True):
         assert result["label"] == prediction.label
-        assert result["confidence"] == pytest.approx(prediction.confidence, abs=1e-4)
-        assert result["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
+        assert_probabilities_close(result["confidence"], prediction.confidence, LLAMA_CPP)
+        assert_probabilities_close(result["probabilities"], prediction.probabilities, LLAMA_CPP)
         assert result["tokens"] == prediction.tokens
 
 
@@ -60,7 +61,7 @@ def test_concurrent_clients_get_their_own_results(server: RunningServer) -> None
             results = server.post("/classify", {"texts": texts, "task": task}).json()["predictions"]
             assert [result["label"] for result in results] == [expected[task, text]["label"] for text in texts]
             for result, text in zip(results, texts, strict=True):
-                assert result["probabilities"] == pytest.approx(expected[task, text]["probabilities"], abs=1e-3)
+                assert_probabilities_close(result["probabilities"], expected[task, text]["probabilities"], LLAMA_CPP)
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(client, range(16)))
@@ -116,7 +117,7 @@ def test_a_language_is_identified_once(
     assert [result["language"] for result in results] == ["deu_Latn", "und", "rus_Cyrl"]
     assert [result["language"] for result in results] == [prediction.language for prediction in expected]
     for result, prediction in zip(results, expected, strict=True):
-        assert result["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
+        assert_probabilities_close(result["probabilities"], prediction.probabilities, LLAMA_CPP)
 
 
 @pytest.mark.filterwarnings("ignore::mtllm_edge.languages.warnings.LanguageWarning")  # as `serve` does
@@ -131,7 +132,7 @@ def test_an_encoder_that_requires_a_language(tiny_variant: Callable[..., Path]) 
         assert german["probabilities"] != english["probabilities"], "the same text in two languages"
         for prediction in (german, english):
             (alone,) = classify(prediction["language"]).json()["predictions"]
-            assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-4)
+            assert_probabilities_close(prediction["probabilities"], alone["probabilities"], LLAMA_CPP)
         assert error_of(classify(["de", None], 2))["message"].startswith(
             "this encoder requires the language of text 1; "
         )

@@ -22,6 +22,7 @@ from mtllm_edge.tasks.head import Head
 from mtllm_edge.tasks.store import add_task, update_calibration
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 from tests.runtime.tasks.test_store import files_of
 
 TEXTS = ["the team is good", "не хорошо", "a bad match", "यह होटल अच्छा है"]
@@ -167,7 +168,7 @@ def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Clas
     with Classifier.load(fresh_bundle, task="topic", threads=2) as own:
         for language, value in ((None, 2.0), ("deu_Latn", 0.5), ("swh_Latn", 2.0)):
             found = [[*prediction.probabilities.values()] for prediction in own.classify(TEXTS, language=language)]
-            np.testing.assert_allclose(found, expected(value), atol=1e-5)
+            assert_probabilities_close(found, expected(value), LLAMA_CPP)
         (pooled,) = own.classify(["the team is good " * 60], language="deu_Latn", long_texts="pool")
         (other,) = own.classify(["the team is good " * 60], long_texts="pool")
         assert pooled.confidence > other.confidence

