@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.backends.probing.offload import GpuLayers
+from mtllm_edge.backends.probing.gpu import GpuLayers
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.embedder import Embedder, warn_truncated
@@ -70,7 +70,7 @@ class Classifier:
             threads: CPU threads of the engines; None takes the cores available to this process, at most 8.
             llm_backend: ``gguf`` or ``onnx``; None takes the bundle's only one, or the faster one on this machine.
             gpu_layers: Layers of the LLM to run on a GPU, or ``all``; the encoder follows (see
-                `mtllm_edge.backends.probing.offload`).
+                `mtllm_edge.backends.probing.gpu`).
 
         Warns:
             GpuWarning: GPU layers were requested, but some part runs on the CPU.

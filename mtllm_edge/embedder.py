@@ -1,4 +1,4 @@
-"""The stack as a pipeline: texts -> tokens -> encoder -> bridge -> LLM body -> pooled vectors."""
+"""Pipeline of the stack: texts -> tokens -> encoder -> bridge -> LLM body -> pooled vectors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mtllm_edge.backends.encoders.base import Encoder
 from mtllm_edge.backends.llms.base import Llm
 from mtllm_edge.backends.loading import load_encoder, load_llm
 from mtllm_edge.backends.prefetch import prefetch
+from mtllm_edge.backends.probing.gpu import ON_CPU, GpuLayers, Offload, check_gpu_layers, plan_offload
 from mtllm_edge.backends.probing.llm_backend import choose_backend
-from mtllm_edge.backends.probing.offload import ON_CPU, GpuLayers, Offload, check_gpu_layers, plan_offload
 from mtllm_edge.bundle.manifest import BRIDGE_NAME, TOKENIZER_NAME, LlmBackend
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError, UsageError
@@ -30,15 +30,15 @@ from mtllm_edge.tokenization.tokenizer import Tokenizer
 from mtllm_edge.tokenization.windows import LongTexts, Windows, check_long_texts
 
 MAX_BATCH_TOKENS = 2**14
-"""llama.cpp's working memory grows with the square: half a gigabyte here, and 2 TB at a million."""
+"""Upper limit: llama.cpp's working memory grows with the square, to half a gigabyte here and 2 TB at a million."""
 
 
 class TruncationWarning(UserWarning):
-    """Some texts were longer than the encoder takes and were cut at the end."""
+    """Some texts were longer than the encoder takes and were truncated."""
 
 
 class Embedder:
-    """Sentence vectors from a bundle; one object may serve several threads."""
+    """Sentence embeddings from a bundle; safe to use from several threads."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Embedder:
         llm: Llm,
         batch_tokens: int = TOKENS_PER_BATCH,
     ) -> None:
-        """Join loaded parts; use `Embedder.load`."""
+        """Combine loaded parts; use `Embedder.load`."""
         self.bundle = bundle
         self._tokenizer, self._encoder, self._bridge, self._llm = tokenizer, encoder, bridge, llm
         self._tokens_per_batch = _tokens_per_batch(bundle, batch_tokens)
@@ -67,27 +67,26 @@ class Embedder:
     ) -> Embedder:
         """Load a bundle.
 
-        The first time on a machine a child process tries a GGUF LLM for a few seconds (see
-        `mtllm_edge.backends.probing.llama_cpp`), and
-        if the bundle has a form for ONNX Runtime, too, how much faster that is (see
-        `mtllm_edge.backends.probing.llm_backend`).
+        The first time on a machine, a child process tries llama.cpp for a few seconds (see
+        `mtllm_edge.backends.probing.llama_cpp`). If the bundle has its LLM in ONNX, too, another child measures which
+        backend is faster (see `mtllm_edge.backends.probing.llm_backend`).
 
         Args:
             bundle: The bundle, its folder, or the name of an installed one.
-            threads: CPU threads of the engines; None takes the cores open to this process, at most 8.
-            llm_backend: Form of the LLM, ``gguf`` or ``onnx``; None takes the only one, or the better one here.
-            gpu_layers: Layers of the LLM that go to a GPU, or ``all``; the encoder goes along (see
-                `mtllm_edge.backends.probing.offload`).
-            batch_tokens: Most tokens that the engines read at once; the longest text always fits.
+            threads: CPU threads of the engines; None takes the cores available to this process, at most 8.
+            llm_backend: LLM backend, ``gguf`` or ``onnx``; None takes the only one, or the better one on this machine.
+            gpu_layers: Layers of the LLM on a GPU, or ``all``; the encoder is then placed there, too (see
+                `mtllm_edge.backends.probing.gpu`).
+            batch_tokens: Maximum tokens of a batch, but at least the longest text.
 
         Warns:
-            GpuWarning: A GPU was asked for, and something runs on the CPU all the same.
+            GpuWarning: A GPU was requested, and a part of the bundle runs on the CPU.
 
         Raises:
-            UsageError: `bundle` is no folder or lacks the form, `threads`, `gpu_layers` or `batch_tokens` is out of
-                bounds, or encoder or LLM need the extra [onnx].
+            UsageError: `bundle` is not a folder or lacks the backend, `threads`, `gpu_layers` or `batch_tokens` is out
+                of bounds, or the extra [onnx] is required.
             ModelError: The bundle is incomplete or damaged.
-            EngineError: An engine is missing or refuses.
+            EngineError: An engine is missing, or refuses the model.
         """
         threads = default_threads() if threads is None else threads
         check_threads(threads)
@@ -97,14 +96,14 @@ class Embedder:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(bundle.path / BRIDGE_NAME, stride=bundle.manifest.bridge.stride)
-        room = _tokens_per_batch(bundle, batch_tokens)
+        max_tokens = _tokens_per_batch(bundle, batch_tokens)
         offload, engines = plan_offload(bundle, gpu_layers, llm_backend), None
         if not offload.is_none:
             try:
-                engines = _load_engines(bundle, llm_backend, threads, room, offload)
-            except EngineError as error:  # the memory that a trial had may be taken by now
+                engines = _load_engines(bundle, llm_backend, threads, max_tokens, offload)
+            except EngineError as error:  # the memory that the trial used may be in use now
                 offload = Offload(faults=(("LLM", str(error)),))
-        encoder, llm = engines or _load_engines(bundle, llm_backend, threads, room, ON_CPU)
+        encoder, llm = engines or _load_engines(bundle, llm_backend, threads, max_tokens, ON_CPU)
         offload.warn()
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
@@ -116,26 +115,26 @@ class Embedder:
         long_texts: LongTexts = "cut",
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Vectors of texts.
+        """Return the vectors of texts.
 
         Args:
             texts: The texts, in any languages that the encoder knows.
-            language: Code or name of the language of all of them, or one for each; ``auto`` identifies it (extra
-                [lang]). Encoders with language tokens must be told.
-            long_texts: What becomes of texts that are longer than the encoder takes: ``cut`` loses their ends, as in
-                training; ``pool`` reads them in windows, whose vectors are averaged by their tokens.
+            language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra
+                [lang]). Required by encoders with language tokens.
+            long_texts: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training;
+                ``pool`` reads them in windows and averages the windows' vectors by their tokens.
             progress: Called after every batch with the number of texts in it.
 
         Returns:
             float32 (texts, n_embd), in the order of `texts`.
 
         Warns:
-            TruncationWarning: Some texts were cut.
-            LanguageWarning: Some are read as another language than their own.
+            TruncationWarning: Some texts were truncated.
+            LanguageWarning: A text is encoded with a related language, since the encoder lacks its own.
 
         Raises:
             DataError: A text is empty or not a string.
-            UsageError: The language is missing or unknown, or `long_texts` is neither of the two.
+            UsageError: The language is missing or unknown, or `long_texts` is invalid.
             EngineError: An engine failed.
         """
         check_long_texts(long_texts, "sequence", "the embedder")
@@ -147,7 +146,7 @@ class Embedder:
     def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoding]:
         """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.inputs`).
 
-        Each result says whether its text was cut, and what language it is read as. Arguments and errors as for `embed`.
+        Each result contains its language, and whether it was truncated. Arguments and errors as for `embed`.
         """
         self._check_process()
         return self._tokenizer.encode(texts, language=language)
@@ -159,61 +158,60 @@ class Embedder:
         language: str | Sequence[str | None] | None = None,
         long_texts: LongTexts = "cut",
     ) -> Windows:
-        """The same in windows, whose `encoded` is for `pool`: one for every text where long ones are cut.
+        """Tokenize inputs into windows, whose `encodings` are for `pool`.
 
-        Otherwise no text is cut, and all must be single ones (DataError). Other arguments and errors as for `embed`.
+        With ``cut``, each input is one window; with ``pool``, inputs must be single texts (DataError otherwise). Other
+        arguments and errors as for `embed`.
         """
         if long_texts == "cut":
-            encoded = self.encode(texts, language=language)
-            return Windows(encoded, [1] * len(encoded))
+            encodings = self.encode(texts, language=language)
+            return Windows(encodings, [1] * len(encodings))
         self._check_process()
-        whole = self._tokenizer.encode(texts, language=language, truncate=False)
+        encodings = self._tokenizer.encode(texts, language=language, truncate=False)
         check_kind(texts, "sequence", "a reading in windows")
-        return self._tokenizer.windows(whole)
+        return self._tokenizer.windows(encodings)
 
     def pool(
         self,
-        encoded: Sequence[Encoding],
+        encodings: Sequence[Encoding],
         *,
         task: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Vectors of what `encode` returned, in its order, float32 (vectors, n_embd). Errors as for `embed`.
+        """Return the vectors of encodings, float32 (vectors, n_embd), in their order. Errors as for `embed`.
 
-        A text or a pair gives one vector, a text with choices one for every choice. Texts that come several times are
-        read once. The encoder is a batch ahead of the LLM. Where the named task of the bundle has an adapter, the LLM
-        wears it.
+        A text or a pair gives one vector, a text with choices one for each choice. Repeated encodings are computed
+        once. The encoder runs one batch ahead of the LLM. The adapter of `task`, if it has one, is applied to the LLM.
         """
         self._check_process()
         adapter = None if task is None or self.bundle.manifest.tasks[task].adapter is None else task
-        read, places = deduplicate(encoded)
-        copies = Counter(places)
-        lengths = [len(text.ids) for text in read]
+        distinct, inverse = deduplicate(encodings)
+        copies = Counter(inverse)
+        lengths = [len(encoding.ids) for encoding in distinct]
         padded = self._llm.pads or self._encoder.pads
         batches = plan_batches(lengths, max_tokens=self._tokens_per_batch, padded=padded)
         pooled: dict[int, NDArray[np.float32]] = {}
-        for batch, inputs in prefetch(lambda batch: self._llm_inputs([read[place] for place in batch]), batches):
-            spans = [downsample_spans(read[place].choice_spans, self._bridge.stride) for place in batch]
+        for batch, inputs in prefetch(lambda batch: self._llm_inputs([distinct[index] for index in batch]), batches):
+            spans = [downsample_spans(distinct[index].choice_spans, self._bridge.stride) for index in batch]
             pooled_VE = self._llm.pool(inputs, spans, adapter=adapter)
-            ends = np.cumsum([read[place].vector_count for place in batch])
+            ends = np.cumsum([distinct[index].vector_count for index in batch])
             pooled |= zip(batch, np.split(pooled_VE, ends[:-1]), strict=True)
             if progress is not None:
-                progress(sum(copies[place] for place in batch))
-        none_VE = np.empty((0, self.bundle.manifest.llm.n_embd), np.float32)
-        return np.concatenate([none_VE, *(pooled[place] for place in places)])
+                progress(sum(copies[index] for index in batch))
+        empty_VE = np.empty((0, self.bundle.manifest.llm.n_embd), np.float32)
+        return np.concatenate([empty_VE, *(pooled[index] for index in inverse)])
 
     def _llm_inputs(self, batch: Sequence[Encoding]) -> list[NDArray[np.float32]]:
-        """What the LLM reads of each text: (length / stride, n_embd)."""
-        hidden = self._encoder.encode([text.ids for text in batch])  # each (length, d_model)
-        return self._bridge(hidden)
+        """LLM inputs of each text, (length / stride, n_embd)."""
+        return self._bridge(self._encoder.encode([encoding.ids for encoding in batch]))
 
     def _check_process(self) -> None:
-        """A fork leaves the engines' threads behind, and a call would wait for them for ever."""
+        """Refuse a forked process: it lacks the engines' threads, and a call would wait for them forever."""
         if os.getpid() != self._process:
             raise EngineError("the engines were loaded before this process was forked; load the bundle in each process")
 
     def close(self) -> None:
-        """Give the engines' memory back; harmless when repeated."""
+        """Free the engines' memory; may be called repeatedly."""
         self._encoder.close()
         self._llm.close()
 
@@ -226,21 +224,22 @@ class Embedder:
         self.close()
 
 
-def warn_truncated(encoded: Sequence[Encoding], max_tokens: int) -> None:
-    """Warn the caller's caller of texts that were cut."""
-    cut = [index for index, text in enumerate(encoded) if text.truncated]
-    if cut:
+def warn_truncated(encodings: Sequence[Encoding], max_tokens: int) -> None:
+    """Warn of truncated texts, at the caller's caller."""
+    truncated = [index for index, encoding in enumerate(encodings) if encoding.truncated]
+    if truncated:
         message = (
-            f"{len(cut)} of {len(encoded)} texts lost their end after {max_tokens} tokens, the first is text {cut[0]}"
+            f"{len(truncated)} of {len(encodings)} texts were truncated to {max_tokens} tokens, "
+            f"the first is text {truncated[0]}"
         )
         warnings.warn(message, TruncationWarning, stacklevel=3)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer of a bundle's encoder.
+    """Load the tokenizer of a bundle's encoder.
 
     Raises:
-        ModelError: It is damaged, or another model's.
+        ModelError: It is damaged, or belongs to another model.
     """
     encoder = bundle.manifest.encoder
     return Tokenizer(
@@ -256,16 +255,16 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 def _load_engines(
     bundle: Bundle, llm_backend: LlmBackend | None, threads: int, max_tokens: int, offload: Offload
 ) -> tuple[Encoder, Llm]:
-    """Encoder and LLM, in batches of `max_tokens` encoder states. An LLM with layers on a GPU is in GGUF."""
+    """Load encoder and LLM for batches of `max_tokens` encoder tokens; an LLM with layers on a GPU is in GGUF."""
     encoder = load_encoder(bundle, threads=threads, device=offload.encoder)
     if offload.llm is not None:
-        form = bundle.llm("gguf")
+        spec = bundle.llm("gguf")
     else:
-        form = choose_backend(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
-    llm = load_llm(bundle, form, threads=threads, max_tokens=max_tokens, settings=offload.llm)
+        spec = choose_backend(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
+    llm = load_llm(bundle, spec, threads=threads, max_tokens=max_tokens, settings=offload.llm)
     return encoder, llm
 
 
-def _tokens_per_batch(bundle: Bundle, asked: int) -> int:
-    """The longest text must fit into a batch. The encoder's tokens count: a strided bridge makes fewer for the LLM."""
-    return max(asked, bundle.manifest.encoder.max_tokens)
+def _tokens_per_batch(bundle: Bundle, batch_tokens: int) -> int:
+    """Maximum encoder tokens of a batch, which must hold the longest text."""
+    return max(batch_tokens, bundle.manifest.encoder.max_tokens)

@@ -1,7 +1,7 @@
-"""For applications that are frozen into a program of their own, by PyInstaller or another tool.
+"""Support for applications frozen by PyInstaller or a similar tool.
 
-They have no Python that could run this package's child processes, so the application's own program is started for
-them, with an argument that it would not understand by itself: its first act must be `freeze_support`::
+A frozen application has no Python that could run this package's child processes. Its own program is started instead,
+with an argument that `freeze_support` handles. Call it before anything else::
 
     from mtllm_edge.frozen import freeze_support
 
@@ -18,10 +18,10 @@ from mtllm_edge.backends.probing import child_process
 
 
 def freeze_support() -> None:
-    """Run as the child process that this package has started, and end with it; else only take note of the call.
+    """Run a child process of this package and exit, if the program was started as one.
 
-    Does nothing in a program that is not frozen. A frozen one that never calls this works, too, but more slowly: what
-    is fast and safe cannot be tried in a child there, so the LLM runs with llama.cpp's plain kernels.
+    Does nothing in a program that is not frozen. A frozen application without this call works too, but more slowly:
+    the LLM runs with llama.cpp's plain kernels, since faster ones cannot be tried in a child process.
     """
     if not child_process.is_frozen():
         return
@@ -32,9 +32,9 @@ def freeze_support() -> None:
 
 
 def _run(module: str, arguments: list[str]) -> None:
-    """Run one of the modules that are made to be children; a freezing tool finds them by these imports."""
+    """Run a module by its name; freezing tools find the modules by these imports."""
     from mtllm_edge.backends.probing import gpu_child, llama_cpp_child, llm_backend_child
     from mtllm_edge.diagnostics import deep_verify
 
-    mains = {known.__name__: known.main for known in (gpu_child, llama_cpp_child, llm_backend_child, deep_verify)}
+    mains = {child.__name__: child.main for child in (gpu_child, llama_cpp_child, llm_backend_child, deep_verify)}
     mains[module](arguments)

@@ -1,8 +1,8 @@
-"""Translation into one language with a CTranslate2 encoder-decoder: the first half of translate-test.
+"""Translation into one language with a CTranslate2 encoder-decoder, the first half of translate-test.
 
-On disk::
+Files of a translator's folder::
 
-    translator.json           this file's `TranslatorManifest`
+    translator.json           `TranslatorManifest`
     model.bin, config.json, source_vocabulary.json, target_vocabulary.json
     tokenizer.json            of the texts
     target_tokenizer.json     of the translations
@@ -30,7 +30,7 @@ import ctranslate2  # noqa: E402 (its OpenMP reads the environment when it is lo
 
 MANIFEST_NAME = "translator.json"
 BATCH_TOKENS = 2048
-"""Source tokens that are translated at once, unless told otherwise."""
+"""Default source tokens of a batch."""
 
 
 class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,18 +40,18 @@ class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     quantization: str
     """CTranslate2's compute type: ``int8`` or ``float32``."""
     max_tokens: int
-    """Longest text, the frame included; what is longer loses its end."""
+    """Maximum length of a text, including special tokens; longer texts are truncated."""
     max_target_tokens: int
-    """Longest translation."""
+    """Maximum length of a translation."""
     prefix_tokens: tuple[str, ...]
-    """Tokens before every text."""
+    """Special tokens before every text."""
     suffix_tokens: tuple[str, ...]
     sources: tuple[WeightSource, ...]
     """Origin and license of every weight and data set behind it."""
 
     @classmethod
     def load(cls, folder: Path) -> TranslatorManifest:
-        """Read the manifest of a translator's folder.
+        """Read the manifest in a translator's folder.
 
         Raises:
             ModelError: It is missing or damaged.
@@ -60,7 +60,7 @@ class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError):
-            raise ModelError(f"{folder} holds no {MANIFEST_NAME}; name a folder made by export-translator") from None
+            raise ModelError(f"{folder} has no {MANIFEST_NAME}; give a folder made by export-translator") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path}: {error}; export the translator again") from None
 
@@ -78,24 +78,12 @@ class Translator:
             suffix_tokens=manifest.suffix_tokens,
             max_tokens=manifest.max_tokens,
         )
+        path = folder / "target_tokenizer.json"
         try:
-            self._target = tokenizers.Tokenizer.from_file(str(folder / "target_tokenizer.json"))
+            self._target = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust library raises plain Exception
-            raise ModelError(
-                f"{folder / 'target_tokenizer.json'} is not a readable tokenizer ({error}); export it again"
-            ) from None
-        try:
-            shapes = read_shapes(folder / "model.bin")
-        except (OSError, DamagedFileError) as error:
-            raise ModelError(f"{folder / 'model.bin'} is no CTranslate2 model ({error}); export it again") from None
-        rows = (*shapes.get("encoder/embeddings_0/weight", ()), 0)[0]
-        if self._tokenizer.vocabulary_size > rows:
-            raise ModelError(f"{folder}: tokenizer.json has more tokens than the encoder's {rows}; export it again")
-        try:
-            names = msgspec.json.decode((folder / "source_vocabulary.json").read_bytes(), type=list[str])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{folder / 'source_vocabulary.json'}: {error}; export the translator again") from None
-        self._names = names
+            raise ModelError(f"{path} is not a readable tokenizer ({one_line(error)}); export it again") from None
+        self._names = self._load_source_names()
         try:
             self._engine = ctranslate2.Translator(
                 str(folder), device="cpu", compute_type=manifest.quantization, inter_threads=1, intra_threads=threads
@@ -103,13 +91,30 @@ class Translator:
         except Exception as error:  # C++ exceptions arrive as RuntimeError, ValueError ...
             raise EngineError(f"{folder}: CTranslate2 cannot load it ({one_line(error)}); export it again") from None
 
+    def _load_source_names(self) -> list[str]:
+        """Load the names of the source tokens, and refuse a tokenizer with more tokens than the encoder."""
+        model, vocabulary = self._folder / "model.bin", self._folder / "source_vocabulary.json"
+        try:
+            shapes = read_shapes(model)
+        except (OSError, DamagedFileError) as error:
+            raise ModelError(f"{model} is not a CTranslate2 model ({error}); export it again") from None
+        rows = (*shapes.get("encoder/embeddings_0/weight", ()), 0)[0]
+        if self._tokenizer.vocabulary_size > rows:
+            raise ModelError(
+                f"{self._folder}: tokenizer.json has more tokens than the encoder's {rows}; export it again"
+            )
+        try:
+            return msgspec.json.decode(vocabulary.read_bytes(), type=list[str])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{vocabulary}: {error}; export the translator again") from None
+
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None) -> Translator:
         """Load a folder made by `mtllm-edge export-translator`.
 
         Args:
             folder: The folder.
-            threads: CPU threads; by default as for a bundle.
+            threads: CPU threads; None takes the cores available to this process, at most 8.
 
         Raises:
             ModelError: A file is missing or damaged.
@@ -124,33 +129,33 @@ class Translator:
         """Translate texts, in their order.
 
         Args:
-            texts: In any language that the encoder knows.
+            texts: Texts in the encoder's languages.
             beam_size: 1 is greedy search.
-            batch_tokens: Most source tokens that are translated at once; the longest text always fits.
+            batch_tokens: Maximum source tokens of a batch, but at least the longest text.
 
         Raises:
             DataError: A text is empty.
-            UsageError: The beam is no positive number.
+            UsageError: `beam_size` is not positive.
             EngineError: CTranslate2 failed.
         """
         if beam_size < 1:
             raise UsageError(f"beam_size is {beam_size}; give 1 or more")
-        encoded = self._tokenizer.encode(texts)
-        lengths = [len(text.ids) for text in encoded]
+        encodings = self._tokenizer.encode(texts)
+        lengths = [len(encoding.ids) for encoding in encodings]
         translations = [""] * len(lengths)
         for batch in plan_batches(lengths, max_tokens=max(batch_tokens, self.manifest.max_tokens), max_texts=64):
-            sources = [[self._names[index] for index in encoded[place].ids] for place in batch]
-            for place, names in zip(batch, self._search(sources, batch, beam_size=beam_size), strict=True):
-                translations[place] = self._target.decode([int(name) for name in names if name.isdecimal()])
+            sources = [[self._names[token] for token in encodings[index].ids] for index in batch]
+            for index, names in zip(batch, self._search(sources, batch, beam_size=beam_size), strict=True):
+                translations[index] = self._target.decode([int(name) for name in names if name.isdecimal()])
         return translations
 
-    def _search(self, sources: list[list[str]], places: list[int], **options: int) -> list[list[str]]:
-        """Tokens of the translations of a batch.
+    def _search(self, sources: list[list[str]], indices: list[int], **options: int) -> list[list[str]]:
+        """Return the tokens of a batch's translations.
 
         Args:
             sources: Tokens of each text.
-            places: Where each stands among all texts.
-            options: Of CTranslate2's search.
+            indices: Index of each text; a hook for benchmarks.
+            options: Options of CTranslate2's search.
         """
         options = {"max_decoding_length": self.manifest.max_target_tokens} | options
         try:

@@ -1,7 +1,6 @@
-"""What PyInstaller must know of the runtime and its engines: it finds this package by the entry point `hook-dirs`.
+"""PyInstaller hooks for the runtime and its engines, found by the entry point `hook-dirs`.
 
-Each ``hook-NAME.py`` beside this file is run by PyInstaller when it meets an import of NAME; the runtime imports none
-of them.
+PyInstaller runs ``hook-NAME.py`` for an import of NAME; the runtime imports none of them.
 """
 
 from __future__ import annotations
@@ -10,5 +9,5 @@ from pathlib import Path
 
 
 def hook_dirs() -> list[str]:
-    """The folder of the hooks."""
+    """Return the folder of the hooks."""
     return [str(Path(__file__).parent)]

@@ -1,4 +1,4 @@
-"""CTranslate2 imports its converters, and those import whole frameworks where they are installed."""
+"""Hook of CTranslate2: its converters, which it imports, would include whole frameworks if they are installed."""
 
 from PyInstaller.utils.hooks import collect_dynamic_libs
 

@@ -1,8 +1,8 @@
-"""llama.cpp's libraries: ctypes loads them from a folder of the package, which no import tells of."""
+"""Hook of llama.cpp: its libraries, which ctypes loads from a folder of the package."""
 
 from PyInstaller.utils.hooks import collect_dynamic_libs, copy_metadata
 
 binaries = collect_dynamic_libs("llama_cpp")
-datas = copy_metadata("llama-cpp-python")  # part of the key under which the probe's answer is kept
-# For its server and its downloads, which nothing here calls: they would bring half of a developer's environment.
+datas = copy_metadata("llama-cpp-python")  # its version is part of the probe's cache key
+# Dependencies of its server and its downloads, which this package does not use.
 excludedimports = ["llama_cpp.server", "huggingface_hub", "openai", "requests", "transformers"]

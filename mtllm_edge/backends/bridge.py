@@ -1,4 +1,4 @@
-"""The up-projection from encoder states to LLM inputs."""
+"""Projection of encoder states to LLM inputs."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from mtllm_edge.bundle.tensors import read_arrays
 
 @dataclass(frozen=True)
 class Bridge:
-    """``x @ weight.T + bias``, as the bundle's `bridge.safetensors` holds it; x is a state, or several in a row."""
+    """``x @ weight.T + bias`` with the arrays of `bridge.safetensors`; x is `stride` concatenated encoder states."""
 
     weight_EK: NDArray[np.float32]
     """(n_embd, stride * d_model)."""
     bias_E: NDArray[np.float32]
     """(n_embd,)."""
     stride: int
-    """Neighbouring encoder states in x; zeros fill a text's last group."""
+    """Consecutive encoder states in x; a text's last group is padded with zeros."""
 
     @classmethod
     def load(cls, path: Path, *, stride: int) -> Bridge:
-        """Read `bridge.safetensors`, whose header has been checked for this stride.
+        """Read `bridge.safetensors`, with a header checked for this stride.
 
         Raises:
-            ModelError: The file cannot be read, or holds numbers that are not finite.
+            ModelError: The file cannot be read, or contains numbers that are not finite.
         """
         arrays = read_arrays(path)
         return cls(arrays["weight"], arrays["bias"], stride)
 
     def __call__(self, hidden: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """LLM inputs of a batch of encoder outputs.
+        """Return the LLM inputs of a batch of encoder outputs.
 
         Args:
-            hidden: For each text (length, d_model).
+            hidden: States of each text, (length, d_model).
 
         Returns:
-            For each text (length / stride, rounded up, n_embd).
+            Inputs of each text, (length / stride, rounded up, n_embd).
         """
         if not hidden:
             return []
         zeros_MD = np.zeros((self.stride - 1, hidden[0].shape[1]), np.float32)
-        filled = [part_MD for hidden_LD in hidden for part_MD in (hidden_LD, zeros_MD[: -len(hidden_LD) % self.stride])]
-        grouped_TK = np.concatenate(filled).reshape(-1, self.weight_EK.shape[1])
+        padded = [part_MD for hidden_LD in hidden for part_MD in (hidden_LD, zeros_MD[: -len(hidden_LD) % self.stride])]
+        grouped_TK = np.concatenate(padded).reshape(-1, self.weight_EK.shape[1])
         ends = np.cumsum([-(-len(hidden_LD) // self.stride) for hidden_LD in hidden])
         return np.split(grouped_TK @ self.weight_EK.T + self.bias_E, ends[:-1])

@@ -1,35 +1,34 @@
-"""Loads the encoder and the LLM of a bundle; imports only the engine that each needs."""
+"""Loading of a bundle's encoder and LLM, with imports of only the engines that they need."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from mtllm_edge.backends.encoders.base import Encoder
 from mtllm_edge.backends.llms.base import Llm
 from mtllm_edge.backends.llms.settings import EngineSettings
+from mtllm_edge.backends.probing.gpu import Device
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
-from mtllm_edge.bundle import manifest
+from mtllm_edge.bundle.manifest import LlmSpec
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.extras import engine_import, require
-from mtllm_edge.tokenization.batching import llm_room
+from mtllm_edge.tokenization.batching import max_llm_inputs
 
 
 def load_llm(
-    bundle: Bundle, llm: manifest.LlmSpec, *, threads: int, max_tokens: int, settings: EngineSettings | None = None
+    bundle: Bundle, llm: LlmSpec, *, threads: int, max_tokens: int, settings: EngineSettings | None = None
 ) -> Llm:
-    """Load one form of the LLM.
+    """Load the LLM in one of the bundle's backends.
 
     Args:
-        bundle: What it is in.
-        llm: The form.
+        bundle: The bundle.
+        llm: The backend's part of the manifest.
         threads: CPU threads.
-        max_tokens: Most encoder states in a batch.
-        settings: How llama.cpp is used, where part of the LLM goes to a GPU; None is what is safe on the CPU.
+        max_tokens: Maximum encoder tokens of a batch.
+        settings: Settings of llama.cpp for an LLM with layers on a GPU; None takes the settings for the CPU.
 
     Raises:
-        UsageError: It needs the extra [onnx].
-        ModelError: The file is not what the manifest describes.
-        EngineError: Its engine cannot be imported, or refuses.
+        UsageError: The extra [onnx] is required.
+        ModelError: The file does not match the manifest.
+        EngineError: The engine cannot be imported, or refuses the file.
     """
     path = bundle.path / llm.file
     if llm.backend == "onnx":
@@ -38,33 +37,33 @@ def load_llm(
             from mtllm_edge.backends.llms.onnx import OnnxLlm
         return OnnxLlm(path, llm, threads=threads)
     settings = engine_settings(path, llm) if settings is None else settings
-    with engine_import():  # only now: the probe has shown that llama.cpp can be loaded at all
+    with engine_import():  # only after the probe, since the import itself may crash
         from mtllm_edge.backends.llms.llama_cpp import GgufLlm
     tasks = bundle.manifest.tasks.items()
     adapters = {name: bundle.path / task.adapter for name, task in tasks if task.adapter is not None}
-    room = llm_room(max_tokens, bundle.manifest.bridge.stride)
-    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=room, adapters=adapters)
+    max_inputs = max_llm_inputs(max_tokens, bundle.manifest.bridge.stride)
+    return GgufLlm(path, llm, settings=settings, threads=threads, max_tokens=max_inputs, adapters=adapters)
 
 
-def load_encoder(bundle: Bundle, *, threads: int, device: Literal["cpu", "cuda"] = "cpu") -> Encoder:
+def load_encoder(bundle: Bundle, *, threads: int, device: Device = "cpu") -> Encoder:
     """Load the encoder.
 
     Args:
-        bundle: What it is in.
+        bundle: The bundle.
         threads: CPU threads.
-        device: Where CTranslate2 computes; ONNX Runtime takes the CPU.
+        device: Device of CTranslate2; ONNX Runtime runs on the CPU.
 
     Raises:
-        UsageError: It needs the extra [onnx].
-        EngineError: Its engine cannot be imported, or refuses.
+        UsageError: The extra [onnx] is required.
+        EngineError: The engine cannot be imported, or refuses the model.
     """
-    expected = bundle.manifest.encoder
-    path = bundle.path / expected.path
-    if expected.backend == "onnx":
+    spec = bundle.manifest.encoder
+    path = bundle.path / spec.path
+    if spec.backend == "onnx":
         require("onnx", "onnxruntime")
         with engine_import():
             from mtllm_edge.backends.encoders.onnx import OnnxEncoder
-        return OnnxEncoder(path, expected, threads=threads)
+        return OnnxEncoder(path, spec, threads=threads)
     with engine_import():
         from mtllm_edge.backends.encoders.ctranslate2 import CTranslate2Encoder
-    return CTranslate2Encoder(path, expected, threads=threads, device=device)
+    return CTranslate2Encoder(path, spec, threads=threads, device=device)

@@ -1,4 +1,4 @@
-"""Work that is made ready in a second thread while the work before it is done."""
+"""Preparation of the next batch in a second thread."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-Job = TypeVar("Job")
-Ready = TypeVar("Ready")
+Batch = TypeVar("Batch")
+Prepared = TypeVar("Prepared")
 
 
-def prefetch(prepare: Callable[[Job], Ready], jobs: Sequence[Job]) -> Iterator[tuple[Job, Ready]]:
-    """Jobs in order, each with what `prepare` made of it, one job ahead of the caller.
+def prefetch(prepare: Callable[[Batch], Prepared], batches: Sequence[Batch]) -> Iterator[tuple[Batch, Prepared]]:
+    """Yield each batch with the result of `prepare`, which runs one batch ahead of the caller.
 
-    Engines leave the interpreter's lock alone while they compute, so the encoder reads the next batch while the LLM
-    reads this one, and the cores are busy where either of them waits for its slowest thread. An exception of `prepare`
-    arrives when its job is due.
+    Engines release the interpreter lock while they compute, so the encoder computes the next batch while the LLM
+    computes this one, and cores are busy while either waits for its slowest thread. An exception of `prepare` is raised
+    when its batch is due.
     """
-    if len(jobs) < 2:
-        for job in jobs:
-            yield job, prepare(job)
+    if len(batches) < 2:
+        for batch in batches:
+            yield batch, prepare(batch)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="mtllm-edge-encoder") as thread:
-        coming = thread.submit(prepare, jobs[0])
-        for index, job in enumerate(jobs):
-            ready = coming.result()
-            if index + 1 < len(jobs):
-                coming = thread.submit(prepare, jobs[index + 1])
-            yield job, ready
+        future = thread.submit(prepare, batches[0])
+        for index, batch in enumerate(batches):
+            prepared = future.result()
+            if index + 1 < len(batches):
+                future = thread.submit(prepare, batches[index + 1])
+            yield batch, prepared

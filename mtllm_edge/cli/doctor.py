@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from mtllm_edge import console
-from mtllm_edge.backends.probing.offload import GpuLayers
+from mtllm_edge.backends.probing.gpu import GpuLayers
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.options import PATH, gpu_layers_option
 from mtllm_edge.diagnostics.doctor import diagnose

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mtllm_edge import console
-from mtllm_edge.backends.probing.offload import GpuLayers
+from mtllm_edge.backends.probing.gpu import GpuLayers
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.classifier import Classifier
 from mtllm_edge.cli import options, views

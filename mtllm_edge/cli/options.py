@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from mtllm_edge import safe_text
-from mtllm_edge.backends.probing.offload import GpuLayers, check_gpu_layers
+from mtllm_edge.backends.probing.gpu import GpuLayers, check_gpu_layers
 from mtllm_edge.bundle.manifest import UNSURE, LlmBackend
 from mtllm_edge.extras import require
 from mtllm_edge.files.columns import LABEL_COLUMN

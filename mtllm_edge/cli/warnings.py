@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mtllm_edge import console
-from mtllm_edge.backends.probing.offload import GpuWarning
+from mtllm_edge.backends.probing.gpu import GpuWarning
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.languages.warnings import LanguageWarning
 

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import mtllm_edge
 from mtllm_edge.backends.cpu import available_cores, default_threads, disable_telemetry, read_cpu
 from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.gpu import GpuInventory, detect_gpus, gpu_backends
+from mtllm_edge.backends.probing.gpu import GpuInventory, GpuLayers, detect_gpus, gpu_backends, plan_offload
 from mtllm_edge.backends.probing.llama_cpp import engine_settings
 from mtllm_edge.backends.probing.llm_backend import choose_backend
-from mtllm_edge.backends.probing.offload import GpuLayers, plan_offload
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.errors import EngineError
 from mtllm_edge.extras import EXTRAS, missing_modules, version_of

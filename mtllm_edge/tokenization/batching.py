@@ -1,16 +1,16 @@
-"""Batches by token count, texts of similar length together."""
+"""Batches of texts of similar length, limited by their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 TOKENS_PER_BATCH = 512
-"""Attention in llama.cpp runs over the whole unified batch, so a few hundred tokens at a time beat thousands."""
+"""llama.cpp computes attention over the whole batch, so batches of a few hundred tokens are the fastest."""
 TEXTS_PER_BATCH = 64
 
 
-def llm_room(max_tokens: int, stride: int, *, max_texts: int = TEXTS_PER_BATCH) -> int:
-    """Most LLM inputs that a batch of encoder tokens becomes: with a strided bridge, each text ends in a part group."""
+def max_llm_inputs(max_tokens: int, stride: int, *, max_texts: int = TEXTS_PER_BATCH) -> int:
+    """Return the maximum LLM inputs of a batch of encoder tokens; a strided bridge pads the last group of each text."""
     return max_tokens if stride == 1 else max_tokens // stride + max_texts
 
 
@@ -21,13 +21,13 @@ def plan_batches(
     max_texts: int = TEXTS_PER_BATCH,
     padded: bool = False,
 ) -> list[list[int]]:
-    """Group texts into batches, longest first, so that little padding is needed and memory peaks at once.
+    """Group texts into batches, longest first, for little padding and an early peak of memory.
 
     Args:
         lengths: Tokens of each text, from 1 to `max_tokens`.
-        max_tokens: Most tokens in a batch.
-        max_texts: Most texts in a batch.
-        padded: Whether padding counts: every text takes the room of its batch's longest.
+        max_tokens: Maximum tokens of a batch.
+        max_texts: Maximum texts of a batch.
+        padded: Whether every text counts as the longest of its batch.
 
     Returns:
         Indices into `lengths`, each exactly once.
@@ -39,12 +39,12 @@ def plan_batches(
     if order and (lengths[order[-1]] < 1 or lengths[order[0]] > max_tokens):
         raise ValueError(f"lengths from {lengths[order[-1]]} to {lengths[order[0]]}, expected 1 to {max_tokens}")
     batches: list[list[int]] = []
-    room = 0
+    free = 0
     for index in order:
-        taken = lengths[batches[-1][0]] if padded and batches else lengths[index]
-        if not batches or taken > room or len(batches[-1]) == max_texts:
+        tokens = lengths[batches[-1][0]] if padded and batches else lengths[index]
+        if not batches or tokens > free or len(batches[-1]) == max_texts:
             batches.append([])
-            room, taken = max_tokens, lengths[index]
+            free, tokens = max_tokens, lengths[index]
         batches[-1].append(index)
-        room -= taken
+        free -= tokens
     return batches

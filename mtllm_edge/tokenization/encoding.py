@@ -1,4 +1,4 @@
-"""The tokens of one reading: parts, what stands around and between them, and what had to be cut."""
+"""Encodings: special tokens around the parts of an input, truncation, and deduplication."""
 
 from __future__ import annotations
 
@@ -7,93 +7,93 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
-"""First place and end (excluded) of each piece of a row that gets a vector of its own; empty: one for the whole row."""
+"""Begin and end (excluded) of each span of a text that gets a vector of its own; empty: one vector for the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One text, pair, or text with choices as a model reads it."""
+    """Token ids of one text, pair, or text with choices."""
 
     ids: list[int]
-    """Token ids, the special ones included."""
+    """Token ids, including the special ones."""
     truncated: bool
-    """Whether it was longer than the model takes; then the longest of its parts lost their ends."""
+    """Whether the longest parts were cut at the end, to the model's maximum length."""
     choice_spans: Spans = ()
-    """Where each choice stands in `ids`; empty where there are none."""
+    """Span of each choice in `ids`; empty without choices."""
     language: str | None = None
-    """Code of the language that it is read as; None where nothing was said of it."""
+    """Language code that the text is encoded with; None if unknown."""
 
     @property
     def vector_count(self) -> int:
-        """How many vectors it is turned into: one, or one per choice."""
+        """Number of pooled vectors: one, or one per choice."""
         return len(self.choice_spans) or 1
 
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokenTemplate:
-    """The special tokens of a reading, as ids."""
+    """Ids of the special tokens of an input."""
 
     prefix: Sequence[int]
-    between: Sequence[int]
+    separator: Sequence[int]
     """Before every part but the first."""
     suffix: Sequence[int]
     language: str | None = None
-    """Code of the language that texts in this frame are read as."""
+    """Code of the language in the special tokens."""
 
     def join(self, parts: Sequence[Sequence[int]], *, choices: bool, max_tokens: int) -> Encoding:
-        """Put parts together.
+        """Join parts with special tokens, and truncate them to `max_tokens`.
 
-        What does not fit is cut from the ends of the longest parts, so that all parts stay as long as they can: of a
-        long text with short choices the text loses its end, and a part is never lost whole.
+        The longest parts are cut at the end, so that all parts stay as long as possible: of a long text with short
+        choices, the text is cut. No part is dropped.
 
         Args:
-            parts: Ids of each part, at least one of them.
+            parts: Ids of each part, at least one.
             choices: Whether the parts after the first get vectors of their own.
-            max_tokens: Longest result, at least `min_length` of the number of parts.
+            max_tokens: Maximum length, at least `min_length` of the number of parts.
         """
         lengths = [len(part) for part in parts]
-        kept = allocate_lengths(lengths, max_tokens - self.min_length(len(parts)) + len(parts))
-        ids = [*self.prefix, *parts[0][: kept[0]]]
+        allocated = allocate_lengths(lengths, max_tokens - self.min_length(len(parts)) + len(parts))
+        ids = [*self.prefix, *parts[0][: allocated[0]]]
         spans = []
-        for part, length in zip(parts[1:], kept[1:], strict=True):
-            ids += self.between
+        for part, length in zip(parts[1:], allocated[1:], strict=True):
+            ids += self.separator
             spans.append((len(ids), len(ids) + length))
             ids += part[:length]
-        return Encoding([*ids, *self.suffix], kept != lengths, tuple(spans) if choices else (), self.language)
+        return Encoding([*ids, *self.suffix], allocated != lengths, tuple(spans) if choices else (), self.language)
 
     def min_length(self, parts: int) -> int:
-        """Length of the shortest reading of a number of parts: a token of each, and the frame."""
-        return len(self.prefix) + len(self.between) * (parts - 1) + len(self.suffix) + parts
+        """Return the minimum length of a number of parts: a token of each, and the special tokens."""
+        return len(self.prefix) + len(self.separator) * (parts - 1) + len(self.suffix) + parts
 
 
-def deduplicate(texts: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
-    """Texts without repetition, in the order of their first coming, and for each of `texts` its place among them."""
-    found: dict[tuple[tuple[int, ...], Spans], int] = {}
-    firsts: list[Encoding] = []
-    places = []
-    for text in texts:
-        place = found.setdefault((tuple(text.ids), text.choice_spans), len(firsts))
-        if place == len(firsts):
-            firsts.append(text)
-        places.append(place)
-    return firsts, places
+def deduplicate(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
+    """Return the distinct encodings in their first order, and for each encoding its index among them."""
+    indices: dict[tuple[tuple[int, ...], Spans], int] = {}
+    distinct: list[Encoding] = []
+    inverse = []
+    for encoding in encodings:
+        index = indices.setdefault((tuple(encoding.ids), encoding.choice_spans), len(distinct))
+        if index == len(distinct):
+            distinct.append(encoding)
+        inverse.append(index)
+    return distinct, inverse
 
 
 def downsample_spans(spans: Spans, stride: int) -> Spans:
-    """The same pieces where every `stride` places of the row became one; pieces that meet in a group share it."""
+    """Return spans of a sequence in which `stride` positions became one; spans may then share a position."""
     return tuple((begin // stride, -(-end // stride)) for begin, end in spans)
 
 
-def allocate_lengths(lengths: Sequence[int], room: int) -> list[int]:
-    """Split room among parts so that the longest are cut first: each gets its length, or the same as all that are cut.
+def allocate_lengths(lengths: Sequence[int], total: int) -> list[int]:
+    """Allocate a total length to parts: the longest are cut first, to nearly equal lengths.
 
     Args:
-        lengths: What the parts would take.
-        room: What there is.
+        lengths: Lengths of the parts.
+        total: Maximum sum of the allocated lengths.
     """
-    shares = [0] * len(lengths)
+    allocated = [0] * len(lengths)
     shortest_first = sorted(range(len(lengths)), key=lengths.__getitem__)
     for done, index in enumerate(shortest_first):
-        shares[index] = min(lengths[index], room // (len(lengths) - done))
-        room -= shares[index]
-    return shares
+        allocated[index] = min(lengths[index], total // (len(lengths) - done))
+        total -= allocated[index]
+    return allocated

@@ -1,10 +1,9 @@
-"""A Unigram `tokenizer.json` in SentencePiece: the same ids from a seventh of the memory, several times as fast.
+"""Conversion of a Unigram `tokenizer.json` to SentencePiece, for a seventh of the memory and several times the speed.
 
-The reference model's 200,000 pieces take 195 MB in `tokenizers` and 29 MB in SentencePiece, which is more than the
-weights that read them. SentencePiece gets a model that is made here, piece by piece, so no file of its own format is
-trusted. Only files that say what it does are taken: XLM-R's normaliser, spaces as U+2581. It differs where two readings
-of a word are equally likely (2 of 29,580 sentences in 205 languages), takes spaces off both ends, and reads the name
-of a special token in a text as text.
+The reference model's 200,000 pieces take 195 MB in `tokenizers`, and 29 MB in SentencePiece. The SentencePiece model is
+built here piece by piece, so that no file in its own format is trusted. Only files with SentencePiece's behaviour are
+converted: XLM-R's normalizer, spaces as U+2581. Differences: segmentations of equal likelihood (2 of 29,580 sentences
+in 205 languages), spaces at both ends are removed, and the name of a special token in a text is text.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import sentencepiece
 
 SPACE = "▁"
 _NORMALIZER = "0942789e0111452f1cc446f70036e26d24458c3c7858c53cc12ca4d87531279b"
-"""SHA-256 of the character map of XLM-R (SentencePiece's ``nmt_nfkc``); another one may be broken, or worse."""
+"""SHA-256 of the character map of XLM-R (SentencePiece's ``nmt_nfkc``); others may be damaged or malicious."""
 _LARGEST_SCORE = 1e30
 """Scores are log-probabilities, which float32 must hold with those of a whole text added up."""
 _SHORT = 120
-"""Bytes of a piece up to which lengths are a byte, its own and that of all that is said of it."""
+"""Pieces of fewer bytes have lengths of one byte in the serialized model."""
 
 
 class _Added(msgspec.Struct):
@@ -86,41 +85,41 @@ class _File(msgspec.Struct):
 
 
 class SentencePieces:
-    """What `mtllm_edge.tokenization.tokenizer.Tokenizer` asks of a tokenizer, by SentencePiece."""
+    """SentencePiece as the engine of `mtllm_edge.tokenization.tokenizer.Tokenizer`."""
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, between: list[int]) -> None:
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor, separator: list[int]) -> None:
         """Wrap a loaded processor; use `open`."""
         self._processor = processor
-        self.between = between
+        self.separator = separator
         """Special tokens between the texts of a pair."""
 
     @classmethod
     def open(cls, path: Path) -> SentencePieces | None:
-        """Read a `tokenizer.json`; None where it is damaged, or does something that SentencePiece would not."""
+        """Convert a `tokenizer.json`; None if it is damaged, or SentencePiece would behave differently."""
         try:
             file = msgspec.json.decode(path.read_bytes(), type=_File)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None  # of another model, mostly; `tokenizers` says what is wrong with a damaged one
+            return None  # mostly another type of model; for a damaged file, `tokenizers` gives the error
         character_map = _character_map(file)
         if character_map is None or not _marks_spaces(file.pre_tokenizer) or not _is_plain(file):
             return None
-        between = _between(file.post_processor)
-        if between is None:
+        separator = _pair_separator(file.post_processor)
+        if separator is None:
             return None
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(_model(file, character_map))
-        except RuntimeError:  # nothing but special tokens, for one
+        except RuntimeError:  # such as a vocabulary of special tokens only
             return None
-        return cls(processor, [processor.piece_to_id(token) for token in between])
+        return cls(processor, [processor.piece_to_id(token) for token in separator])
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
+        """Return the ids of each text, without special tokens."""
         ids: list[list[int]] = self._processor.encode(list(texts), out_type=int)
         return ids
 
     def id(self, token: str) -> int | None:
-        """The id of a token, special ones included."""
+        """Return the id of a token, including special tokens; None if unknown."""
         index: int = self._processor.piece_to_id(token)
         return index if self._processor.id_to_piece(index) == token else None
 
@@ -131,11 +130,11 @@ class SentencePieces:
 
 
 def _character_map(file: _File) -> bytes | None:
-    """The normaliser's map, if it is the known one, with at most a merging of spaces behind it."""
-    found = file.normalizer
-    if found is None:
+    """Return the normalizer's character map; None unless it is XLM-R's, optionally followed by a merge of spaces."""
+    normalizer = file.normalizer
+    if normalizer is None:
         return None
-    steps = found.normalizers if found.type == "Sequence" else [found]
+    steps = normalizer.normalizers if normalizer.type == "Sequence" else [normalizer]
     if not steps or steps[0].type != "Precompiled":
         return None
     for step in steps[1:]:
@@ -148,11 +147,11 @@ def _character_map(file: _File) -> bytes | None:
     return decoded if hashlib.sha256(decoded).hexdigest() == _NORMALIZER else None
 
 
-def _marks_spaces(found: _PreTokenizer | None) -> bool:
-    """Whether words begin with `SPACE`, the first one too, and nothing else happens."""
-    if found is None:
+def _marks_spaces(pre_tokenizer: _PreTokenizer | None) -> bool:
+    """Return whether the pre-tokenizer only marks the beginning of every word, including the first, with `SPACE`."""
+    if pre_tokenizer is None:
         return False
-    steps = found.pretokenizers if found.type == "Sequence" else [found]
+    steps = pre_tokenizer.pretokenizers if pre_tokenizer.type == "Sequence" else [pre_tokenizer]
     if len(steps) == 2 and steps[0].type == "WhitespaceSplit":
         steps = steps[1:]
     marks = len(steps) == 1 and steps[0].type == "Metaspace" and steps[0].replacement == SPACE
@@ -160,7 +159,7 @@ def _marks_spaces(found: _PreTokenizer | None) -> bool:
 
 
 def _is_plain(file: _File) -> bool:
-    """Whether each piece is there once, added tokens are special ones of the vocabulary, and one is the unknown."""
+    """Return whether pieces are unique, all added tokens are special tokens of the vocabulary, and one is unknown."""
     pieces = [piece.text for piece in file.model.vocab]
     if file.model.byte_fallback or not 0 <= file.model.unk_id < len(pieces):
         return False
@@ -174,32 +173,32 @@ def _is_plain(file: _File) -> bool:
     )
 
 
-def _between(post_processor: Any) -> list[str] | None:
-    """Special tokens between the texts of a pair; None where the file says it in another way."""
+def _pair_separator(post_processor: Any) -> list[str] | None:
+    """Return the special tokens between the texts of a pair; None for another kind of post-processor."""
     if post_processor is None:
         return []
     try:
         template = msgspec.convert(post_processor, _Template)
     except msgspec.ValidationError:
         return None
-    between: list[str] = []
+    separator: list[str] = []
     inside = False
     for part in template.pair:
         text = part.sequence.id if part.sequence else None
         if text == "B":
-            return between
+            return separator
         if inside and part.special_token:
-            between.append(part.special_token.id)
+            separator.append(part.special_token.id)
         inside = inside or text == "A"
     return []
 
 
 def _model(file: _File, character_map: bytes) -> bytes:
-    """A serialised `sentencepiece.ModelProto` (sentencepiece_model.proto, fields by number)."""
+    """Serialize a `sentencepiece.ModelProto` (sentencepiece_model.proto, fields by number)."""
     names = [piece.text.encode() for piece in file.model.vocab]
     packed = struct.pack(f"<{len(names)}f", *[piece.score for piece in file.model.vocab])
     scores = [packed[place : place + 4] for place in range(0, len(packed), 4)]
-    # Nearly all pieces are short and plain: what stands before such a piece depends on its length alone.
+    # Nearly all pieces are short and of the normal type, and their headers depend on their length only.
     heads = [_bytes(1, bytes(length + 7))[:2] + _bytes(1, bytes(length))[:2] for length in range(_SHORT)]
     pieces = [
         heads[len(name)] + name + b"\x15" + score if len(name) < _SHORT else _piece(name, score)
@@ -209,7 +208,7 @@ def _model(file: _File, character_map: bytes) -> bytes:
         pieces[token.id] = _piece(names[token.id], scores[token.id], b"\x18\x03")  # CONTROL
     unknown = file.model.unk_id
     pieces[unknown] = _piece(names[unknown], scores[unknown], b"\x18\x02")  # UNKNOWN
-    # 3: Unigram; 40: the unknown's id; no beginning, end or padding of its own, as frames are made elsewhere
+    # 3: Unigram; 40: unknown id; 41 to 43: no special tokens, which the tokenizer adds
     trainer = b"\x18\x01" + _number(40, unknown)
     trainer += b"".join(_number(field, -1) for field in (41, 42, 43))
     normalizer = _bytes(2, character_map) + b"\x18\x01\x20\x01\x28\x01"  # mark the first word, merge and mark spaces

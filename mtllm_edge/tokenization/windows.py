@@ -1,9 +1,8 @@
-"""Long texts in windows: nothing of a text is lost where it is longer than the encoder takes.
+"""Windows of texts that are longer than the encoder's maximum length.
 
-A text gets as few windows as it can, all of nearly the same length, so that none is a stub; neighbours share tokens.
-A window begins and ends where a token does, not a word or a sentence: what is cut in two at the end of one stands whole
-in the next, as long as it is shorter than what they share. To the engines windows are texts like any other, and go
-through the same batches.
+A text is split into as few windows as possible, of nearly equal length, and consecutive windows overlap. Boundaries are
+those of tokens, not of words or sentences: a phrase that one boundary cuts is whole in the next window if it is shorter
+than the overlap. The engines treat windows as texts, in the same batches.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from mtllm_edge.tokenization.encoding import Encoding
 LongTexts = Literal["cut", "pool"]
 """Treatment of a text longer than the encoder takes: drop its end, or read it in windows and average their vectors."""
 OVERLAP = 64
-"""Tokens that neighbouring windows share, but a quarter of a window at most."""
+"""Overlap of consecutive windows in tokens, but at most a quarter of a window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows of some texts, one after another."""
+    """Windows of several texts, text after text."""
 
     encodings: list[Encoding]
     counts: list[int]
-    """How many of them each text has, at least one."""
+    """Windows of each text, at least one."""
 
     @property
     def by_text(self) -> list[list[Encoding]]:
-        """The windows of each text."""
+        """Windows of each text."""
         ends = np.cumsum(self.counts, dtype=int).tolist()
         return [self.encodings[end - count : end] for end, count in zip(ends, self.counts, strict=True)]
 
     def mean(self, rows_WX: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The mean over each text's windows, (texts, X), of what stands for each window, weighted by their tokens.
+        """Average the rows of each text's windows, weighted by their tokens: (windows, X) to (texts, X).
 
-        What stands for a text's only window is given back as it is, to the last bit.
+        The row of a single window is returned unchanged.
         """
         if len(self.encodings) == len(self.counts):
             return rows_WX
@@ -56,75 +55,74 @@ class Windows:
         return means_NX
 
     def text_progress(self, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
-        """A `progress` that is told of windows, and tells of texts: the same share of them, rounded down."""
+        """Return a callback for numbers of windows that calls `progress` with numbers of texts, rounded down."""
         if progress is None or len(self.encodings) == len(self.counts):
             return progress
-        read, told = 0, 0
+        windows_done, texts_done = 0, 0
 
         def advance(windows: int) -> None:
-            nonlocal read, told
-            read += windows
-            reached = read * len(self.counts) // len(self.encodings)
-            progress(reached - told)
-            told = reached
+            nonlocal windows_done, texts_done
+            windows_done += windows
+            texts = windows_done * len(self.counts) // len(self.encodings)
+            progress(texts - texts_done)
+            texts_done = texts
 
         return advance
 
 
-def check_long_texts(long_texts: str, kind: Kind, reader: str) -> None:
-    """Refuse windows where the parts of a text belong together.
+def check_long_texts(long_texts: str, kind: Kind, name: str) -> None:
+    """Refuse windows for inputs of several parts.
 
-    The windows of a premise would each be compared with the whole hypothesis, and the mean of that judges no pair.
+    Each window of a premise would be compared with the whole hypothesis, and the mean is no comparison of the pair.
 
     Args:
         long_texts: One of `LongTexts`.
-        kind: The kind of what is read.
-        reader: What the message calls the task.
+        kind: Kind of the inputs.
+        name: Name of the task in messages.
 
     Raises:
-        UsageError: No such way, or one with windows for another kind than ``sequence``.
+        UsageError: `long_texts` is invalid, or requires windows for another kind than ``sequence``.
     """
-    ways = get_args(LongTexts)
-    if long_texts not in ways:
-        raise UsageError(f"long_texts is {long_texts!r}, expected {' or '.join(map(repr, ways))}")
+    options = get_args(LongTexts)
+    if long_texts not in options:
+        raise UsageError(f"long_texts is {long_texts!r}, expected {' or '.join(map(repr, options))}")
     if long_texts != "cut" and kind != "sequence":
-        raise UsageError(f"{reader} is of the kind {kind!r}, and only single texts are read in windows; choose 'cut'")
+        raise UsageError(f"{name} is of the kind {kind!r}, and only single texts are read in windows; choose 'cut'")
 
 
-def split_into_windows(texts: Sequence[Encoding], *, before: int, after: int, max_tokens: int) -> Windows:
-    """Split whole texts into windows, each with the special tokens of the whole.
+def split_into_windows(texts: Sequence[Encoding], *, prefix: int, suffix: int, max_tokens: int) -> Windows:
+    """Split texts into windows, each with the special tokens of the text.
 
     Args:
-        texts: Single texts as `mtllm_edge.tokenization.tokenizer.Tokenizer.encode` gives them where nothing is cut.
-        before: Special tokens at the beginning of each.
-        after: Special tokens at the end of each.
-        max_tokens: Longest window, the special ones included.
+        texts: Encodings of single texts without truncation.
+        prefix: Special tokens at the beginning of each.
+        suffix: Special tokens at the end of each.
+        max_tokens: Maximum length of a window, including the special tokens.
     """
     windows: list[Encoding] = []
     counts = []
     for text in texts:
-        prefix, suffix = text.ids[:before], text.ids[len(text.ids) - after :]
-        spans = window_spans(len(text.ids) - before - after, max_tokens - before - after)
+        end_of_text = len(text.ids) - suffix
+        spans = window_spans(end_of_text - prefix, max_tokens - prefix - suffix)
         if len(spans) == 1:
             windows.append(text)
         else:
-            windows += [
-                replace(text, ids=[*prefix, *text.ids[before + begin : before + end], *suffix]) for begin, end in spans
-            ]
+            head, body, tail = text.ids[:prefix], text.ids[prefix:end_of_text], text.ids[end_of_text:]
+            windows += [replace(text, ids=[*head, *body[begin:end], *tail]) for begin, end in spans]
         counts.append(len(spans))
     return Windows(windows, counts)
 
 
-def window_spans(length: int, room: int) -> list[tuple[int, int]]:
-    """First place and end (excluded) of each window.
+def window_spans(length: int, max_length: int) -> list[tuple[int, int]]:
+    """Return begin and end (excluded) of each window.
 
     Args:
-        length: Tokens of the text, without special ones.
-        room: Most of them in a window, at least one.
+        length: Tokens of the text, without special tokens.
+        max_length: Maximum of them in a window, at least one.
     """
-    if length <= room:
+    if length <= max_length:
         return [(0, length)]
-    overlap = min(OVERLAP, room // 4)
-    count = -(-(length - overlap) // (room - overlap))
+    overlap = min(OVERLAP, max_length // 4)
+    count = -(-(length - overlap) // (max_length - overlap))
     starts = [number * (length - overlap) // count for number in range(count + 1)]
     return [(begin, next_begin + overlap) for begin, next_begin in itertools.pairwise(starts)]

@@ -166,7 +166,7 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
         ("text,label\nabba,a\n ,b\n", [], "row 3"),
         ("other,label\nabba,a\n", ["--text-column", "text"], "text"),
         ("text\nabba\n", ["--translator", "nowhere"], "needs both --translator"),
-        ("text\nabba\n", ["--translator", "nowhere", "--teacher", "{teacher}"], "holds no translator.json"),
+        ("text\nabba\n", ["--translator", "nowhere", "--teacher", "{teacher}"], "has no translator.json"),
         ("text\nabba\n", ["--translator", "{translator}", "--teacher", "{other}"], "has the labels x, y"),
         ("text\nabba\n", ["--translator", "{translator}", "--teacher", "{bundle}"], "holds no stack.json"),
         ("text\nabba\n", ["-t", "mood"], "has no task 'mood'"),

@@ -86,7 +86,7 @@ def test_what_a_translator_refuses(exported: Path, tmp_path: Path) -> None:
         translator.translate(["ab", " "])
     with pytest.raises(UsageError, match="beam_size is 0"):
         translator.translate(["ab"], beam_size=0)
-    with pytest.raises(MtllmError, match=r"holds no translator.json; name a folder made by export-translator"):
+    with pytest.raises(MtllmError, match=r"has no translator.json; give a folder made by export-translator"):
         Translator.load(tmp_path)
 
 

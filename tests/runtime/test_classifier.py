@@ -98,7 +98,7 @@ def test_batched_equals_single_in_any_order(embedder: Embedder) -> None:
 
 
 def test_embed_warns_of_truncation(embedder: Embedder) -> None:
-    with pytest.warns(TruncationWarning, match="2 of 10 texts lost their end after 64 tokens, the first is text 2"):
+    with pytest.warns(TruncationWarning, match="2 of 10 texts were truncated to 64 tokens, the first is text 2"):
         assert embedder.embed(TEXTS).shape == (10, tiny_bundle.N_EMBD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -153,11 +153,11 @@ def _bare(llm: Llm, inputs: list[NDArray[np.float32]]) -> Callable[[], object]:
         llm._batch.fill(inputs)
         return llm._decode
     from mtllm_edge.backends.llms.onnx import OnnxLlm
-    from mtllm_edge.backends.onnx_session import padded
+    from mtllm_edge.backends.onnx_session import pad
     from mtllm_edge.bundle.formats.onnx import LLM_INPUTS
 
     assert isinstance(llm, OnnxLlm)
-    session, arrays = llm._session._session, padded(LLM_INPUTS, inputs)
+    session, arrays = llm._session._session, pad(LLM_INPUTS, inputs)
     return lambda: session.run(None, arrays)
 
 
@@ -264,11 +264,11 @@ class _MeteredTranslator(Translator):
     """Tokens to write of each text. CTranslate2 takes one length per batch, so each batch gets its texts' mean: never
     more steps than translations of these lengths take, and as many tokens."""
 
-    def _search(self, sources: list[list[str]], places: list[int], **options: int) -> list[list[str]]:
+    def _search(self, sources: list[list[str]], indices: list[int], **options: int) -> list[list[str]]:
         if self.lengths is not None:
-            length = max(1, round(sum(self.lengths[place] for place in places) / len(places)))
+            length = max(1, round(sum(self.lengths[place] for place in indices) / len(indices)))
             options |= {"min_decoding_length": length, "max_decoding_length": length}
-        found = super()._search(sources, places, **options)
+        found = super()._search(sources, indices, **options)
         self.meter.tokens["encoder"] += sum(map(len, sources))
         self.meter.tokens["written"] += sum(map(len, found))
         return found

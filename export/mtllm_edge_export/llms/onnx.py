@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mtllm_edge.backends.llms.pooling import span_means
+from mtllm_edge.backends.llms.base import span_means
 from mtllm_edge.bundle.formats.onnx import LLM_INPUTS
 from mtllm_edge.bundle.manifest import LlmSpec, OnnxQuantization
 from mtllm_edge.errors import ModelError

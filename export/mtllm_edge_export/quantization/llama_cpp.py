@@ -59,5 +59,5 @@ def quantize_gguf(
         parameters.imatrix = entries
     code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     if code != 0:
-        reason = f"code {code}{engine._quoted()}"
+        reason = f"code {code}{engine.last_error()}"
         raise EngineError(f"llama.cpp cannot quantize {source} to {quantization}, {reason}; choose another type")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from mtllm_edge.backends.cpu import default_threads, disable_telemetry
-from mtllm_edge.backends.onnx_session import padded, session_options
+from mtllm_edge.backends.onnx_session import pad, session_options
 from mtllm_edge.bundle.formats.onnx import STATES
 from mtllm_edge.bundle.manifest import Parity
 from mtllm_edge.errors import ModelError
@@ -184,7 +184,7 @@ def _states(
     lengths = [len(text) for text in texts]
     states: dict[int, Array] = {}
     for batch in plan_batches(lengths, max_tokens=max(TOKENS_PER_BATCH, *lengths), padded=True):
-        inputs = padded(gate.input_name, [texts[index] for index in batch])
+        inputs = pad(gate.input_name, [texts[index] for index in batch])
         (states_NLD,) = session.run([STATES], inputs | switches)
         states |= {index: states_NLD[row, : lengths[index]] for row, index in enumerate(batch)}
     return [states[index] for index in range(len(texts))]

@@ -1,4 +1,4 @@
-"""The encoder in CTranslate2."""
+"""Encoder in CTranslate2."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mtllm_edge.backends.checks import check_ids, unpad
 from mtllm_edge.backends.cpu import configure_openmp
-from mtllm_edge.backends.encoders.base import check_ids
-from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
+from mtllm_edge.bundle.manifest import EncoderSpec
 from mtllm_edge.errors import EngineError
 from mtllm_edge.safe_text import one_line
 
@@ -24,31 +24,30 @@ class CTranslate2Encoder:
     """A `ctranslate2.Encoder`; safe to use from several threads."""
 
     pads = False
-    """It leaves padding out of all but attention."""
+    """CTranslate2 computes padding in attention only."""
 
     def __init__(
-        self, folder: Path, expected: manifest.EncoderSpec, *, threads: int, device: Literal["cpu", "cuda"] = "cpu"
+        self, folder: Path, spec: EncoderSpec, *, threads: int, device: Literal["cpu", "cuda"] = "cpu"
     ) -> None:
         """Load the model folder.
 
         Args:
-            folder: The bundle's `encoder/`, whose header has been checked.
-            expected: The manifest's word on it.
+            folder: The bundle's `encoder/`, with a checked header.
+            spec: Its part of the manifest.
             threads: CPU threads.
-            device: Where it computes. On CUDA, weights in int8 become float32 where the GPU has no arithmetic for them.
+            device: CPU or CUDA. On GPUs without int8 arithmetic, weights in int8 become float32.
 
         Raises:
-            EngineError: CTranslate2 refuses the folder, the quantisation or the device.
+            EngineError: CTranslate2 refuses the folder, the quantization or the device.
         """
         self._on_cpu = device == "cpu"
-        self._folder = folder
-        self._d_model = expected.d_model
+        self._folder, self._d_model = folder, spec.d_model
         self._vocabulary_size = read_shapes(folder / "model.bin")["encoder/embeddings_0/weight"][0]
         try:
             self._encoder: ctranslate2.Encoder | None = ctranslate2.Encoder(
                 str(folder),
                 device=device,
-                compute_type=_compute_type(expected.quantization, device),
+                compute_type=_compute_type(spec.quantization, device),
                 inter_threads=1,
                 intra_threads=threads,
             )
@@ -58,10 +57,10 @@ class CTranslate2Encoder:
             ) from None
 
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Hidden states of a batch of token id sequences, each (length, d_model), without padding.
+        """Return the hidden states of token id sequences, each (length, d_model), without padding.
 
         Raises:
-            ModelError: An id lies outside the encoder's vocabulary.
+            ModelError: An id is outside the encoder's vocabulary.
             EngineError: CTranslate2 failed, or the encoder is closed.
         """
         if self._encoder is None:
@@ -70,8 +69,7 @@ class CTranslate2Encoder:
             return []
         check_ids(batch, vocabulary_size=self._vocabulary_size, path=self._folder)
         try:
-            output = self._encoder.forward_batch([list(ids) for ids in batch])
-            states = output.last_hidden_state
+            states = self._encoder.forward_batch([list(ids) for ids in batch]).last_hidden_state
             if not self._on_cpu:  # numpy cannot read a GPU's memory
                 states = states.to_device(ctranslate2.Device.cpu)
             hidden_NLD = np.array(states, dtype=np.float32)
@@ -79,21 +77,15 @@ class CTranslate2Encoder:
             raise EngineError(
                 f"{self._folder}: CTranslate2 failed ({one_line(error)}); see `mtllm-edge doctor`"
             ) from None
-        expected = (len(batch), max(map(len, batch)), self._d_model)
-        if hidden_NLD.shape != expected:
-            raise EngineError(f"{self._folder}: CTranslate2 returned shape {hidden_NLD.shape}, expected {expected}")
-        hidden = [hidden_LD[: len(ids)] for hidden_LD, ids in zip(hidden_NLD, batch, strict=True)]
-        if not all(np.isfinite(hidden_LD).all() for hidden_LD in hidden):
-            raise EngineError(f"{self._folder}: the encoder returned numbers that are not finite; export it again")
-        return hidden
+        return unpad(hidden_NLD, batch, width=self._d_model, origin=f"{self._folder}: CTranslate2")
 
     def close(self) -> None:
-        """Give the memory back; harmless when repeated."""
+        """Free the memory; may be called repeatedly."""
         self._encoder = None
 
 
 def cuda_devices() -> tuple[str, int, tuple[str, ...]]:
-    """CTranslate2's version, how many CUDA devices it sees, and what it computes with on them; for child processes."""
+    """Return CTranslate2's version, and the number and compute types of its CUDA devices; for child processes."""
     count = ctranslate2.get_cuda_device_count()
     types = sorted(ctranslate2.get_supported_compute_types("cuda")) if count else []
     return ctranslate2.__version__, count, tuple(types)

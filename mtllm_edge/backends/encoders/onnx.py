@@ -1,4 +1,4 @@
-"""The encoder in ONNX Runtime."""
+"""Encoder in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.backends.encoders.base import check_ids
+from mtllm_edge.backends.checks import check_ids
 from mtllm_edge.backends.onnx_session import OnnxSession
-from mtllm_edge.bundle import manifest
 from mtllm_edge.bundle.formats.onnx import ENCODER_IDS, WORD_EMBEDDINGS, read_graph
+from mtllm_edge.bundle.manifest import EncoderSpec
 
 
 class OnnxEncoder:
-    """One ONNX Runtime session; safe to use from several threads."""
+    """An ONNX Runtime session; safe to use from several threads."""
 
     pads = True
 
-    def __init__(self, path: Path, expected: manifest.EncoderSpec, *, threads: int) -> None:
+    def __init__(self, path: Path, spec: EncoderSpec, *, threads: int) -> None:
         """Load an ONNX file.
 
         Args:
-            path: The bundle's `encoder.onnx`, whose structure has been checked.
-            expected: The manifest's word on it.
+            path: The bundle's `encoder.onnx`, with a checked structure.
+            spec: Its part of the manifest.
             threads: CPU threads.
 
         Raises:
-            EngineError: ONNX Runtime refuses the file or lacks the memory.
+            EngineError: ONNX Runtime refuses the file or lacks memory.
         """
         self._path = path
         self._vocabulary_size = read_graph(path).initializers[WORD_EMBEDDINGS][1][0]
-        self._session = OnnxSession(path, part="encoder", width=expected.d_model, threads=threads)
+        self._session = OnnxSession(path, part="encoder", width=spec.d_model, threads=threads)
 
     def encode(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Hidden states of a batch of token id sequences, each (length, d_model), without padding.
+        """Return the hidden states of token id sequences, each (length, d_model), without padding.
 
-        Where weights are int8, the inputs of a matrix share one scale in the whole batch, so that a text's states
-        depend a little on its company.
+        With int8 weights, the inputs of a matrix share one scale in the whole batch, so that a text's states depend
+        slightly on the other texts.
 
         Raises:
-            ModelError: An id lies outside the encoder's vocabulary.
-            EngineError: ONNX Runtime failed, gave numbers that are not finite, or is closed.
+            ModelError: An id is outside the encoder's vocabulary.
+            EngineError: ONNX Runtime failed, returned numbers that are not finite, or is closed.
         """
         if not batch:
             return []
@@ -50,5 +50,5 @@ class OnnxEncoder:
         return self._session.states(ENCODER_IDS, [np.array(ids, np.int64) for ids in batch])
 
     def close(self) -> None:
-        """Give the memory back; harmless when repeated."""
+        """Free the memory; may be called repeatedly."""
         self._session.close()

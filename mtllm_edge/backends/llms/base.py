@@ -1,4 +1,4 @@
-"""What the pipeline asks of an LLM body."""
+"""Interface of LLM backends, and their mean pooling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtllm_edge.tokenization.encoding import Spans
 
 
 class Llm(Protocol):
-    """An LLM body in some engine."""
+    """An LLM body in an engine."""
 
     @property
     def pads(self) -> bool:
@@ -21,17 +21,28 @@ class Llm(Protocol):
     def pool(
         self, batch: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None = None, *, adapter: str | None = None
     ) -> NDArray[np.float32]:
-        """Means over the final states of a batch of input embeddings, each (length, n_embd).
+        """Return means of the final states of input embeddings.
 
         Args:
-            batch: The inputs of each text.
-            spans: Pieces of each text that get a vector of their own; a text without any gets one for the whole of it,
-                as all texts do where this is None.
-            adapter: Name of the adapter that the LLM wears for this batch; None is the LLM as it is.
+            batch: Inputs of each text, (length, n_embd).
+            spans: Spans of each text that get a vector each; a text without spans gets one vector. None stands for no
+                spans in any text.
+            adapter: Name of the adapter that is applied; None applies none.
 
         Returns:
             (vectors, n_embd), text after text.
         """
 
     def close(self) -> None:
-        """Give the memory back; harmless when repeated."""
+        """Free the memory; may be called repeatedly."""
+
+
+def span_means(states: Sequence[NDArray[np.float32]], spans: Sequence[Spans] | None) -> NDArray[np.float32]:
+    """Return the means (vectors, n_embd) over the spans of each text's states (length, n_embd), as `Llm.pool`."""
+    return np.stack(
+        [
+            states_LE[begin:end].mean(axis=0)
+            for states_LE, text_spans in zip(states, spans or [()] * len(states), strict=True)
+            for begin, end in text_spans or ((0, len(states_LE)),)
+        ]
+    )

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How llama.cpp is used on this machine."""
+    """Settings of llama.cpp on this machine."""
 
     extra_buffers: bool
-    """Weights repacked for faster kernels (and for AMX, where the CPU has it)."""
+    """Whether weights are repacked for faster kernels (and for AMX, if the CPU has it)."""
     flash_attention: bool
     note: str
-    """Why these: one sentence for people."""
+    """The reason for these settings, one sentence for people."""
     gpu_layers: int = 0
-    """Layers of the LLM that llama.cpp puts on the GPU; one more than the LLM has is all of it."""
+    """Layers of the LLM on the GPU; one more than the LLM has is all of it."""
 
     @property
     def switches(self) -> tuple[bool, bool]:
-        """The settings without the reason."""
+        """`extra_buffers` and `flash_attention`."""
         return self.extra_buffers, self.flash_attention

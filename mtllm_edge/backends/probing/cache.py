@@ -1,9 +1,10 @@
-"""What was found out about this machine, kept so that the next process need not find it out again."""
+"""Cache of probing results in the user's cache folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,41 +14,62 @@ import platformdirs
 from mtllm_edge.files.atomic import replace_file
 
 CACHE_VARIABLE = "MTLLM_EDGE_CACHE"
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def cache_folder() -> Path:
-    """Where the answers are kept: `MTLLM_EDGE_CACHE`, or the user's cache folder."""
+    """Return the cache folder: `MTLLM_EDGE_CACHE`, or the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("mtllm-edge"))
 
 
-def get(question: str, key: dict[str, str], kind: type[Answer]) -> Answer | None:
-    """What `put` kept; None where it kept nothing for this key, or the file is damaged.
+def get(name: str, key: dict[str, str], kind: type[Result]) -> Result | None:
+    """Return a cached result; None if there is none for this key, or the file is damaged.
 
     Args:
-        question: Its name, as the file's begins.
-        key: All that the answer depends on.
-        kind: The answer's type.
+        name: Name of the probe, the beginning of the file's name.
+        key: Everything that the result depends on.
+        kind: Type of the result.
     """
     try:
-        kept = msgspec.json.decode(_file(question, key).read_bytes(), type=dict[str, msgspec.Raw])
-        if msgspec.json.decode(kept["key"], type=dict[str, str]) != key:
+        entry = msgspec.json.decode(_file(name, key).read_bytes(), type=dict[str, msgspec.Raw])
+        if msgspec.json.decode(entry["key"], type=dict[str, str]) != key:
             return None
-        return msgspec.json.decode(kept["answer"], type=kind, strict=True)
+        return msgspec.json.decode(entry["result"], type=kind, strict=True)
     except (OSError, KeyError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def put(question: str, key: dict[str, str], answer: object) -> None:
-    """Keep an answer; where nothing can be written, the next process asks again. Arguments as for `get`."""
-    file = _file(question, key)
+def put(name: str, key: dict[str, str], result: object) -> None:
+    """Cache a result; a folder that is not writable is ignored. Arguments as for `get`."""
+    file = _file(name, key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(file) as opened:
-            opened.write(msgspec.json.encode({"key": key, "answer": answer}))
+            opened.write(msgspec.json.encode({"key": key, "result": result}))
     except OSError:
         return
 
 
-def _file(question: str, key: dict[str, str]) -> Path:
-    return cache_folder() / f"{question}-{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]}.json"
+def get_or_run(
+    name: str, key: dict[str, str], kind: type[Result], probe: Callable[[], tuple[Result, bool]], *, use_cache: bool
+) -> Result:
+    """Return the cached result of a probe, or run it and cache its result.
+
+    Args:
+        name: Name of the probe.
+        key: Everything that the result depends on.
+        kind: Type of the result.
+        probe: Returns the result, and whether it is to be cached.
+        use_cache: Whether a cached result is used; otherwise the probe is run again.
+    """
+    cached = get(name, key, kind) if use_cache else None
+    if cached is not None:
+        return cached
+    result, cacheable = probe()
+    if cacheable:
+        put(name, key, result)
+    return result
+
+
+def _file(name: str, key: dict[str, str]) -> Path:
+    return cache_folder() / f"{name}-{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]}.json"

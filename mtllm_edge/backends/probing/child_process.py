@@ -1,4 +1,4 @@
-"""Child processes that run a native engine where a crash does no harm."""
+"""Child processes that run native engines, so that a crash does not end the caller's process."""
 
 from __future__ import annotations
 
@@ -13,109 +13,91 @@ from typing import TypeVar
 
 import msgspec
 
-from mtllm_edge.backends.probing import child_process
-from mtllm_edge.bundle import manifest
+from mtllm_edge.safe_text import one_line
 
-SECONDS = 180.0
-"""Longest time for one child: an 8 B model read from a slow disk fits."""
+TIMEOUT_SECONDS = 180.0
+"""Time limit of a child: enough for an 8 B model on a slow disk."""
 FROZEN_ARGUMENT = "--mtllm-edge-child"
-"""First argument of a frozen application that is to run a module instead of itself."""
+"""First argument of a frozen application that is to run a module of this package."""
+PYTHON_EXIT_CODES = (1, 2)
+"""Python's own, for uncaught exceptions and bad options; crashing engines have others."""
+UNAVAILABLE = "there is no Python to start (a frozen application calls mtllm_edge.frozen.freeze_support first)"
 _PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _registered_applications: set[str] = set()
-
-
-def is_frozen() -> bool:
-    """Whether `sys.executable` is an application with Python inside, and no Python (PyInstaller, cx_Freeze ...)."""
-    return bool(getattr(sys, "frozen", False))
-
-
-def register_frozen_application() -> None:
-    """Say that this frozen application knows `FROZEN_ARGUMENT`: others would open a second window if started again."""
-    _registered_applications.add(sys.executable)
-
-
-def is_available() -> bool:
-    """Whether there is something to start: a Python, or a frozen application that stands in for one."""
-    return sys.executable in _registered_applications if is_frozen() else bool(sys.executable)
-
-
-def command(module: str, *arguments: str) -> list[str]:
-    """The command line that runs a module of this package."""
-    return [sys.executable, FROZEN_ARGUMENT if is_frozen() else "-m", module, *arguments]
-
-
-def run(command: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a child that sees the same packages, and keep what it writes.
-
-    Args:
-        command: Its command line.
-        seconds: Longest time for it; None is `SECONDS`.
-
-    Raises:
-        subprocess.TimeoutExpired: It took longer.
-        OSError: It could not be started.
-    """
-    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
-    # found this package through a path that only it has. A frozen application has all of it inside, or in an archive.
-    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        command,
-        cwd=None if is_frozen() else _PACKAGE_PARENT,
-        # ggml's last act would be to start a debugger on itself, which takes half a minute
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=SECONDS if seconds is None else seconds,
-        check=False,
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows would show a console for a moment
-    )
-
-
-def disable_core_dumps() -> None:
-    """For children that may die: their memory is not worth gigabytes of disk."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def llm_arguments(path: Path, llm: manifest.LlmSpec) -> tuple[str, str]:
-    """An LLM on a child's command line: its file, and the manifest's word on it as JSON."""
-    return str(path.resolve()), msgspec.json.encode(llm).decode()
-
-
-PYTHON_EXIT_CODES = (1, 2)  # Python's own, for uncaught exceptions and bad options: no engine dies with them
-_Answer = TypeVar("_Answer")
-
-
-UNAVAILABLE = "there is no Python to start (a frozen application calls mtllm_edge.frozen.freeze_support first)"
+_Result = TypeVar("_Result")
 
 
 class ChildStartError(Exception):
-    """This process cannot start a Python that has this package: a sandbox, or Python inside another program."""
+    """No Python with this package can be started: in a sandbox, or with Python embedded in another program."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a child that was to compute something."""
+    """Failure of a child process."""
 
     reason: str
     """The end of a sentence."""
     error: str | None = None
-    """The child's own words, where it lived to tell: the fault is then in the file more likely than in the settings."""
+    """Error reported by the engine, if the child did not crash: its cause is rather the file than the settings."""
 
 
-def run_child(command: list[str], kind: type[_Answer], seconds: float | None = None) -> _Answer | Failure:
-    """What a child says in the last line of its output, or what became of it.
+def is_frozen() -> bool:
+    """Return whether `sys.executable` is an application with embedded Python (PyInstaller, cx_Freeze ...)."""
+    return bool(getattr(sys, "frozen", False))
+
+
+def register_frozen_application() -> None:
+    """Register this frozen application as handling `FROZEN_ARGUMENT`; others would open a second window."""
+    _registered_applications.add(sys.executable)
+
+
+def is_available() -> bool:
+    """Return whether child processes can be started, by Python or a registered frozen application."""
+    return sys.executable in _registered_applications if is_frozen() else bool(sys.executable)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module of this package."""
+    return [sys.executable, FROZEN_ARGUMENT if is_frozen() else "-m", module, *arguments]
+
+
+def run(command: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a child with the same packages and capture its output.
+
+    Args:
+        command: Command line.
+        seconds: Time limit; None is `TIMEOUT_SECONDS`.
 
     Raises:
-        ChildStartError: None could be started.
+        subprocess.TimeoutExpired: The time limit was exceeded.
+        OSError: The child could not be started.
+    """
+    # -m puts the working folder first on the child's path, so it must not be the user's; and the parent may have
+    # found this package through a path that only it has. A frozen application contains the package.
+    paths = [str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        command,
+        cwd=None if is_frozen() else _PACKAGE_PARENT,
+        # a crashing ggml would otherwise start a debugger on itself, which takes half a minute
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT_SECONDS if seconds is None else seconds,
+        check=False,
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # no console window on Windows
+    )
+
+
+def run_child(command: list[str], kind: type[_Result], seconds: float | None = None) -> _Result | Failure:
+    """Run a child and decode the last line of its output, JSON of the type `kind`.
+
+    Raises:
+        ChildStartError: The child could not be started.
     """
     try:
-        child = child_process.run(command, seconds)
+        child = run(command, seconds)
     except subprocess.TimeoutExpired:
-        return Failure(f"gave no answer in {child_process.SECONDS if seconds is None else seconds:g} s")
+        return Failure(f"gave no answer in {TIMEOUT_SECONDS if seconds is None else seconds:g} s")
     except OSError as error:
         raise ChildStartError(f"no child process could be started ({error.strerror})") from None
     if child.returncode in PYTHON_EXIT_CODES:
@@ -130,10 +112,29 @@ def run_child(command: list[str], kind: type[_Answer], seconds: float | None = N
 
 
 def exit_reason(code: int) -> str:
-    """A process's return code in words."""
+    """Describe a process's return code: the signal's name, or the exit code."""
     if code >= 0:
         return f"exit code {code}"
     try:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
+
+
+def disable_core_dumps() -> None:
+    """Disable core dumps, gigabytes on disk, of this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def spec_arguments(path: Path, spec: msgspec.Struct) -> tuple[str, str]:
+    """Return a model as arguments of a child's command line: its path, and its part of the manifest as JSON."""
+    return str(path.resolve()), msgspec.json.encode(spec).decode()
+
+
+def engine_error(error: Exception, path: str) -> str:
+    """Return an engine's error without the path and advice that the parent adds again."""
+    return one_line(error).removeprefix(f"{path}: ").removesuffix("; see `mtllm-edge doctor`")

@@ -1,15 +1,15 @@
-"""The child of `mtllm_edge.backends.probing.gpu`: lists the GPUs, or runs an encoder on CUDA.
+"""Child process of `mtllm_edge.backends.probing.gpu`: lists the GPUs, or runs an encoder on CUDA.
 
-Run as ``python -m mtllm_edge.backends.probing.gpu_child look`` or ``... encode FOLDER ENCODER``, where ENCODER is
-the manifest's part as
-JSON. The last line of the output is `GpuInventory` or `EncoderTrial` of `mtllm_edge.backends.probing.gpu` as JSON.
+Run as ``python -m mtllm_edge.backends.probing.gpu_child detect`` or ``... encode FOLDER ENCODER``: ENCODER is its part
+of the manifest as JSON. The last line of the output is a `GpuInventory` or an `EncoderTrial` as JSON.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,75 +17,63 @@ from numpy.typing import NDArray
 
 from mtllm_edge.backends.cpu import default_threads
 from mtllm_edge.backends.probing import child_process
-from mtllm_edge.backends.probing.gpu import EncoderTrial, GpuInventory
-from mtllm_edge.backends.probing.llama_cpp import min_cosine
-from mtllm_edge.bundle import manifest
+from mtllm_edge.backends.probing.gpu import Device, EncoderTrial, GpuInventory
+from mtllm_edge.backends.probing.llama_cpp import PROBE_LENGTHS, PROBE_SEED, min_cosine
 from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
+from mtllm_edge.bundle.manifest import EncoderSpec
 from mtllm_edge.errors import MtllmError
-from mtllm_edge.safe_text import one_line
 
-_LENGTHS = (1, 7, 40)
-_SEED = 20240618
+_IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 
 
 def detect_gpus() -> GpuInventory:
-    """What the engines see; one that cannot be imported sees nothing."""
-    llama: tuple[str, ...] = ()
-    compute_types: tuple[str, ...] = ()
-    version, cuda = "", 0
-    try:
-        from mtllm_edge.backends.llms.devices import gpus
+    """List the engines' GPUs; none for an engine that cannot be imported."""
+    gpus: dict[str, Any] = {}
+    with suppress(*_IMPORT_ERRORS):
+        from mtllm_edge.backends.llms.llama_cpp import gpu_names
 
-        llama = gpus()
-    except (ImportError, OSError, RuntimeError, AttributeError):
-        pass
-    try:
+        gpus["llama"] = gpu_names()
+    with suppress(*_IMPORT_ERRORS):
         from mtllm_edge.backends.encoders.ctranslate2 import cuda_devices
 
-        version, cuda, compute_types = cuda_devices()
-    except (ImportError, OSError, RuntimeError, AttributeError):
-        pass
-    return GpuInventory(llama=llama, ctranslate2=version, cuda=cuda, compute_types=compute_types)
+        gpus["ctranslate2"], gpus["cuda"], gpus["compute_types"] = cuda_devices()
+    return GpuInventory(**gpus)
 
 
-def try_encoder(folder: Path, expected: manifest.EncoderSpec) -> EncoderTrial:
-    """Encode random ids on CUDA, and in float32 on the CPU: int8 on CPUs without VNNI is no measure."""
-    rng = np.random.default_rng(_SEED)
-    known = read_shapes(folder / "model.bin")["encoder/embeddings_0/weight"][0]
-    lengths = [min(length, expected.max_tokens) for length in _LENGTHS]
-    batch = [rng.integers(0, known, length).tolist() for length in lengths]
-    exact = msgspec.structs.replace(expected, quantization="float32")
-    reference_ND = _means(folder, exact, batch, "cpu")
-    return EncoderTrial(cosine=min_cosine(_means(folder, expected, batch, "cuda"), reference_ND))
+def try_encoder(folder: Path, encoder: EncoderSpec) -> EncoderTrial:
+    """Encode random ids on CUDA and on the CPU, there in float32: int8 is inexact on CPUs without VNNI."""
+    rng = np.random.default_rng(PROBE_SEED)
+    vocabulary_size = read_shapes(folder / "model.bin")["encoder/embeddings_0/weight"][0]
+    lengths = [min(length, encoder.max_tokens) for length in PROBE_LENGTHS]
+    batch = [rng.integers(0, vocabulary_size, length).tolist() for length in lengths]
+    float32 = msgspec.structs.replace(encoder, quantization="float32")
+    reference_ND = _means(folder, float32, batch, "cpu")
+    return EncoderTrial(cosine=min_cosine(_means(folder, encoder, batch, "cuda"), reference_ND))
 
 
-def _means(
-    folder: Path, expected: manifest.EncoderSpec, batch: list[list[int]], device: Literal["cpu", "cuda"]
-) -> NDArray[np.float32]:
+def _means(folder: Path, encoder: EncoderSpec, batch: list[list[int]], device: Device) -> NDArray[np.float32]:
     """Mean state of each text, (texts, d_model)."""
     from mtllm_edge.backends.encoders.ctranslate2 import CTranslate2Encoder
 
-    encoder = CTranslate2Encoder(folder, expected, threads=default_threads(), device=device)
+    engine = CTranslate2Encoder(folder, encoder, threads=default_threads(), device=device)
     try:
-        return np.stack([hidden_LD.mean(axis=0) for hidden_LD in encoder.encode(batch)])
+        return np.stack([hidden_LD.mean(axis=0) for hidden_LD in engine.encode(batch)])
     finally:
-        encoder.close()
+        engine.close()
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the command line says and print the result."""
+    """Run the command of the command line and print its result."""
     child_process.disable_core_dumps()
     result: GpuInventory | EncoderTrial
-    if arguments == ["detect_gpus"]:
+    if arguments == ["detect"]:
         result = detect_gpus()
     else:
-        _, folder, described = arguments
+        _, folder, encoder = arguments
         try:
-            result = try_encoder(Path(folder), msgspec.json.decode(described, type=manifest.EncoderSpec))
+            result = try_encoder(Path(folder), msgspec.json.decode(encoder, type=EncoderSpec))
         except (MtllmError, ImportError, OSError) as error:
-            result = EncoderTrial(
-                error=one_line(error).removeprefix(f"{folder}: ").removesuffix("; see `mtllm-edge doctor`")
-            )
+            result = EncoderTrial(error=child_process.engine_error(error, folder))
     print(msgspec.json.encode(result).decode())
 
 

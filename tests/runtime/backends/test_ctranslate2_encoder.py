@@ -65,7 +65,7 @@ def test_nothing_comes_of_nothing(encoder: CTranslate2Encoder) -> None:
 @pytest.mark.parametrize("wrong", [-1, 10_000])
 def test_ids_outside_the_vocabulary(encoder: CTranslate2Encoder, tiny_bundle: Path, wrong: int) -> None:
     known = vocabulary_size(tiny_bundle)
-    with pytest.raises(ModelError, match=f"token id {wrong}, but the encoder knows {known} tokens"):
+    with pytest.raises(ModelError, match=f"token id {wrong} is outside the model.s vocabulary of {known} tokens"):
         encoder.encode([[0, 2], [0, wrong, 2]])
 
 
@@ -83,7 +83,7 @@ def test_weights_that_are_not_finite(fresh_bundle: Path) -> None:
     weights["1.ff_norm.bias"][0] = np.nan
     vocabulary = msgspec.json.decode((fresh_bundle / "encoder" / "vocabulary.json").read_bytes())
     tiny_bundle.write_encoder(fresh_bundle / "broken", weights, vocabulary, "float32")
-    with pytest.raises(EngineError, match="broken: the encoder returned numbers that are not finite"):
+    with pytest.raises(EngineError, match="broken: CTranslate2 returned numbers that are not finite"):
         CTranslate2Encoder(fresh_bundle / "broken", ENCODER, threads=1).encode(BATCH)
 
 

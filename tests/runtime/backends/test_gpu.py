@@ -20,15 +20,21 @@ import pytest
 
 from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.backends.encoders.ctranslate2 import CTranslate2Encoder, cuda_devices
-from mtllm_edge.backends.llms import devices, llama_cpp
+from mtllm_edge.backends.llms import llama_cpp
 from mtllm_edge.backends.llms.llama_cpp import GgufLlm
 from mtllm_edge.backends.llms.settings import EngineSettings
-from mtllm_edge.backends.probing import child_process, gpu, gpu_child, offload
+from mtllm_edge.backends.probing import child_process, gpu, gpu_child
 from mtllm_edge.backends.probing import llama_cpp as probing
 from mtllm_edge.backends.probing.cache import CACHE_VARIABLE
-from mtllm_edge.backends.probing.gpu import EncoderTrial, GpuInventory
+from mtllm_edge.backends.probing.gpu import (
+    EncoderTrial,
+    GpuInventory,
+    GpuWarning,
+    Offload,
+    check_gpu_layers,
+    plan_offload,
+)
 from mtllm_edge.backends.probing.llama_cpp import FAST, PLAIN
-from mtllm_edge.backends.probing.offload import GpuWarning, Offload, check_gpu_layers, plan_offload
 from mtllm_edge.errors import UsageError
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
@@ -77,7 +83,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
                 ]
             return real(module, *arguments)
 
-        monkeypatch.setattr(offload, "detect_gpus", lambda: seen)
+        monkeypatch.setattr(gpu, "detect_gpus", lambda: seen)
         monkeypatch.setattr(probing, "_child_command", probe)
         monkeypatch.setattr(child_process, "command", command)
         return tried
@@ -355,18 +361,20 @@ def test_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 2)
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda device: {"int8", f"float32 of {device}"})
     assert cuda_devices() == (ctranslate2.__version__, 2, ("float32 of cuda", "int8"))
-    monkeypatch.setattr(devices.llama_cpp, "llama_supports_gpu_offload", lambda: True)
-    monkeypatch.setattr(devices, "devices", lambda: iter([(1, "CUDA0 (T4)"), (0, "CPU (x)"), (2, "Vulkan0 (iGPU)")]))
-    assert devices.gpus() == ("CUDA0 (T4)", "Vulkan0 (iGPU)")
-    monkeypatch.setattr(devices, "devices", lambda: iter(()))
-    assert devices.gpus() == ("a GPU without a name",)
-    monkeypatch.setattr(devices.llama_cpp, "llama_supports_gpu_offload", lambda: False)
-    assert devices.gpus() == ()
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(
+        llama_cpp, "ggml_devices", lambda: iter([(1, "CUDA0 (T4)"), (0, "CPU (x)"), (2, "Vulkan0 (iGPU)")])
+    )
+    assert llama_cpp.gpu_names() == ("CUDA0 (T4)", "Vulkan0 (iGPU)")
+    monkeypatch.setattr(llama_cpp, "ggml_devices", lambda: iter(()))
+    assert llama_cpp.gpu_names() == ("a GPU without a name",)
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_supports_gpu_offload", lambda: False)
+    assert llama_cpp.gpu_names() == ()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there, ggml's library gives its functions not out")
 def test_ggml_names_its_devices() -> None:
-    found = dict(devices.devices())
+    found = dict(llama_cpp.ggml_devices())
     assert found[0].startswith("CPU (")
 
 

@@ -85,7 +85,7 @@ def test_a_child_that_fails_leaves_gguf(bundle: Path, race: Callable[[str], list
     choice = choose_backend(Bundle.open(bundle), 2)
     assert choose_backend(Bundle.open(bundle), 2) == choice
     assert asked.count("mtllm_edge.backends.probing.llm_backend_child") == 1  # not at every load
-    assert (choice.llm.backend, choice.note) == ("gguf", "ONNX Runtime did not get through its trial")
+    assert (choice.llm.backend, choice.note) == ("gguf", "the measurement of ONNX Runtime failed")
 
 
 def test_without_onnx_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

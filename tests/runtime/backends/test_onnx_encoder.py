@@ -62,7 +62,7 @@ def test_a_padded_batch_is_its_single_texts(encoder: OnnxEncoder) -> None:
 
 @pytest.mark.parametrize("wrong", [-1, ROWS])
 def test_ids_outside_the_vocabulary(encoder: OnnxEncoder, wrong: int) -> None:
-    with pytest.raises(ModelError, match=f"token id {wrong}, but the encoder knows {ROWS} tokens"):
+    with pytest.raises(ModelError, match=f"token id {wrong} is outside the model.s vocabulary of {ROWS} tokens"):
         encoder.encode([[0, 2], [0, wrong, 2]])
 
 

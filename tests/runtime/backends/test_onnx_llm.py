@@ -55,7 +55,7 @@ def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
     assert_vectors_close((begin_E + 2 * end_E) / 3, expected_NE[0], FLOAT32)
     assert_vectors_close(second_E, expected_NE[1], FLOAT32)
     assert llm.pool([]).shape == (0, tiny_bundle.N_EMBD)
-    with pytest.raises(UsageError, match=r"llm\.onnx: an LLM in ONNX wears no adapters; .* for 'mine'"):
+    with pytest.raises(UsageError, match=r"llm\.onnx: an LLM in ONNX has no adapters; .* for 'mine'"):
         llm.pool(batch, adapter="mine")
 
 
@@ -64,7 +64,7 @@ def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
     [
         ([np.zeros((3, tiny_bundle.N_EMBD + 1), np.float32)], r"shape \(3, 33\), expected \(1 or more, 32\)"),
         ([*inputs(3), np.zeros((0, tiny_bundle.N_EMBD), np.float32)], r"shape \(0, 32\)"),
-        ([np.full((3, tiny_bundle.N_EMBD), np.nan, np.float32)], "gave numbers that are not finite"),
+        ([np.full((3, tiny_bundle.N_EMBD), np.nan, np.float32)], "the bridge returned numbers that are not finite"),
         ([np.full((3, tiny_bundle.N_EMBD), 3e38, np.float32)], "returned numbers that are not finite"),
     ],
 )

@@ -12,7 +12,6 @@ import pytest
 from mtllm_edge import Bundle, Classifier
 from mtllm_edge.backends.llms.settings import EngineSettings
 from mtllm_edge.backends.probing import child_process, llama_cpp
-from mtllm_edge.backends.probing import child_process as child_processes
 from mtllm_edge.backends.probing.cache import CACHE_VARIABLE
 from mtllm_edge.backends.probing.llama_cpp import FAST, NO_EXTRA_BUFFERS, PLAIN, engine_settings
 from mtllm_edge.errors import EngineError
@@ -146,7 +145,7 @@ def test_hanging_child_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     children({FAST: HANGS, NO_EXTRA_BUFFERS: GOOD, PLAIN: GOOD})
-    monkeypatch.setattr(child_processes, "SECONDS", 3.0)
+    monkeypatch.setattr(child_process, "TIMEOUT_SECONDS", 3.0)
     settings = ask(tiny_bundle)
     assert settings.switches == NO_EXTRA_BUFFERS
     assert "the fast settings gave no answer in 3 s" in settings.note

@@ -9,8 +9,7 @@ import pytest
 
 from mtllm_edge.backends.cpu import Cpu
 from mtllm_edge.backends.llms.settings import EngineSettings
-from mtllm_edge.backends.probing.gpu import GpuInventory
-from mtllm_edge.backends.probing.offload import Offload
+from mtllm_edge.backends.probing.gpu import GpuInventory, Offload
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.main import main
 from mtllm_edge.diagnostics import doctor

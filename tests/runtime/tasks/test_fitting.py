@@ -178,7 +178,7 @@ def test_probabilities_of_choices_are_no_matrix(tiny_variant: Callable[..., Path
 
 
 def test_fit_warns_of_cuts_and_refuses_bad_texts(embedder: Embedder) -> None:
-    with pytest.warns(TruncationWarning, match="1 of 56 texts lost their end"):
+    with pytest.warns(TruncationWarning, match="1 of 56 texts were truncated"):
         Classifier(embedder).fit([*TEXTS, "z" * 500], [*LABELS, "plants"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

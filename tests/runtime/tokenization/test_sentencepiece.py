@@ -48,7 +48,7 @@ def test_ids_of_the_reference_tokenizer_in_48_languages() -> None:
     assert lean.size == raw.get_vocab_size()
     assert lean.encode(texts) == [found.ids for found in raw.encode_batch(texts, add_special_tokens=False)]
     end = raw.token_to_id("</s>")
-    assert lean.between == [end, end]
+    assert lean.separator == [end, end]
     assert (lean.id("</s>"), lean.id("no such token")) == (end, None)
 
 

@@ -144,7 +144,7 @@ def test_language_where_none_is_taken(tokenizer: Tokenizer) -> None:
 def test_tokenizer_of_another_model(file: Path) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json lacks the tokens \['\[CLS\]'\]"):
         Tokenizer(file, prefix_tokens=["[CLS]"], suffix_tokens=["</s>"], max_tokens=10)
-    with pytest.raises(ModelError, match="max_tokens is 2, which leaves no room"):
+    with pytest.raises(ModelError, match="max_tokens is 2, too few for text besides"):
         Tokenizer(file, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=2)
     with pytest.raises(ModelError, match="not a readable tokenizer"):
         Tokenizer(file.parent / "bridge.safetensors", prefix_tokens=[], suffix_tokens=[], max_tokens=10)

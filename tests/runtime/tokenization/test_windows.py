@@ -59,7 +59,7 @@ def test_windows_cover_a_text_evenly_and_share_what_they_should(length: int, roo
 
 def test_an_encoder_of_512_tokens() -> None:
     (whole,) = (Encoding([1, *range(10, 1010), 2], False),)
-    windows = split_into_windows([whole], before=1, after=1, max_tokens=512)
+    windows = split_into_windows([whole], prefix=1, suffix=1, max_tokens=512)
     assert windows.counts == [3]
     first, second, third = (window.ids for window in windows.encodings)
     assert {ids[0] for ids in (first, second, third)} == {1}
@@ -71,7 +71,7 @@ def test_an_encoder_of_512_tokens() -> None:
 
 
 def test_an_encoder_without_special_tokens() -> None:
-    windows = split_into_windows([Encoding([*range(7)], False)], before=0, after=0, max_tokens=4)
+    windows = split_into_windows([Encoding([*range(7)], False)], prefix=0, suffix=0, max_tokens=4)
     assert [window.ids for window in windows.encodings] == [[0, 1, 2, 3], [3, 4, 5, 6]]
 
 

@@ -286,7 +286,7 @@ INVALID: list[tuple[list[str], int, str]] = [
     (["--teacher", "{}/other_teacher"], 2, "task 'topic' has the labels a, b in"),
     (["--teacher", "{}/bundle"], 1, "bundle holds no stack.json"),
     (["--translator", "{}/translator"], 2, "--translator needs --teacher"),
-    (["--teacher", "{}/teacher", "--translator", "{}/trained"], 1, "trained holds no translator.json"),
+    (["--teacher", "{}/teacher", "--translator", "{}/trained"], 1, "trained has no translator.json"),
     (["--train", "{}/rows.parquet"], 2, "is a training row in deu_Latn, expected eng_Latn alone"),
     (["--train-where", "split=train"], 2, "--train-where chooses rows of --train"),
     (["--seen", "{}/nothing"], 2, "nothing does not exist"),

@@ -63,7 +63,7 @@ def test_regression_recovers_a_linear_map(
     states_VD = nn.functional.normalize(torch.randn(len(rows), d_encoder))
     true = nn.Linear(d_encoder, stack.llm.width)
     table_VE = torch.zeros(256, stack.llm.width)
-    index_of = {code: stack.tokenizer._pieces.encode([chr(code)])[0][0] for code in ASCII}
+    index_of = {code: stack.tokenizer._engine.encode([chr(code)])[0][0] for code in ASCII}
     with torch.no_grad():
         for code, index in index_of.items():
             table_VE[code] = true(states_VD[index])
