@@ -151,9 +151,9 @@ def test_full_batch_fits_and_nothing_comes_of_nothing(llm: GgufLlm) -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (inputs((257,)), "257 tokens, 256 at most"),
-        (inputs((200, 57)), "257 tokens, 256 at most"),
-        (inputs((1,) * 17), "17 texts, 16 at most"),
+        (inputs((257,)), "257 tokens, expected at most 256"),
+        (inputs((200, 57)), "257 tokens, expected at most 256"),
+        (inputs((1,) * 17), "17 texts, expected at most 16"),
         ([np.zeros((3, tiny_bundle.N_EMBD + 1), np.float32)], r"shape \(3, 33\), expected \(1 or more, 32\)"),
         ([np.zeros(tiny_bundle.N_EMBD, np.float32)], r"shape \(32,\)"),
         ([*inputs((3,)), np.zeros((0, tiny_bundle.N_EMBD), np.float32)], r"shape \(0, 32\)"),
@@ -172,8 +172,8 @@ def test_refuses_what_llama_cpp_would_abort_on(llm: GgufLlm, batch: list[NDArray
 
 
 @pytest.mark.parametrize("pieces", [[((0, 4),)], [((-3, -1),)], [((2, 2),)], [((2, 1),)], [], [(), ()]])
-def test_pieces_lie_inside_their_text(llm: GgufLlm, pieces: list[tuple[tuple[int, int], ...]]) -> None:
-    with pytest.raises(EngineError, match="pieces"):
+def test_spans_outside_their_text_are_refused(llm: GgufLlm, pieces: list[tuple[tuple[int, int], ...]]) -> None:
+    with pytest.raises(EngineError, match="spans"):
         llm.pool(inputs((3,)), pieces)
 
 
