@@ -66,22 +66,24 @@ def choose_backend(bundle: Bundle, threads: int, *, use_cache: bool = True) -> B
         "onnxruntime": version_of("onnxruntime"),
         "onnx": f"{onnx.quantization} {len(onnx.float32_matrices)} {onnx.n_layer}",
     }
-    command = child_process.command(
-        "mtllm_edge.backends.probing.llm_backend_child",
+    arguments = (
         *child_process.spec_arguments(path, gguf),
         *child_process.spec_arguments(bundle.path / onnx.file, onnx),
         *map(str, (threads, *map(int, settings.switches))),
     )
-    speeds = cache.get_or_run("llm-backend", key, BackendSpeeds, lambda: (_measure(command), True), use_cache=use_cache)
+    speeds = cache.get_or_run(
+        "llm-backend", key, BackendSpeeds, lambda: (_measure(arguments), True), use_cache=use_cache
+    )
     if not speeds.onnx:
         return BackendChoice(gguf, "the measurement of ONNX Runtime failed")
     note = f"tried here: {speeds.onnx:.0f} LLM inputs/s in ONNX Runtime, {speeds.gguf:.0f} in llama.cpp"
     return BackendChoice(onnx if speeds.onnx >= MIN_SPEED_UP * speeds.gguf else gguf, note)
 
 
-def _measure(command: list[str]) -> BackendSpeeds:
+def _measure(arguments: tuple[str, ...]) -> BackendSpeeds:
     """Run the child; a failure is cached too, since every load would repeat it."""
     try:
+        command = child_process.command("mtllm_edge.backends.probing.llm_backend_child", *arguments)
         speeds = run_child(command, BackendSpeeds)
     except ChildStartError:
         return BackendSpeeds(0.0, 0.0)

@@ -89,7 +89,7 @@ def test_a_child_that_fails_leaves_gguf(bundle: Path, race: Callable[[str], list
 
 
 def test_without_onnx_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_backend, "missing", lambda *modules: list(modules))
+    monkeypatch.setattr(llm_backend, "missing_modules", lambda *modules: list(modules))
     choice = choose_backend(Bundle.open(bundle), 2)
     assert choice.llm.backend == "gguf"
     assert "not installed" in choice.note
@@ -141,7 +141,7 @@ def test_two_forms_are_of_one_body(bundle: Path, change: dict[str, object]) -> N
     assert manifest.llm_onnx is not None
     wrong = msgspec.structs.replace(manifest.llm_onnx, **change)
     text = msgspec.structs.replace(manifest, llm_onnx=wrong).to_json()
-    with pytest.raises(ModelError, match="not the ONNX form of the body"):
+    with pytest.raises(ModelError, match="not the ONNX form of the GGUF body"):
         parse_manifest(text, origin="bundle.json")
 
 
