@@ -24,6 +24,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtllm_edge_bench.scripts import require_extra
+
+require_extra("bench", "pyarrow")
 import pyarrow.parquet
 
 from mtllm_edge import __version__

@@ -1,16 +1,14 @@
-"""A long batch job from end to end: is its memory flat, and what does it cost beside the bare classifier?
+"""Measure memory and overhead of a long batch job: `python benchmarks/long_job.py`.
 
-Short rows with the words of the demo's sentences, no two alike, go through `mtllm-edge classify` from a csv to a csv;
-its memory is sampled all the while. The same texts go through `Classifier.classify` in this process, half of them
-before and half after the job, for machines whose speed wanders. Both figures include the loading of the model. The
-seconds of CPU are those to go by where others use the machine, too. The last line of stdout is the result as JSON,
-which is also written.
+Short unique rows with the words of the demo's sentences go through `mtllm-edge classify` from csv to csv, while its
+memory is sampled. The same texts go through `Classifier.classify` in this process, half of them before and half after
+the job, in case the machine's speed changes. Both figures include loading the model. Compare CPU seconds if other
+programs use the machine. The last line on stdout is the result as JSON, which is also written.
 """
 
 from __future__ import annotations
 
 import csv
-import datetime
 import os
 import random
 import subprocess
@@ -25,46 +23,42 @@ import click
 import msgspec
 
 from mtllm_edge import Bundle, Classifier, console
-from mtllm_edge.backends.cpu import available_cores, read_cpu
+from mtllm_edge_bench import scripts
+from mtllm_edge_bench.scripts import DEMO_TOPICS, PATH, bundle_option, run
 
-HERE = Path(__file__).parent
-PIECE = 65_536
-"""Texts of one call of the bare classifier."""
+CHUNK = 65_536
+"""Number of texts per call of the classifier alone."""
 SAMPLES = 60
-"""Points of memory that are kept."""
-_PATH = click.Path(path_type=Path)
+"""Number of memory samples in the result."""
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Resident memory of the job's process."""
 
     samples: list[tuple[float, float]]
-    """Seconds since the start, and MB."""
+    """Seconds since the start, MB."""
     peak_mb: float
     at_quarter_mb: float
-    """After a quarter of the time; the model is loaded then."""
+    """After a quarter of the time, when the model is loaded."""
     at_end_mb: float
-    """The mean of the last tenth of the time."""
+    """Mean of the last tenth of the time."""
 
 
 class Seconds(NamedTuple):
-    """What something takes."""
+    """Elapsed and CPU time."""
 
     wall: float
     cpu: float
 
     @classmethod
     def now(cls) -> Seconds:
-        """The clocks of this process."""
+        """Read the clocks of this process."""
         return cls(time.perf_counter(), time.process_time())
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written."""
+class Result(scripts.Result, frozen=True, kw_only=True):
+    """Time and memory of the job, beside the classifier alone (``bare``)."""
 
-    date: str
-    cpu: str
-    cores: int
     bundle: str
     rows: int
     job_s: float
@@ -72,22 +66,22 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     bare_s: float
     bare_texts_per_s: float
     ratio: float
-    """Texts/s of the job over those of the bare classifier."""
+    """Texts/s of the job over those of the classifier alone."""
     job_cpu_s: float
     bare_cpu_s: float
     cpu_ratio: float
-    """The same by the seconds of CPU, of all threads."""
+    """The same in CPU seconds of all threads."""
     load: float
-    """The system's mean load in the last 15 minutes; more than there are cores tells that others used the machine."""
+    """Mean load of the last 15 minutes; above the number of cores, other programs used the machine."""
     memory: Memory
 
 
 @click.command()
-@click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="`make demo` makes the default.")
+@bundle_option
 @click.option("--rows", type=click.IntRange(min=1), default=1_000_000, show_default=True)
-@click.option("-o", "--output", type=_PATH, help="Write this file, too.")
+@click.option("-o", "--output", type=PATH, help="JSON file to write.")
 def main(*, bundle: Path, rows: int, output: Path | None) -> None:
-    """Run the job, and the bare classifier beside it."""
+    """Run the job and the classifier alone."""
     manifest = Bundle.open(bundle).manifest
     task = next(name for name, part in manifest.tasks.items() if part.kind == "sequence")
     with tempfile.TemporaryDirectory(prefix="mtllm-edge-long-") as name:
@@ -100,9 +94,6 @@ def main(*, bundle: Path, rows: int, output: Path | None) -> None:
         bare = Seconds(before.wall + after.wall, before.cpu + after.cpu)
         check(folder / "out.csv", rows)
     result = Result(
-        date=datetime.date.today().isoformat(),
-        cpu=read_cpu().model,
-        cores=available_cores(),
         bundle=manifest.name,
         rows=rows,
         job_s=round(job.wall, 1),
@@ -114,23 +105,22 @@ def main(*, bundle: Path, rows: int, output: Path | None) -> None:
         bare_cpu_s=round(bare.cpu, 1),
         cpu_ratio=round(bare.cpu / job.cpu, 3),
         load=round(os.getloadavg()[2], 1),
-        memory=summarised(samples),
+        memory=summarize_memory(samples),
     )
-    text = msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
     if output is not None:
-        output.write_text(text + "\n", encoding="utf-8")
-    click.echo(msgspec.json.encode(result).decode())
+        scripts.write_json(result, output)
+    scripts.print_json(result)
 
 
 def short_texts(count: int) -> Iterator[str]:
-    """Texts of four to nine words, no two alike."""
-    with (HERE / "demo_topics.csv").open(encoding="utf-8", newline="") as file:
+    """Yield unique texts of four to nine words."""
+    with DEMO_TOPICS.open(encoding="utf-8", newline="") as file:
         words = [row["text"].split() for row in csv.DictReader(file)]
     rng = random.Random(0)
     for number in range(count):
-        own = rng.choice(words)
-        start = rng.randrange(max(1, len(own) - 8))
-        yield f"{' '.join(own[start : start + rng.randint(3, 8)])} {number}"
+        sentence = rng.choice(words)
+        start = rng.randrange(max(1, len(sentence) - 8))
+        yield f"{' '.join(sentence[start : start + rng.randint(3, 8)])} {number}"
 
 
 def write_input(path: Path, texts: Sequence[str]) -> None:
@@ -142,27 +132,30 @@ def write_input(path: Path, texts: Sequence[str]) -> None:
 
 
 def bare_seconds(bundle: Path, task: str, texts: Sequence[str]) -> Seconds:
-    """What it takes to load the model and classify texts with nothing around it; half of the loading counts."""
+    """Time loading the model and classifying texts; loading counts half, as this is called twice."""
     started = Seconds.now()
     with Classifier.load(bundle, task=task) as classifier:
         loaded = Seconds.now()
-        for start in range(0, len(texts), PIECE):
-            classifier.classify(texts[start : start + PIECE])
+        for start in range(0, len(texts), CHUNK):
+            classifier.classify(texts[start : start + CHUNK])
         ended = Seconds.now()
     return Seconds(*(end - (begin + load) / 2 for begin, load, end in zip(started, loaded, ended, strict=True)))
 
 
 def run_job(bundle: Path, task: str, folder: Path) -> tuple[Seconds, list[tuple[float, float]]]:
-    """What the whole command takes, and its memory over time."""
+    """Run the command; returns its time and its memory over time."""
     arguments = ("classify", "-b", bundle, "-t", task, folder / "in.csv", "-o", folder / "out.csv")
     program = "import sys; from mtllm_edge.cli.main import main; sys.exit(main())"
     before, started = os.times(), time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)])
     samples = []
-    while process.poll() is None:
-        if (resident := resident_mb(process.pid)) is not None:
-            samples.append((round(time.perf_counter() - started, 1), resident))
-        time.sleep(0.2)
+    try:
+        while process.poll() is None:
+            if (resident := resident_mb(process.pid)) is not None:
+                samples.append((round(time.perf_counter() - started, 1), resident))
+            time.sleep(0.2)
+    finally:
+        process.kill()
     if process.returncode != 0:
         raise click.ClickException(f"the job ended with {process.returncode}")
     wall, after = time.perf_counter() - started, os.times()
@@ -171,7 +164,7 @@ def run_job(bundle: Path, task: str, folder: Path) -> tuple[Seconds, list[tuple[
 
 
 def resident_mb(process: int) -> float | None:
-    """Resident memory of a process; None where it has just ended, or the system does not tell."""
+    """Return the resident memory of a process in MB; None if it has ended, or is unknown."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
@@ -180,8 +173,8 @@ def resident_mb(process: int) -> float | None:
     return round(int(lines[0].split()[1]) / 1024, 1) if lines else None
 
 
-def summarised(samples: Sequence[tuple[float, float]]) -> Memory:
-    """Some of many samples."""
+def summarize_memory(samples: Sequence[tuple[float, float]]) -> Memory:
+    """Summarize memory samples."""
     sizes = [size for _, size in samples]
     last = sizes[-max(1, len(sizes) // 10) :]
     return Memory(
@@ -193,13 +186,13 @@ def summarised(samples: Sequence[tuple[float, float]]) -> Memory:
 
 
 def check(output: Path, rows: int) -> None:
-    """Every row must be there once, in order."""
+    """Check that the output has every row once, in order."""
     with output.open(encoding="utf-8", newline="") as file:
-        found = [int(row["id"]) for row in csv.DictReader(file)]
-    if found != list(range(rows)):
-        raise click.ClickException("the output lacks rows, or has some twice")
-    console.note(f"all {rows:,} rows are there, once and in order")
+        ids = [int(row["id"]) for row in csv.DictReader(file)]
+    if ids != list(range(rows)):
+        raise click.ClickException("the output has missing or repeated rows")
+    console.note(f"the output has all {rows:,} rows, once and in order")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

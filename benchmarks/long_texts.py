@@ -1,10 +1,9 @@
-"""What windows bring on texts that the encoder cannot take whole: `python benchmarks/long_texts.py DATA`.
+"""Compare truncation and windows on texts longer than the encoder's limit: `python benchmarks/long_texts.py DATA`.
 
 Long texts are made of sentences of SIB-200's development set, in one language each. *One topic*: all sentences of a
-topic. *Mixed*: eight sentences of the topic and two of each other one, so that the topic has the most: in any order
-(shuffled), with the topic's own first (early), or last (late). Asked is for the topic; texts that the encoder can take
-are left out. Writes `long_texts.json` and `long_texts.md`; the last line of output is the JSON. Needs the extra
-`[bench]`.
+topic. *Mixed*: eight sentences of the topic and two of each other topic, so that the topic is the majority: in random
+order (shuffled), the topic first (early), or last (late). Texts within the limit are left out. Writes
+`long_texts.json` and `long_texts.md`; the last line on stdout is the JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +16,10 @@ from typing import NamedTuple
 
 import click
 import msgspec
+
+from mtllm_edge_bench.scripts import PATH, bundle_option, output_option, print_json, require_extra, run, write_json
+
+require_extra()
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
@@ -27,22 +30,20 @@ from mtllm_edge.embedder import Embedder
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tokenization.windows import OVERLAP
 
-HERE = Path(__file__).parent
 KINDS = {
     "one topic": "all sentences of one topic",
     "shuffled": "mixed, in any order",
     "early": "mixed, the topic first",
     "late": "mixed, the topic last",
 }
-WAYS = ("cut", "pool")
+METHODS = ("cut", "pool")
 OWN, OTHERS = 8, 2
-"""Sentences of the topic, and of each other topic, in a mixed text."""
+"""Number of sentences of the topic, and of each other topic, in a mixed text."""
 _RESAMPLES = 2000
-_PATH = click.Path(path_type=Path)
 
 
 class LongText(NamedTuple):
-    """A text that was put together."""
+    """A generated text."""
 
     language: str
     kind: str
@@ -51,13 +52,13 @@ class LongText(NamedTuple):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the texts of one kind."""
+    """Results for one kind of text."""
 
     texts: int
     tokens: float
-    """Mean length, as the encoder would read it whole."""
+    """Mean length in tokens."""
     windows: float
-    """Mean number."""
+    """Mean number of windows."""
     accuracy: dict[str, float]
     interval: dict[str, tuple[float, float]]
     """95 % bootstrap interval over texts."""
@@ -66,26 +67,34 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written."""
+    """Results of all kinds."""
 
     bundle: str
     languages: list[str]
     max_tokens: int
     overlap: int
     accuracy_of_sentences: float
-    """On the single sentences that the texts are made of."""
+    """Accuracy on the single sentences."""
     kinds: dict[str, Figures]
 
 
 @click.command()
-@click.argument("data", type=_PATH)
-@click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="`make demo` makes the default.")
-@click.option("--languages", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many.")
-@click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
+@click.argument("data", type=PATH)
+@bundle_option
+@click.option(
+    "--languages",
+    "count",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Number of languages.",
+)
+@output_option
 def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
     """Measure, and write long_texts.json and long_texts.md."""
     opened = Bundle.open(bundle)
-    sentences = read(data / "eval" / "sib200.parquet")
+    sentences = load_sentences(data / "eval" / "sib200.parquet")
     chosen = sorted(sentences)[:: max(1, len(sentences) // count)][:count]
     texts = [text for language in chosen for text in long_texts(language, sentences[language])]
     head = Head.load(opened.path, opened.manifest.tasks["topic"])
@@ -103,7 +112,7 @@ def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
         "cut": head.probabilities(cut_NE),
         "pool": head.probabilities(whole.mean(pooled_WE)),
     }
-    right = {way: found_NC.argmax(axis=1) == gold_N for way, found_NC in answers.items()}
+    correct = {method: probabilities_NC.argmax(axis=1) == gold_N for method, probabilities_NC in answers.items()}
     encoder = opened.manifest.encoder
     twice = OVERLAP + len(encoder.prefix_tokens) + len(encoder.suffix_tokens)
     kinds_N, windows_N = np.array([text.kind for text in texts]), np.array(whole.counts)
@@ -119,31 +128,29 @@ def main(*, data: Path, bundle: Path, count: int, out: Path) -> None:
         ),
         kinds={
             kind: figures_of(
-                {way: found_N[kinds_N == kind] for way, found_N in right.items()},
+                {method: correct_N[kinds_N == kind] for method, correct_N in correct.items()},
                 tokens_N[kinds_N == kind],
                 windows_N[kinds_N == kind],
             )
             for kind in KINDS
         },
     )
-    out.mkdir(parents=True, exist_ok=True)
-    text = msgspec.json.format(msgspec.json.encode(result), indent=1).decode()
-    (out / "long_texts.json").write_text(text + "\n", encoding="utf-8")
+    write_json(result, out / "long_texts.json")
     (out / "long_texts.md").write_text(markdown(result), encoding="utf-8")
-    click.echo(msgspec.json.encode(result).decode())
+    print_json(result)
 
 
-def read(path: Path) -> dict[str, dict[str, list[str]]]:
-    """Language -> topic -> its sentences."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+def load_sentences(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Return language -> topic -> sentences."""
+    sentences: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     columns = ["lang", "category", "text"]
     for row in pyarrow.parquet.read_table(path, columns=columns, filters=[("split", "=", "dev")]).to_pylist():
-        found[row["lang"]][row["category"]].append(row["text"])
-    return found
+        sentences[row["lang"]][row["category"]].append(row["text"])
+    return sentences
 
 
 def long_texts(language: str, sentences: dict[str, list[str]]) -> Iterator[LongText]:
-    """One text of each kind for each topic."""
+    """Yield one text of each kind for each topic."""
     rng = random.Random(f"{language} 0")
     for topic in sorted(sentences):
         own = rng.sample(sentences[topic], len(sentences[topic]))
@@ -159,23 +166,23 @@ def long_texts(language: str, sentences: dict[str, list[str]]) -> Iterator[LongT
 
 
 def fits(embedder: Embedder, text: LongText) -> bool:
-    """Whether the encoder takes it whole."""
+    """Return whether a text is within the encoder's limit."""
     return not embedder.encode([text.text])[0].truncated
 
 
 def figures_of(
-    right: dict[str, NDArray[np.bool_]], tokens_N: NDArray[np.int64], windows_N: NDArray[np.int64]
+    correct: dict[str, NDArray[np.bool_]], tokens_N: NDArray[np.int64], windows_N: NDArray[np.int64]
 ) -> Figures:
-    """Accuracy of each way, with bootstrap intervals on the same resamples."""
+    """Compute the accuracy of each method, with bootstrap intervals on the same resamples."""
     drawn_BN = np.random.default_rng(0).integers(0, len(tokens_N), (_RESAMPLES, len(tokens_N)))
-    means = {way: found_N[drawn_BN].mean(axis=1) for way, found_N in right.items()}
-    accuracy = {way: round(float(found_N.mean()), 4) for way, found_N in right.items()}
+    means = {method: correct_N[drawn_BN].mean(axis=1) for method, correct_N in correct.items()}
+    accuracy = {method: round(float(correct_N.mean()), 4) for method, correct_N in correct.items()}
     return Figures(
         texts=len(tokens_N),
         tokens=round(float(tokens_N.mean()), 1),
         windows=round(float(windows_N.mean()), 2),
         accuracy=accuracy,
-        interval={way: interval(found_B) for way, found_B in means.items()},
+        interval={method: interval(means_B) for method, means_B in means.items()},
         pool_ahead_of_cut=(round(accuracy["pool"] - accuracy["cut"], 4), *interval(means["pool"] - means["cut"])),
     )
 
@@ -186,7 +193,7 @@ def interval(values_B: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def markdown(result: Result) -> str:
-    """The figures as a table."""
+    """Return the result as a table in Markdown."""
     lines = [
         f"# Long texts with {result.bundle}",
         "",
@@ -199,16 +206,16 @@ def markdown(result: Result) -> str:
         "| texts | number | tokens | windows | cut | pool | pool ahead of cut |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for kind, found in result.kinds.items():
-        cells = [KINDS[kind], str(found.texts), f"{found.tokens:.0f}", f"{found.windows:.1f}"]
-        for way in WAYS:
-            low, high = found.interval[way]
-            cells.append(f"{found.accuracy[way]:.3f} [{low:.3f}, {high:.3f}]")
-        ahead, low, high = found.pool_ahead_of_cut
+    for kind, figures in result.kinds.items():
+        cells = [KINDS[kind], str(figures.texts), f"{figures.tokens:.0f}", f"{figures.windows:.1f}"]
+        for method in METHODS:
+            low, high = figures.interval[method]
+            cells.append(f"{figures.accuracy[method]:.3f} [{low:.3f}, {high:.3f}]")
+        ahead, low, high = figures.pool_ahead_of_cut
         cells.append(f"{ahead:+.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Languages: {', '.join(result.languages)}.", ""])
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,10 +1,9 @@
-"""What quantisation costs: `python benchmarks/quantization.py CHECKPOINT DATA`.
+"""Measure the effect of quantization: `python benchmarks/quantization.py CHECKPOINT DATA`.
 
-Exports the checkpoint in float32 and as it is shipped, and classifies the development sets of SIB-200 (205
-languages) and NusaX (12) with both. Writes
-`benchmarks/results/quantization.json`, which is also the last line of output: mean accuracy over languages, share of
-texts on which the two agree, the parity of both bundles with torch, and how far batches are from single texts. Needs
-the extra `[bench]`.
+Exports the checkpoint in float32 and with the default quantization, and classifies the development sets of SIB-200 (205
+languages) and NusaX (12) with both. Writes `benchmarks/results/quantization.json`, which is also the last line on
+stdout: mean accuracy over languages, share of equal predictions, parity of both bundles with torch, and the largest
+difference between batched and single texts.
 """
 
 from __future__ import annotations
@@ -15,17 +14,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mtllm_edge_bench.scripts import require_extra
+
+require_extra()
 import msgspec
 import numpy as np
+from mtllm_edge_train.evaluation.scoring import score
 
 from mtllm_edge import Classifier, Embedder
 from mtllm_edge_export.bundle import export_bundle
 from mtllm_edge_export.parity import load_sentences
 from mtllm_edge_train.data.labeled import LabeledTexts
-from mtllm_edge_train.recipes.reference.tasks import TASKS, load_split
+from mtllm_edge_train.recipes.reference.tasks import TASKS, all_texts, load_split, scores_by_language
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = {"float32": ("float32", "f32"), "shipped": ("int8", "q8_0")}
+QUANTIZATIONS = {"float32": ("float32", "f32"), "shipped": ("int8", "q8_0")}
 
 
 def main() -> None:
@@ -34,9 +37,9 @@ def main() -> None:
     checkpoint, data = Path(sys.argv[1]), Path(sys.argv[2])
     dev_sets = {task: load_split(data, task, "dev") for task in TASKS}
     report: dict[str, object] = {}
-    answers: dict[str, dict[str, list[str]]] = {}
+    predictions: dict[str, dict[str, list[str]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for kind, (encoder, llm) in KINDS.items():
+        for kind, (encoder, llm) in QUANTIZATIONS.items():
             bundle = Path(scratch) / kind
             manifest = export_bundle(checkpoint, bundle, encoder_quantization=encoder, llm_quantization=llm)
             report[kind] = {
@@ -45,14 +48,14 @@ def main() -> None:
                 "parity": msgspec.to_builtins(manifest.parity),
                 "batched_minus_single": batched_minus_single(bundle),
             }
-            answers[kind] = {task: classify(bundle, task, dev) for task, dev in dev_sets.items()}
+            predictions[kind] = {task: classify(bundle, task, all_texts(dev)) for task, dev in dev_sets.items()}
     for task, dev in dev_sets.items():
-        mine, theirs = answers["float32"][task], answers["shipped"][task]
+        exact, quantized = predictions["float32"][task], predictions["shipped"][task]
         report[task] = {
             "languages": len(dev),
-            "texts": len(mine),
-            "accuracy": {kind: round(mean_accuracy(dev, found[task]), 4) for kind, found in answers.items()},
-            "agreement": round(accuracy(mine, theirs), 4),
+            "texts": len(exact),
+            "accuracy": {kind: round(mean_accuracy(dev, labels[task]), 4) for kind, labels in predictions.items()},
+            "agreement": round(score(exact, quantized).accuracy, 4),
         }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "quantization.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def batched_minus_single(bundle: Path) -> float:
-    """Largest difference between a batch's vectors and those of its single texts, as a share of the vector's length."""
+    """Return the largest difference between the vectors of batched and single texts, relative to their length."""
     texts = [sentence.text for sentence in load_sentences()]
     with Embedder.load(bundle) as embedder:
         batched = embedder.embed(texts)
@@ -68,22 +71,15 @@ def batched_minus_single(bundle: Path) -> float:
     return float((np.linalg.norm(batched - single, axis=1) / np.linalg.norm(single, axis=1)).max())
 
 
-def classify(bundle: Path, task: str, dev: dict[str, LabeledTexts]) -> list[str]:
-    """The predictions of a bundle, language after language."""
+def classify(bundle: Path, task: str, texts: list[str]) -> list[str]:
+    """Return the bundle's predictions."""
     with Classifier.load(bundle, task=task) as classifier:
-        predictions = classifier.classify([text for data in dev.values() for text in data.texts])
-        return [prediction.label for prediction in predictions]
+        return [prediction.label for prediction in classifier.classify(texts)]
 
 
 def mean_accuracy(dev: dict[str, LabeledTexts], predictions: list[str]) -> float:
-    """Accuracy averaged over languages."""
-    rest = iter(predictions)
-    return statistics.mean(accuracy(data.labels, [next(rest) for _ in data.labels]) for data in dev.values())
-
-
-def accuracy(labels: list[str], predictions: list[str]) -> float:
-    """Fraction of the predictions that equal the labels."""
-    return statistics.mean(map(str.__eq__, labels, predictions))
+    """Return the mean accuracy over languages."""
+    return statistics.mean(scores.accuracy for scores in scores_by_language(dev, predictions).values())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What several workers cost on one machine: `python benchmarks/ray_workers.py BUNDLE --task topic -o RESULT.json`.
+"""Measure several Ray workers on one machine: `python benchmarks/ray_workers.py BUNDLE --task topic -o RESULT.json`.
 
-`examples/ray_batch.py` labels the demo's sentences, repeated, in workers of one thread each, and one process labels the
-same with as many threads. Compared are the labels, texts per second, processor time (which other programs disturb
-less), and memory: of every worker, how much of the bundle's files it shares with the others (Linux's
-`/proc/PID/smaps`). Prints one JSON document as its last line.
+`examples/ray_batch.py` labels the demo's sentences, repeated, in workers of one thread each; one process labels the
+same sentences with as many threads. Compared are labels, texts per second, CPU time (less affected by other programs),
+and memory: how much of the bundle's files the workers share (Linux, `/proc/PID/smaps`). The last line on stdout is the
+result as JSON.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mtllm_edge_bench.scripts import DEMO_TOPICS, require_extra
+
+require_extra("ray", "ray", "pyarrow")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtllm_edge import Classifier
 from mtllm_edge.backends.cpu import read_cpu
 
-SENTENCES = Path(__file__).parent / "demo_topics.csv"
 _COSTS = ("texts_per_s", "cpu_ms_per_text", "memory")
 _FIELDS = ("Rss", "Pss", "Shared_Clean", "Private_Clean", "Private_Dirty")
 
@@ -57,8 +59,8 @@ def main() -> int:
 
 
 def write_texts(path: Path, count: int) -> None:
-    """Sentences of the demo's languages as Parquet, none of them twice: equal texts would be read once."""
-    with SENTENCES.open(encoding="utf-8", newline="") as file:
+    """Write demo sentences as Parquet, numbered if repeated: equal texts would be classified only once."""
+    with DEMO_TOPICS.open(encoding="utf-8", newline="") as file:
         sentences = [row["text"] for row in csv.DictReader(file)]
     sentences = sentences[:: max(1, len(sentences) // count)]
     texts = [f"{sentences[place % len(sentences)]} {place // len(sentences) or ''}".strip() for place in range(count)]
@@ -66,20 +68,20 @@ def write_texts(path: Path, count: int) -> None:
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """How far two ways agree on the texts."""
-    labels = [mine == others for mine, others in zip(one["labels"], other["labels"], strict=True)]
-    distances = [abs(mine - others) for mine, others in zip(one["confidences"], other["confidences"], strict=True)]
+    """Compare the predictions of two runs."""
+    labels = [label == other_label for label, other_label in zip(one["labels"], other["labels"], strict=True)]
+    distances = [abs(left - right) for left, right in zip(one["confidences"], other["confidences"], strict=True)]
     return {"labels_as_the_workers": sum(labels) / len(labels), "largest_difference_of_confidence": max(distances)}
 
 
 def run(arguments: argparse.Namespace, source: Path, way: str, threads: int) -> dict[str, Any]:
-    """One way of labelling, in a process of its own so that neither finds the other's memory."""
+    """Run a function of this module in its own process, so that memory is separate."""
     call = {"source": str(source), "bundle": str(arguments.bundle.resolve()), "task": arguments.task}
     call |= {"threads": threads, "workers": arguments.workers}
     code = f"import json, sys; from ray_workers import {way}; print(json.dumps({way}(**json.loads(sys.argv[1]))))"
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, *filter(None, sys.path)])}
-    environment["RAY_worker_niceness"] = "0"  # its workers would otherwise stand back behind all other processes
+    environment["RAY_worker_niceness"] = "0"  # otherwise its workers run with low priority
     child = subprocess.run(
         [sys.executable, "-c", code, json.dumps(call)], env=environment, stdout=subprocess.PIPE, check=True
     )
@@ -89,10 +91,10 @@ def run(arguments: argparse.Namespace, source: Path, way: str, threads: int) -> 
 
 
 def alone(source: str, bundle: str, task: str, threads: int, workers: int) -> dict[str, Any]:
-    """One classifier in this process."""
+    """Classify in this process."""
     texts = pq.read_table(source)["text"].to_pylist()
     with Classifier.load(bundle, task=task, threads=threads) as classifier:
-        classifier.classify(texts[:8])  # the first call is slower than all others
+        classifier.classify(texts[:8])  # warm-up
         began, computed = time.perf_counter(), time.process_time()
         predictions = classifier.classify(texts)
         seconds, computed = time.perf_counter() - began, time.process_time() - computed
@@ -108,26 +110,26 @@ def alone(source: str, bundle: str, task: str, threads: int, workers: int) -> di
 
 
 def workers(source: str, bundle: str, task: str, threads: int, workers: int) -> dict[str, Any]:
-    """The example, with a worker that takes the time and looks at its own memory."""
+    """Run the example with workers that measure their time and memory."""
     import ray
 
     from examples import ray_batch
 
-    class Watched(ray_batch.BatchClassifier):
+    class MeasuredLabeler(ray_batch.Labeller):
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             began, computed = time.time(), time.process_time()
             labelled = super().__call__(batch)
             computed = (time.process_time() - computed) / len(batch["text"])
-            watched = {"pid": os.getpid(), "began": began, "ended": time.time(), "computed": computed}
-            watched["memory"] = json.dumps(memory_of(os.getpid(), bundle))
-            return labelled | {name: [value] * len(batch["text"]) for name, value in watched.items()}
+            usage = {"pid": os.getpid(), "began": began, "ended": time.time(), "computed": computed}
+            usage["memory"] = json.dumps(memory_of(os.getpid(), bundle))
+            return labelled | {name: [value] * len(batch["text"]) for name, value in usage.items()}
 
     texts = pq.read_metadata(source).num_rows
-    ray_batch.BATCH_SIZE = -(-texts // (2 * workers))  # so that each has something to do
-    ray.init("local", num_cpus=workers * threads + ray_batch.READER_CPUS, include_dashboard=False, log_to_driver=False)
+    ray_batch.BATCH = -(-texts // (2 * workers))  # so that every worker gets batches
+    ray.init("local", num_cpus=workers * threads + ray_batch.READER, include_dashboard=False, log_to_driver=False)
     began = time.perf_counter()
     dataset = ray.data.read_parquet(source)
-    dataset = ray_batch.label(dataset, bundle, task=task, workers=workers, threads=threads, classifier_class=Watched)
+    dataset = ray_batch.label(dataset, bundle, task=task, workers=workers, threads=threads, labeller=MeasuredLabeler)
     rows = dataset.take_all()
     whole = time.perf_counter() - began
     ray.shutdown()
@@ -144,7 +146,7 @@ def workers(source: str, bundle: str, task: str, threads: int, workers: int) -> 
 
 
 def memory_of(pid: int, bundle: str) -> dict[str, dict[str, float]]:
-    """Megabytes of a process: of each large file of the bundle that it has mapped, and in all."""
+    """Return the memory of a process in MB: of each mapped file of the bundle, and in total."""
     usage: dict[str, dict[str, float]] = {}
     name = "other"
     for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines():

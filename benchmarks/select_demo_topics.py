@@ -1,7 +1,7 @@
-"""Choose the sentences of the demo from SIB-200's test split: `python benchmarks/select_demo_topics.py DATA`.
+"""Select the sentences of the demo from SIB-200's test split: `python benchmarks/select_demo_topics.py DATA`.
 
-The same 20 sentences in every language, drawn with a fixed seed and not by result; DATA is the folder that
-holds `eval/sib200.parquet`. Writes `benchmarks/demo_topics.csv`.
+The same 20 sentences in every language, drawn with a fixed seed, not by result; DATA is the folder of
+`eval/sib200.parquet`. Writes `benchmarks/demo_topics.csv`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import random
 import sys
 from pathlib import Path
 
+from mtllm_edge_bench.scripts import require_extra
+
+require_extra("bench", "pyarrow")
 import pyarrow.parquet
 
 LANGUAGES = """afr_Latn amh_Ethi arb_Arab azj_Latn bel_Cyrl ben_Beng bul_Cyrl cat_Latn ckb_Arab cym_Latn dan_Latn

@@ -1,16 +1,15 @@
-"""The benchmark of this project: `python benchmarks/throughput.py --help`.
+"""Compare MT-LLMs with translate-test and PyTorch: `python benchmarks/throughput.py --help`.
 
-Real weights: the reference bundle. True shapes with random weights, made here: NLLB-200-distilled-600M under
-SmolLM2-135M (its own weights, as GGUF and ONNX), Llama-3.2-1B and Llama-3-8B. Each beside translate-test with the same
-translator and LLM; the smallest also beside the same stack in PyTorch. Random models read texts with as many tokens as
-the demo's sentences have, and write translations as long as the English ones. Progress is on stderr; the last line of
-stdout is the report as JSON.
+Setups are the reference bundle with its real weights, and random weights in the shapes of NLLB-200-distilled-600M under
+SmolLM2-135M (its own weights, in GGUF and ONNX), Llama-3.2-1B and Llama-3-8B. Each is compared with translate-test with
+the same translator and LLM, the smallest also with the same stack in PyTorch. Random models read texts with the token
+counts of the demo's sentences, and write translations as long as the English ones. Progress goes to stderr; the last
+line on stdout is the report as JSON.
 """
 
 from __future__ import annotations
 
 import datetime
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,24 +17,32 @@ from pathlib import Path
 import click
 import msgspec
 
+from mtllm_edge_bench.scripts import (
+    BENCHMARKS,
+    DEMO_TOPICS,
+    PATH,
+    bundle_option,
+    output_option,
+    print_json,
+    repeats_option,
+    require_extra,
+    run,
+)
+
+require_extra()
 from mtllm_edge import console
 from mtllm_edge.backends.cpu import default_threads
 from mtllm_edge.bundle.manifest import MANIFEST_NAME
-from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge.errors import MtllmError, UsageError
 from mtllm_edge.files.atomic import atomic_folder
-from mtllm_edge.translator import TranslatorManifest
 from mtllm_edge_bench.report.files import save_files
 from mtllm_edge_bench.report.report import Report, Setup, make_report
-from mtllm_edge_bench.runner.corpus import Corpus, check_labels
-from mtllm_edge_bench.runner.setups import Plan, measure_setup
+from mtllm_edge_bench.runner.corpus import Corpus
+from mtllm_edge_bench.runner.setups import Plan, measure_setup, measure_with_teacher
 from mtllm_edge_bench.synthetic import shapes
 from mtllm_edge_bench.synthetic.demo_corpus import demo_rows, synthetic_corpus
 from mtllm_edge_bench.synthetic.nllb import random_model, write_random_nllb
-from mtllm_edge_bench.systems.english_llm import write_english_llm
 from mtllm_edge_bench.systems.pytorch import RANDOM_STACK_NAME, RandomStackConfig
 
-HERE = Path(__file__).parent
 REFERENCE = "reference"
 SHAPES = {
     "nllb600m_135m_linear": ("135m", 1),
@@ -43,7 +50,7 @@ SHAPES = {
     "nllb600m_1b_strided2": ("1b", 2),
     "nllb600m_8b_strided": ("8b", 2),
 }
-"""Setup -> the LLM's shape and the bridge's stride. The setup's ratio over greedy translate-test has its name."""
+"""Setup -> shape of the LLM and stride of the bridge. Its ratio over greedy translate-test has the same name."""
 _RATIOS = {
     **{name: (name, "over_translate_test") for name in SHAPES},
     "serial_pipeline_over_engines": (REFERENCE, "serial_pipeline_over_engines"),
@@ -54,98 +61,78 @@ _RATIOS = {
     "over_torch_fp32_gguf": ("nllb600m_135m_linear", "over_torch_float32"),
     "over_torch_bf16_gguf": ("nllb600m_135m_linear", "over_torch_bfloat16"),
 }
-"""Ratio -> the setup that it is taken from, and its name there."""
-_OF_THE_FORM_IN_USE = ("over_torch_fp32", "over_torch_bf16")
-"""Ratios of the MT-LLM as users get it here, its LLM in GGUF or ONNX; all others are of GGUF."""
+"""Ratio of the report -> setup and name of the ratio there."""
+_DEFAULT_BACKEND_RATIOS = ("over_torch_fp32", "over_torch_bf16")
+"""Ratios with the default LLM backend on this machine, GGUF or ONNX; all others are of GGUF."""
 _TEXTS = {"1b": 32, "8b": 8}
-"""LLM's shape -> texts, where not all are read: 8 billion weights take seconds for each."""
+"""Shape of the LLM -> limit of the number of texts: 8 billion weights take seconds per text."""
 _REFERENCE_TEXTS = 4
-"""How many times as many texts the reference bundle reads, so that its batches are many."""
-_PATH = click.Path(path_type=Path)
+"""Factor on the number of texts for the reference bundle, so that it has many batches."""
 
 
 @click.command()
-@click.option("--bundle", type=_PATH, default=HERE.parent / "build/reference", help="Reference bundle; `make demo`.")
-@click.option("--translator", type=_PATH, metavar="FOLDER", help="For the reference bundle's translate-test.")
-@click.option("--teacher", type=_PATH, metavar="CHECKPOINT", help="Likewise.")
-@click.option("--setup", "chosen", multiple=True, type=click.Choice([REFERENCE, *SHAPES]), help="By default all.")
-@click.option("--models", type=_PATH, default=HERE.parent / "build/bench", help="Folder of the random models, kept.")
-@click.option("--texts", type=click.IntRange(1, 235), default=48, show_default=True, metavar="N", help="Of the demo's.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Of everything.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default what suits.")
-@click.option("-o", "--output", "out", type=_PATH, default=HERE / "results", show_default="results", help="Folder.")
+@bundle_option
+@click.option("--translator", type=PATH, metavar="FOLDER", help="Translator, for translate-test of the bundle.")
+@click.option("--teacher", type=PATH, metavar="CHECKPOINT", help="English LLM, for translate-test of the bundle.")
+@click.option("--setup", "names", multiple=True, type=click.Choice([REFERENCE, *SHAPES]), help="Default: all.")
+@click.option("--models", type=PATH, default=BENCHMARKS.parent / "build/bench", help="Folder to keep random models in.")
+@click.option("--texts", type=click.IntRange(1, 235), default=48, show_default=True, metavar="N", help="Sentences.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; default: automatic.")
+@repeats_option
+@output_option
 def main(
     *,
     bundle: Path,
     translator: Path | None,
     teacher: Path | None,
-    chosen: tuple[str, ...],
+    names: tuple[str, ...],
     models: Path,
     texts: int,
-    repeats: int,
     threads: int | None,
+    repeats: int,
     out: Path,
 ) -> None:
-    """Measure all setups, and write bench-<date>.json, .md and charts, anew after every setup.
+    """Measure setups, and write bench-<date>.json, .md and charts after each of them.
 
-    What was measured before on the same date stays in them, so that a long run may be made in pieces.
+    Earlier results of the same date are kept, so that a long run can be split.
     """
-    if (translator is None) != (teacher is None):
-        raise UsageError("translate-test of the reference bundle needs both --translator and --teacher")
     threads = threads or default_threads()
     stem = f"bench-{datetime.date.today().isoformat()}"
-    setups = measured_before(out / f"{stem}.json")
-    for name in chosen or (REFERENCE, *SHAPES):
+    setups = load_setups(out / f"{stem}.json")
+    for name in names or (REFERENCE, *SHAPES):
         console.note(f"== {name}")
         if name == REFERENCE:
-            setups[name] = reference_setup(bundle, translator, teacher, _REFERENCE_TEXTS * texts, threads, repeats)
+            rows = demo_rows(DEMO_TOPICS, _REFERENCE_TEXTS * texts)
+            corpus = Corpus([row.text for row in rows], [row.label for row in rows])
+            plan = Plan(bundle, "topic", corpus, threads, repeats, translator, serial=True, log=console.note)
+            setups[name] = measure_with_teacher(plan, teacher)
         else:
-            setups[name] = shape_setup(name, models, texts, threads, repeats)
+            setups[name] = measure_shape(name, models, texts, threads, repeats)
         report = make_report(setups, ratios(setups), threads=threads)
         save(report, out, stem)
-    click.echo(msgspec.json.encode(report).decode())
+    print_json(report)
 
 
-def reference_setup(
-    bundle: Path, translator: Path | None, teacher: Path | None, texts: int, threads: int, repeats: int
-) -> Setup:
-    """Real weights, real texts with labels."""
-    task = "topic"
-    opened = Bundle.open(bundle)
-    rows = demo_rows(HERE / "demo_topics.csv", texts)
-    corpus = Corpus([row.text for row in rows], [row.label for row in rows])
-    with tempfile.TemporaryDirectory() as scratch:
-        reader = None
-        if translator is not None and teacher is not None:
-            TranslatorManifest.load(translator)
-            reader = Path(scratch)
-            made = write_english_llm(teacher, reader, quantization=opened.manifest.llm.quantization)
-            check_labels(made.tasks, opened, task, teacher)
-        plan = Plan(bundle, task, corpus, threads, repeats, translator, reader, serial=True, note=console.note)
-        return measure_setup(plan)
-
-
-def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int) -> Setup:
-    """Random weights of true shapes."""
+def measure_shape(name: str, models: Path, texts: int, threads: int, repeats: int) -> Setup:
+    """Measure a setup with random weights; models that do not exist yet are written first."""
     shape, stride = SHAPES[name]
     llm = shapes.LLMS[shape]
-    nllb, body, reader, torch_stack = (
-        models / part for part in ("nllb600m", shape, f"{shape}-reader", f"{shape}-torch")
+    nllb, body, english_llm, torch_stack = (
+        models / folder for folder in ("nllb600m", shape, f"{shape}-english-llm", f"{shape}-torch")
     )
     make(nllb, lambda folder: write_random_nllb(random_model(shapes.NLLB_600M), folder, max_tokens=shapes.MAX_TOKENS))
     make(body, lambda folder: shapes.write_llm_body(llm, folder))
-    make(reader, lambda folder: shapes.write_random_english_llm(llm, folder))
-    made = RandomStackConfig(encoder=shapes.NLLB_600M, llm=llm.config)
-    make(torch_stack, lambda folder: folder.joinpath(RANDOM_STACK_NAME).write_bytes(msgspec.json.encode(made)))
+    make(english_llm, lambda folder: shapes.write_random_english_llm(llm, folder))
+    config = RandomStackConfig(encoder=shapes.NLLB_600M, llm=llm.config)
+    make(torch_stack, lambda folder: folder.joinpath(RANDOM_STACK_NAME).write_bytes(msgspec.json.encode(config)))
     bundle = models / name
     make(bundle, lambda folder: shapes.write_random_bundle(nllb, body, llm, stride, folder))
     corpus = synthetic_corpus(
-        demo_rows(HERE / "demo_topics.csv", min(texts, _TEXTS.get(shape, texts))),
-        HERE.parent / "reference/parts/tokenizer.json",
+        demo_rows(DEMO_TOPICS, min(texts, _TEXTS.get(shape, texts))),
+        BENCHMARKS.parent / "reference/parts/tokenizer.json",
         encoder_vocabulary=shapes.NLLB_600M["vocab_size"],
         llm_vocabulary=llm.config["vocab_size"],
     )
-    peers = torch_stack if name == _RATIOS["over_torch_fp32"][0] else None
     return measure_setup(
         Plan(
             bundle,
@@ -154,40 +141,42 @@ def shape_setup(name: str, models: Path, texts: int, threads: int, repeats: int)
             threads,
             repeats,
             translator=nllb / "translator",
-            reader=reader,
-            checkpoint=peers,
+            english_llm=english_llm,
+            checkpoint=torch_stack if name == _RATIOS["over_torch_fp32"][0] else None,
             real_weights=False,
-            note=console.note,
+            log=console.note,
         )
     )
 
 
-def measured_before(report: Path) -> dict[str, Setup]:
-    """The setups of a report that is there."""
+def load_setups(report: Path) -> dict[str, Setup]:
+    """Return the setups of a report, if it exists."""
     if not report.exists():
         return {}
     return msgspec.json.decode(report.read_bytes(), type=Report).setups
 
 
 def make(folder: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder of models that is not there yet, whole or not at all."""
+    """Write a folder of models atomically, unless it exists."""
     if not folder.exists():
-        console.note(f"making {folder}")
+        console.note(f"writing {folder}")
         with atomic_folder(folder, force=False, marker=MANIFEST_NAME) as scratch:
             write(scratch)
 
 
 def ratios(setups: dict[str, Setup]) -> dict[str, float | None]:
-    """Those of the whole run; None where the setup is not in it."""
-    found: dict[str, float | None] = dict.fromkeys(_RATIOS)
+    """Return the ratios of the report; None if the setup was not measured."""
+    result: dict[str, float | None] = dict.fromkeys(_RATIOS)
     for name, (setup, ratio) in _RATIOS.items():
         if setup in setups:
-            found[name] = setups[setup].ratio(ratio) if name in _OF_THE_FORM_IN_USE else setups[setup].ratios.get(ratio)
-    return found
+            result[name] = (
+                setups[setup].ratio(ratio) if name in _DEFAULT_BACKEND_RATIOS else setups[setup].ratios.get(ratio)
+            )
+    return result
 
 
 def save(report: Report, out: Path, stem: str) -> None:
-    """Replace the results of this date."""
+    """Replace the results of this date atomically."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         save_files(report, Path(scratch), stem)
@@ -196,14 +185,4 @@ def save(report: Report, out: Path, stem: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except MtllmError as error:
-        console.note(f"error: {error}")
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        console.note("stopped; the setups that were finished are written")
-        sys.exit(130)
+    run(main)

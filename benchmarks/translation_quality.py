@@ -1,8 +1,7 @@
-"""Quality of translations into English: `python benchmarks/translation_quality.py TRANSLATOR DATA [LANGUAGE ...]`.
+"""Measure translations into English: `python benchmarks/translation_quality.py TRANSLATOR DATA [LANGUAGE ...]`.
 
-chrF++ (sacrebleu) of greedy translations per language: on the development sentences of SIB-200, which are parallel by
-`index_id`, and on at most 300 pairs a language of Tatoeba. Writes `benchmarks/results/chrf.json` and `.md`. Needs the
-extra `[bench]`.
+chrF++ (sacrebleu) of greedy translations by language: on the development sentences of SIB-200, which are parallel by
+`index_id`, and on up to 300 pairs per language of Tatoeba. Writes `benchmarks/results/chrf.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from mtllm_edge_bench.scripts import require_extra
+
+require_extra()
 import pyarrow.parquet
 import sacrebleu
 
@@ -22,28 +24,30 @@ from mtllm_edge_train.evaluation.cc100 import CC100
 from mtllm_edge_train.recipes.reference.tasks import ENGLISH
 
 RESULTS = Path(__file__).parent / "results"
-AT_MOST = 300
+MAX_PAIRS = 300
 
 
 def main() -> None:
     if len(sys.argv) < 3:
         sys.exit("usage: python benchmarks/translation_quality.py TRANSLATOR DATA [LANGUAGE ...]")
-    translator, data, wanted = Translator.load(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:])
+    translator, data, languages = Translator.load(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:])
     metric = sacrebleu.CHRF(word_order=2)
     scores: dict[str, dict[str, float]] = {}
     for name, pairs in (("sib200_dev", sib200(data)), ("tatoeba", tatoeba(data))):
         scores[name] = {}
         for language, rows in sorted(pairs.items()):
-            if wanted and language not in wanted:
+            if languages and language not in languages:
                 continue
-            found = translator.translate([text for text, _ in rows])
-            scores[name][language] = round(metric.corpus_score(found, [[english for _, english in rows]]).score, 2)
+            translations = translator.translate([text for text, _ in rows])
+            scores[name][language] = round(
+                metric.corpus_score(translations, [[english for _, english in rows]]).score, 2
+            )
     manifest = translator.manifest
     report: dict[str, Any] = {
         "translator": f"{manifest.name} ({manifest.quantization}, greedy)",
         "created_with": f"mtllm-edge {__version__}, sacrebleu {sacrebleu.__version__}",
         "signature": str(metric.get_signature()),
-        "means": {name: round(sum(found.values()) / len(found), 2) for name, found in scores.items() if found},
+        "means": {name: round(sum(values.values()) / len(values), 2) for name, values in scores.items() if values},
     }
     dev = scores["sib200_dev"]
     groups = {
@@ -57,13 +61,13 @@ def main() -> None:
     lines = ["# chrF++ into English", "", f"Made by `benchmarks/translation_quality.py`: {report['translator']}.", ""]
     lines += ["| | language | chrF++ |", "|---|---|---|"]
     lines += [f"| {name} | **mean** | {mean:.2f} |" for name, mean in report["means"].items()]
-    lines += [f"| {name} | {code} | {value:.2f} |" for name, found in scores.items() for code, value in found.items()]
+    lines += [f"| {name} | {code} | {value:.2f} |" for name, values in scores.items() for code, value in values.items()]
     (RESULTS / "chrf.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(json.dumps(report))
 
 
 def sib200(data: Path) -> dict[str, list[tuple[str, str]]]:
-    """Language -> development sentences with the English one of the same `index_id`."""
+    """Return language -> development sentences with their English translation."""
     columns = ["lang", "index_id", "text"]
     path, dev = data / "eval" / "sib200.parquet", [("split", "=", "dev")]
     rows = pyarrow.parquet.read_table(path, columns=columns, filters=dev).to_pylist()
@@ -76,11 +80,11 @@ def sib200(data: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def tatoeba(data: Path) -> dict[str, list[tuple[str, str]]]:
-    """Three-letter code -> the first pairs with English."""
+    """Return three-letter code -> the first pairs with English."""
     rows = pyarrow.parquet.read_table(data / "eval" / "tatoeba.parquet").to_pylist()
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in rows:
-        if len(pairs[row["lang"]]) < AT_MOST and row["text"].strip():
+        if len(pairs[row["lang"]]) < MAX_PAIRS and row["text"].strip():
             pairs[row["lang"]].append((row["text"], row["english"]))
     return pairs
 

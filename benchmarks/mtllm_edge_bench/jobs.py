@@ -1,4 +1,4 @@
-"""What the parent asks of a measuring process, and what it hears back: one JSON document each way."""
+"""Messages between the benchmark and its measuring processes: a job in, a sample out, as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-System: TypeAlias = Literal[
+SystemName: TypeAlias = Literal[
     "mt_llm",
     "mt_llm_serial",
     "mt_llm_onnx",
@@ -20,48 +20,48 @@ BatchedPart: TypeAlias = Literal["stack", "translate", "llm"]
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One contender on all texts, in a process of its own."""
+    """One system on all texts, measured in its own process."""
 
-    system: System
+    system: SystemName
     bundle: str
     """Folder of the MT-LLM."""
     translator: str | None = None
     """Folder made by `export-translator`."""
     checkpoint: str | None = None
-    """Folder of the stack in torch, or of `torch_stack.RANDOM_STACK_NAME`."""
-    reader: str | None = None
+    """Folder of the stack in torch, or of a `RANDOM_STACK_NAME` file."""
+    english_llm: str | None = None
     """Folder made by `write_english_llm`."""
     task: str
     language: str | None = None
-    """Of all texts, for encoders that must be told."""
+    """Language code of all texts, for encoders that require one."""
     threads: int
     batch_tokens: dict[BatchedPart, int]
-    """Most tokens in a batch, of each part that batches for itself."""
+    """Token budget of a batch, for each part with its own batches."""
     texts: tuple[str, ...]
-    english: tuple[str, ...] | None = None
-    """What the LLM of translate-test reads instead of the translations, where these are a random model's."""
-    written: tuple[int, ...] | None = None
-    """Tokens that the translator is made to write of each text, likewise."""
+    translations: tuple[str, ...] | None = None
+    """Replaces the output of a random translator as input of the English LLM in translate-test."""
+    translation_lengths: tuple[int, ...] | None = None
+    """Number of tokens that a random translator is forced to write for each text."""
     started: float = 0.0
-    """When the process was started, in `time.time()`."""
+    """Start of the process, in `time.time()` seconds."""
 
 
 class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one process measured."""
+    """Measurements of one process."""
 
     seconds: float
-    """Of the whole pass over the texts, engines warm; of bare engines, of their stages."""
+    """Time of one pass over the texts after the warm-up; for engines alone, the sum of their stages."""
     stages: dict[str, float]
-    """Stage -> seconds of that pass."""
+    """Stage -> seconds."""
     tokens: dict[str, int]
-    """``encoder``, ``written`` by a translator, ``llm`` -> tokens of that pass."""
+    """Number of tokens read by the ``encoder``, ``written`` by a translator, and read by the ``llm``."""
     labels: tuple[str, ...]
-    """What was answered; empty where only engines ran."""
+    """Predicted labels; empty for engines alone."""
     load_s: float
-    """Loading the models, after the imports."""
+    """Time to load the models, after the imports."""
     first_prediction_s: float
-    """The first text, once the models are loaded."""
+    """Time of the first prediction, after loading."""
     cold_start_s: float
-    """From the start of the process to its first prediction; files may be in the system's cache."""
+    """Time from the start of the process to its first prediction; files may be in the system's cache."""
     peak_rss: int
-    """Most memory that the process held, in bytes."""
+    """Peak resident memory in bytes."""

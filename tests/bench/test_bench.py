@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ctranslate2
 import msgspec
 import numpy as np
 import pytest
+from mtllm_edge_train.evaluation.scoring import Evaluator
 
 from mtllm_edge import Classifier
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.cli.main import main
 from mtllm_edge.embedder import load_tokenizer
 from mtllm_edge.errors import MtllmError
+from mtllm_edge.extras import EXTRAS
 from mtllm_edge.translator import Translator
 from mtllm_edge_bench.jobs import Job
 from mtllm_edge_bench.report.report import Report
@@ -26,13 +33,14 @@ from mtllm_edge_bench.runner.measure import run_job
 from mtllm_edge_bench.systems.english_llm import EnglishLlm, write_english_llm
 from mtllm_edge_export.translator import export_translator
 from mtllm_edge_train.checkpoints.config import TaskConfig
-from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
-from tests.fixtures.subprocesses import imported_by
+from tests.fixtures.subprocesses import imported_by, run_python
 from tests.fixtures.tiny_bundle import make_tiny_bundle
 from tests.fixtures.tolerances import LLAMA_CPP, assert_vectors_close
 from tests.train.cli.test_eval import LABELS, TASKS, save_teacher
 from tests.train.multilingual import test_train_translator
 
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted({*(ROOT / "benchmarks").glob("*.py")} - {ROOT / "benchmarks" / "demo.py"})
 TEXTS = ("abba dada", "bad egg a", "head dab", "a cab", "feed a bee", "abba dada bad egg")
 
 
@@ -80,8 +88,8 @@ def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None
     assert list(setup.measured) == ["mt_llm", "translate_test", "translate_test_beam4", "engines"]
     assert (setup.texts, setup.repeats, setup.stride, report.threads) == (len(TEXTS), 2, 2, 1)
     stages = {name: set(measured.ms_per_text) for name, measured in setup.measured.items()}
-    assert stages["mt_llm"] == {"tokenise", "encode", "bridge", "llm"}
-    assert stages["translate_test"] == stages["translate_test_beam4"] == {"translate", "tokenise", "llm", "head"}
+    assert stages["mt_llm"] == {"tokenize", "encode", "bridge", "llm"}
+    assert stages["translate_test"] == stages["translate_test_beam4"] == {"translate", "tokenize", "llm", "head"}
     assert stages["engines"] == {"encode", "llm"}
     for measured in setup.measured.values():
         for figure in (measured.texts_per_s, measured.peak_rss_mb, measured.load_s, measured.cold_start_s):
@@ -92,7 +100,10 @@ def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None
     assert report.cold_start_s == setup.measured["mt_llm"].cold_start_s.median
     assert report.machine.versions["ctranslate2"] == ctranslate2.__version__
     table = (out / "bench.md").read_text(encoding="utf-8")
-    assert all(title in table for title in ("MT-LLM", "translate-test, greedy", "bare engines", "over_translate_test"))
+    assert all(
+        title in table
+        for title in ("MT-LLM", "translate-test, greedy", "engines of the MT-LLM alone", "over_translate_test")
+    )
     assert (out / "bench-throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -107,7 +118,7 @@ def test_tokens_and_labels_are_those_of_the_models(written: tuple[Path, Report],
     with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
         labels = [row["label"] for row in csv.DictReader(file)]
     english = [text if text.strip() else "." for text in Translator.load(folder / "translator").translate(TEXTS)]
-    answers = CheckpointClassifier(folder / "teacher").predict("topic", english)
+    answers = Evaluator(folder / "teacher").predict("topic", english)
     right = sum(mine == label for mine, label in zip(answers, labels, strict=True))
     assert setup.measured["translate_test"].accuracy == pytest.approx(right / len(TEXTS), abs=1e-4)
 
@@ -123,12 +134,12 @@ def test_the_last_line_is_the_report(folder: Path, tmp_path: Path, capfd: pytest
     assert setup["measured"]["mt_llm"]["accuracy"] is None
 
 
-def test_the_reader_answers_as_the_teacher_in_torch(folder: Path, tmp_path: Path) -> None:
+def test_the_english_llm_predicts_the_labels_of_the_teacher_in_torch(folder: Path, tmp_path: Path) -> None:
     made = write_english_llm(folder / "teacher", tmp_path, quantization="f32")
     reader = EnglishLlm(tmp_path, threads=1, batch_tokens=512)
     encoded = reader.encode(TEXTS)
     pooled_NE = reader.pool(encoded)
-    assert reader.labels("topic", pooled_NE) == CheckpointClassifier(folder / "teacher").predict("topic", TEXTS)
+    assert reader.labels("topic", pooled_NE) == Evaluator(folder / "teacher").predict("topic", TEXTS)
     single_NE = np.concatenate([reader.pool([text]) for text in encoded])
     assert_vectors_close(pooled_NE, single_NE, LLAMA_CPP)
     assert list(made.tasks) == ["topic"]  # the others do not read single texts
@@ -142,20 +153,20 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
         system="translate_test",
         bundle=str(folder / "bundle"),
         translator=str(folder / "translator"),
-        reader=str(tmp_path),
+        english_llm=str(tmp_path),
         task="topic",
         threads=1,
         batch_tokens={"translate": 512, "llm": 512},
         texts=TEXTS,
-        english=english,
-        written=(7, 5, 6, 4, 8, 6),
+        translations=english,
+        translation_lengths=(7, 5, 6, 4, 8, 6),
     )
     sample = run_job(job)
     assert sample.tokens["written"] == 36  # all in one batch, whose mean is 6
     assert sample.tokens["llm"] == sum(
         len(text.ids) for text in EnglishLlm(tmp_path, threads=1, batch_tokens=512).encode(english)
     )
-    assert sample.labels == tuple(CheckpointClassifier(folder / "teacher").predict("topic", english))
+    assert sample.labels == tuple(Evaluator(folder / "teacher").predict("topic", english))
 
 
 @pytest.mark.parametrize(
@@ -165,14 +176,14 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
         ("text,label\nabba,zebra\n", [], "row 2: task 'topic' has no label 'zebra'; its labels: a, b, c, d"),
         ("text,label\nabba,a\n ,b\n", [], "row 3"),
         ("other,label\nabba,a\n", ["--text-column", "text"], "text"),
-        ("text\nabba\n", ["--translator", "nowhere"], "needs both --translator"),
+        ("text\nabba\n", ["--translator", "nowhere"], "requires both --translator"),
         ("text\nabba\n", ["--translator", "nowhere", "--teacher", "{teacher}"], "has no translator.json"),
         ("text\nabba\n", ["--translator", "{translator}", "--teacher", "{other}"], "has the labels x, y"),
         ("text\nabba\n", ["--translator", "{translator}", "--teacher", "{bundle}"], "holds no stack.json"),
         ("text\nabba\n", ["-t", "mood"], "has no task 'mood'"),
     ],
 )
-def test_what_is_refused(
+def test_usage_and_data_errors(
     folder: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -192,7 +203,7 @@ def test_what_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.csv"]
 
 
-def test_an_error_of_the_measuring_process_is_the_commands(
+def test_an_error_of_the_measuring_process_is_reported(
     tmp_path: Path,
 ) -> None:
     job = Job(
@@ -226,10 +237,78 @@ def test_ctrl_c_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(subprocess, "run", interrupt)
+    monkeypatch.setattr(measure, "run_job", interrupt)
     assert main(bench(folder, "-o", str(tmp_path / "out"))) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "stopped; nothing was written"
     assert not any(tmp_path.iterdir())
+
+
+CHILD = """
+import os, pathlib, time
+from mtllm_edge_bench.runner.child import read_job
+pathlib.Path(read_job().bundle).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+PARENT = """
+import sys
+from mtllm_edge_bench.jobs import Job
+from mtllm_edge_bench.runner import measure
+measure._CHILD = ("-c", sys.argv[2])
+measure.run_job(Job(system="mt_llm", bundle=sys.argv[1], task="topic", threads=1, batch_tokens={}, texts=("a",)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_measuring_process_ends_with_its_parent(number: signal.Signals, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "pid"), CHILD], env=environment)
+    try:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        child = int((tmp_path / "pid").read_text())
+        assert is_running(child)
+        parent.send_signal(number)
+        parent.wait(30)
+        wait_until(lambda: not is_running(child))
+    finally:
+        parent.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+WITHOUT_EXTRAS = """
+import importlib.util, runpy, sys
+hidden, scripts = eval(sys.argv[1]), sys.argv[2:]
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in hidden else find_spec(name, *rest)
+sys.modules.update(dict.fromkeys(hidden))
+for script in scripts:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        print("exit:", stop.code)
+"""
+
+
+def test_scripts_without_their_extra_print_the_pip_command(tmp_path: Path) -> None:
+    hidden = {name for modules in EXTRAS.values() for name in modules} | {"ray"}
+    result = run_python(WITHOUT_EXTRAS, repr(hidden), *map(str, SCRIPTS), folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    pattern = r"^exit: error: .*pip install 'mtllm-edge\[\w+\]'$"
+    assert len(re.findall(pattern, result.stdout, re.MULTILINE)) >= len(SCRIPTS) - 2  # two use the runtime alone
 
 
 def test_an_existing_folder_is_kept(written: tuple[Path, Report], folder: Path) -> None:

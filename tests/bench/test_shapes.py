@@ -58,14 +58,14 @@ LENGTHS = [5, 1, 8, 3]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bundle with stride 2, its translator, reader and torch stack: read only."""
     folder = tmp_path_factory.mktemp("shapes")
-    for name in ("nllb", "body", "bundle", "reader", "torch"):
+    for name in ("nllb", "body", "bundle", "english-llm", "torch"):
         (folder / name).mkdir()
     write_random_nllb(random_model(NLLB), folder / "nllb", max_tokens=shapes.MAX_TOKENS)
     shapes.write_llm_body(LLM, folder / "body")
     shapes.write_random_bundle(folder / "nllb", folder / "body", LLM, 2, folder / "bundle")
-    shapes.write_random_english_llm(LLM, folder / "reader")
-    made = RandomStackConfig(encoder=NLLB, llm=LLM.config)
-    (folder / "torch" / RANDOM_STACK_NAME).write_bytes(msgspec.json.encode(made))
+    shapes.write_random_english_llm(LLM, folder / "english-llm")
+    config = RandomStackConfig(encoder=NLLB, llm=LLM.config)
+    (folder / "torch" / RANDOM_STACK_NAME).write_bytes(msgspec.json.encode(config))
     return folder
 
 
@@ -75,14 +75,14 @@ def job(folder: Path) -> Job:
         system="mt_llm",
         bundle=str(folder / "bundle"),
         translator=str(folder / "nllb" / "translator"),
-        reader=str(folder / "reader"),
+        english_llm=str(folder / "english-llm"),
         checkpoint=str(folder / "torch"),
         task=shapes.TASK,
         threads=1,
         batch_tokens={"stack": 512, "translate": 512, "llm": 512},
         texts=tuple(random_texts(LENGTHS, NLLB["vocab_size"])),
-        english=tuple(random_texts([4, 2, 7, 3], LLM.config["vocab_size"])),
-        written=(6, 2, 9, 3),
+        translations=tuple(random_texts([4, 2, 7, 3], LLM.config["vocab_size"])),
+        translation_lengths=(6, 2, 9, 3),
     )
 
 
@@ -93,11 +93,11 @@ def test_a_random_bundle_is_a_bundle(folder: Path, job: Job) -> None:
     header = gguf.read_header(folder / "bundle" / "llm.gguf")
     assert header.shapes["blk.1.ffn_down.weight"] == (128, 64)
     assert header.types["blk.0.attn_q.weight"] == 2  # Q4_0
-    assert gguf.read_header(folder / "reader" / "llm.gguf").shapes["token_embd.weight"] == (64, 80)
+    assert gguf.read_header(folder / "english-llm" / "llm.gguf").shapes["token_embd.weight"] == (64, 80)
 
 
 @pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
-def test_random_blocks_are_weights_of_the_wanted_size(tmp_path: Path, quantization: str) -> None:
+def test_random_blocks_have_the_standard_deviation_of_weights(tmp_path: Path, quantization: str) -> None:
     import gguf as package
 
     write_random_llm(tmp_path / "llm.gguf", LLM.shape, quantization)  # type: ignore[arg-type]
@@ -108,29 +108,29 @@ def test_random_blocks_are_weights_of_the_wanted_size(tmp_path: Path, quantizati
     np.testing.assert_array_equal(tensors["output_norm.weight"].data, 1)
 
 
-def test_all_contenders_read_the_same_texts(job: Job) -> None:
+def test_all_systems_read_the_same_texts(job: Job) -> None:
     read = sum(LENGTHS) + 2 * len(LENGTHS)
-    grouped = sum(-(-(length + 2) // 2) for length in LENGTHS)
+    bridged = sum(-(-(length + 2) // 2) for length in LENGTHS)
     stack, engines = MtLlmSystem(job), BareEngines(msgspec.structs.replace(job, system="engines"))
-    labels = stack.answer(range(len(LENGTHS)))
+    labels = stack.classify(range(len(LENGTHS)))
     serial = MtLlmSystem(msgspec.structs.replace(job, system="mt_llm_serial"))
-    assert serial.answer(range(len(LENGTHS))) == labels
-    assert serial.meter.tokens == stack.meter.tokens
+    assert serial.classify(range(len(LENGTHS))) == labels
+    assert serial.profiler.tokens == stack.profiler.tokens
     assert len(labels) == len(LENGTHS)
     assert set(labels) <= set(shapes.LABELS)
-    assert engines.answer(range(len(LENGTHS))) == []
-    assert stack.meter.tokens == engines.meter.tokens == {"encoder": read, "llm": grouped}
+    assert engines.classify(range(len(LENGTHS))) == []
+    assert stack.profiler.tokens == engines.profiler.tokens == {"encoder": read, "llm": bridged}
     baseline = TranslateTest(msgspec.structs.replace(job, system="translate_test_beam4"))
-    assert len(baseline.answer(range(len(LENGTHS)))) == len(LENGTHS)
-    assert baseline.meter.tokens == {"encoder": read, "written": 20, "llm": 16}
+    assert len(baseline.classify(range(len(LENGTHS)))) == len(LENGTHS)
+    assert baseline.profiler.tokens == {"encoder": read, "written": 20, "llm": 16}
     for system in ("torch_float32", "torch_bfloat16"):
         torch_stack = TorchStack(msgspec.structs.replace(job, system=system))
-        assert set(torch_stack.answer(range(len(LENGTHS)))) <= set(shapes.LABELS)
-        assert torch_stack.meter.tokens == stack.meter.tokens
-        assert set(torch_stack.meter.seconds) == set(stack.meter.seconds)
+        assert set(torch_stack.classify(range(len(LENGTHS)))) <= set(shapes.LABELS)
+        assert torch_stack.profiler.tokens == stack.profiler.tokens
+        assert set(torch_stack.profiler.seconds) == set(stack.profiler.seconds)
 
 
-def test_the_stack_in_torch_answers_as_its_bundle(tmp_path: Path) -> None:
+def test_the_torch_stack_predicts_the_labels_of_its_bundle(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", stride=2)
     export_bundle(checkpoint, tmp_path / "bundle", encoder_quantization="float32", llm_quantization="f32")
     texts = ("a text", "another one", "ein dritter", "und noch ein vierter Text", "五")
@@ -143,21 +143,23 @@ def test_the_stack_in_torch_answers_as_its_bundle(tmp_path: Path) -> None:
         batch_tokens={"stack": 512},
         texts=texts,
     )
-    labels = TorchStack(job).answer(range(len(texts)))
-    assert labels == MtLlmSystem(msgspec.structs.replace(job, system="mt_llm")).answer(range(len(texts)))
+    labels = TorchStack(job).classify(range(len(texts)))
+    assert labels == MtLlmSystem(msgspec.structs.replace(job, system="mt_llm")).classify(range(len(texts)))
     assert len(set(labels)) > 1
 
 
-def test_texts_have_the_counts_of_the_demos() -> None:
+def test_synthetic_texts_have_the_token_counts_of_the_demo() -> None:
     rows = demo_rows(ROOT / "benchmarks" / "demo_topics.csv", 47)
     assert len({row.text for row in rows}) == 47  # one of each language
     assert len({row.english for row in rows}) <= 20
     corpus = synthetic_corpus(
         rows, ROOT / "reference/parts/tokenizer.json", encoder_vocabulary=1000, llm_vocabulary=900
     )
-    assert corpus.english is not None
-    assert corpus.written is not None
-    for row, text, english, written in zip(rows, corpus.texts, corpus.english, corpus.written, strict=True):
+    assert corpus.translations is not None
+    assert corpus.translation_lengths is not None
+    for row, text, english, written in zip(
+        rows, corpus.texts, corpus.translations, corpus.translation_lengths, strict=True
+    ):
         assert len(row.text.encode()) >= len(text.split()) > 3
         assert len(row.english) / 8 < len(english.split()) < len(row.english) / 2
         assert len(row.english) / 8 < written < len(row.english) / 2
@@ -198,20 +200,20 @@ def setup(llm_parameters: int, **rates: float) -> Setup:
     )
 
 
-def test_the_form_that_users_get_is_what_torch_is_compared_with() -> None:
+def test_torch_is_compared_with_the_default_backend() -> None:
     rates = {"mt_llm": 6.0, "mt_llm_onnx": 9.0, "mt_llm_serial": 5.0, "translate_test": 2.0, "torch_float32": 3.0}
     both = setup(10**8, **rates, engines=8.0)
     assert both.ratios["onnx_over_mt_llm"] == 1.5
     assert both.ratios["serial_pipeline_over_engines"] == 0.625
     for form, ratio in (("gguf", 2.0), ("onnx", 3.0)):
         setups = {"nllb600m_135m_linear": msgspec.structs.replace(both, form=form)}
-        found = bench_script().ratios(setups)
+        found = load_throughput().ratios(setups)
         assert (found["over_torch_fp32"], found["over_torch_fp32_gguf"]) == (ratio, 2.0)
         assert found["nllb600m_135m_linear"] == 3.0
 
 
-def bench_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_script", ROOT / "benchmarks" / "throughput.py")
+def load_throughput() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("throughput", ROOT / "benchmarks" / "throughput.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -220,7 +222,7 @@ def bench_script() -> ModuleType:
 
 
 def test_the_ratios_of_a_run_and_its_files(tmp_path: Path) -> None:
-    script = bench_script()
+    script = load_throughput()
     setups = {
         "nllb600m_135m_linear": setup(10**8, mt_llm=6.0, translate_test=2.0, torch_float32=3.0, engines=8.0),
         "nllb600m_8b_strided": setup(7 * 10**9, mt_llm=0.5, translate_test=1.0, engines=0.6),
@@ -247,6 +249,6 @@ def test_the_ratios_of_a_run_and_its_files(tmp_path: Path) -> None:
     table = (tmp_path / "bench-x.md").read_text(encoding="utf-8")
     assert "| nllb600m_8b_strided | 0.5 |" in table
     assert "| over_torch_bf16 | not measured |" in table
-    assert "random weights of true shapes" in table
-    assert script.measured_before(tmp_path / "bench-x.json") == setups
-    assert script.measured_before(tmp_path / "bench-y.json") == {}
+    assert "random weights in real shapes" in table
+    assert script.load_setups(tmp_path / "bench-x.json") == setups
+    assert script.load_setups(tmp_path / "bench-y.json") == {}

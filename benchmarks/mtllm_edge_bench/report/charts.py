@@ -1,4 +1,4 @@
-"""A report as PNG charts."""
+"""Draw a report as PNG charts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from mtllm_edge_bench.report.report import Report
 from mtllm_edge_bench.report.tables import TITLES
 
-COLOURS = {
+COLORS = {
     "mt_llm": "#1f5a99",
     "mt_llm_serial": "#7fa6cf",
     "mt_llm_onnx": "#0b2f5c",
@@ -18,11 +18,11 @@ COLOURS = {
     "torch_bfloat16": "#f5d38a",
     "engines": "#a8a8a8",
 }
-"""Told apart in grey and by the colour-blind, too."""
+"""Distinguishable in grayscale and with color blindness."""
 
 
 def save_throughput(report: Report, path: Path) -> None:
-    """Draw texts per second as a panel of bars per setup, whiskers from the lowest to the highest repeat."""
+    """Draw texts per second of each setup as bars, with whiskers from the lowest to the highest repeat."""
     pyplot = _pyplot()
     setups = report.setups
     figure, panels = pyplot.subplots(
@@ -34,16 +34,16 @@ def save_throughput(report: Report, path: Path) -> None:
         height_ratios=[1 + len(setup.measured) for setup in setups.values()],
     )
     for axes, (name, setup) in zip(panels[:, 0], setups.items(), strict=True):
-        shown = setup.measured
-        rates = [measured.texts_per_s for measured in shown.values()]
+        results = setup.measured
+        rates = [measured.texts_per_s for measured in results.values()]
         axes.barh(
-            range(len(shown)),
+            range(len(results)),
             [rate.median for rate in rates],
             xerr=[[rate.median - rate.low for rate in rates], [rate.high - rate.median for rate in rates]],
             error_kw={"elinewidth": 0.9, "capsize": 1.8, "ecolor": "#333333"},
-            color=[COLOURS[system] for system in shown],
+            color=[COLORS[system] for system in results],
         )
-        axes.set_yticks(range(len(shown)), [TITLES[system] for system in shown], fontsize=8)
+        axes.set_yticks(range(len(results)), [TITLES[system] for system in results], fontsize=8)
         axes.invert_yaxis()
         axes.set_title(name, loc="left", fontsize=10)
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.7)
@@ -55,7 +55,7 @@ def save_throughput(report: Report, path: Path) -> None:
 
 
 def save_crossover(report: Report, path: Path) -> None:
-    """Draw MT-LLM over translate-test against the LLM's size, one line per stride of the bridge."""
+    """Draw the speed of MT-LLM over translate-test against the LLM's size, one line per stride of the bridge."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -67,8 +67,8 @@ def save_crossover(report: Report, path: Path) -> None:
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     axes.axhline(1, color="#333333", linewidth=0.9, linestyle="--")
     axes.set_xscale("log")
-    axes.set_xlabel("weights of the LLM body")
-    axes.set_ylabel("texts/s of the MT-LLM over translate-test's")
+    axes.set_xlabel("number of weights of the LLM body")
+    axes.set_ylabel("texts/s, MT-LLM over translate-test")
     axes.set_ylim(bottom=0)
     axes.grid(color="#e0e0e0", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""A report's files."""
+"""Write the files of a report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtllm_edge_bench.report.report import Report
 
 
 def save_files(report: Report, folder: Path, stem: str) -> None:
-    """Write JSON, Markdown and charts into an existing folder, under names that begin with `stem`."""
+    """Write JSON, Markdown and charts into an existing folder, with names that begin with `stem`."""
     (folder / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     (folder / f"{stem}.md").write_text(tables.markdown(report), encoding="utf-8")
     charts.save_throughput(report, folder / f"{stem}-throughput.png")

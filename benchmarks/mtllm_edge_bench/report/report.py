@@ -1,4 +1,4 @@
-"""What was measured, as one document."""
+"""The report of a benchmark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISTRIBUTIONS = ("mtllm-edge", "ctranslate2", "llama-cpp-python", "torch", "tran
 
 
 class Statistic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The repeats of one quantity."""
+    """Median and range of the repeats of one quantity."""
 
     median: float
     low: float
@@ -28,69 +28,69 @@ class Statistic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic:
-        """Of the values of all repeats."""
+        """Summarize the values of all repeats."""
         return cls(*(_rounded(value) for value in (statistics.median(values), min(values), max(values))))
 
 
 class SystemResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One contender in one setup."""
+    """Measurements of one system in one setup."""
 
     batch_tokens: dict[BatchedPart, int]
-    """Most tokens in a batch, the best of those tried."""
+    """Token budget of a batch, the best of the candidates."""
     texts_per_s: Statistic
     ms_per_text: dict[str, Statistic]
-    """By stage."""
+    """Stage -> milliseconds."""
     tokens_per_text: dict[str, float]
-    """Read by the ``encoder``, ``written`` by the translator, read by the ``llm``."""
+    """Number of tokens read by the ``encoder``, ``written`` by the translator, and read by the ``llm``."""
     peak_rss_mb: Statistic
     load_s: Statistic
     first_prediction_s: Statistic
     cold_start_s: Statistic
     accuracy: float | None
-    """Where labels are known."""
+    """None without labels."""
 
 
 class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One MT-LLM and what it was compared with."""
+    """One MT-LLM and the systems it was compared with."""
 
     description: str
     real_weights: bool
     encoder: str
-    """Its name, for charts."""
+    """Name of the encoder in charts."""
     stride: int
-    """Of the bridge."""
+    """Stride of the bridge."""
     llm_parameters: int
-    """Weights of the LLM's body, the embeddings left out."""
+    """Number of weights of the LLM body, without embeddings."""
     bundle_mb: float
     texts: int
     repeats: int
     measured: dict[str, SystemResult]
     ratios: dict[str, float]
     form: LlmBackend = "gguf"
-    """That of the LLM which users get here unless they say otherwise."""
+    """The LLM backend that the runtime chooses by default on this machine."""
 
     def ratio(self, name: str) -> float | None:
-        """A ratio of the form that users get, where it was measured."""
+        """Return a ratio for the default LLM backend, if it was measured."""
         return self.ratios.get(f"onnx_{name}" if self.form == "onnx" and f"onnx_{name}" in self.ratios else name)
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where it was measured; nothing that names the machine or its owner."""
+    """Hardware and software of the measurement, without anything that identifies the machine."""
 
     cpu: str
     cpu_flags: tuple[str, ...]
     cores: int
-    """Open to the process."""
+    """Number of cores available to the process."""
     memory_gb: float
     python: str
     versions: dict[str, str]
-    """Of `DISTRIBUTIONS`, as far as they are installed."""
+    """Versions of the installed `DISTRIBUTIONS`."""
     builds: dict[str, str]
-    """Engine -> what it says it was compiled for."""
+    """Engine -> the instruction sets it was compiled for."""
 
     @classmethod
     def here(cls) -> Machine:
-        """This one."""
+        """Describe this machine."""
         cpu = read_cpu()
         return cls(
             cpu=cpu.model,
@@ -104,35 +104,35 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole of `bench.json`."""
+    """The contents of `bench.json`."""
 
     date: str
     threads: int
     machine: Machine
     method: tuple[str, ...]
-    """How to read the figures, a sentence each."""
+    """Explanation of the method, one paragraph each."""
     setups: dict[str, Setup]
     ratios: dict[str, float | None]
-    """None: not measured in this run."""
+    """None if not measured in this run."""
     cold_start_s: float | None
-    """Median time from the start of a process to its first prediction, of the first setup's MT-LLM."""
+    """Median time from process start to the first prediction, of the first setup's MT-LLM."""
 
 
 METHOD = (
-    "Every sample is a process of its own that loads one contender, reads up to 16 texts, then answers all texts with "
-    "the clock on; the contenders take turns; figures are medians of the repeats, with their lowest and highest.",
-    "All contenders have the same texts, threads, quantisation and batches: texts of similar length up to a budget of "
-    "tokens, for each contender the best of those tried.",
-    "Weights and programs may lie in the system's file cache when a process starts; what is safe on the machine has "
-    "been probed before.",
-    "Encoder and LLM of an MT-LLM work side by side, unless they take turns: its stages add up to more than its time.",
-    "Ratios are of texts per second, MT-LLM over the other. Translate-test is greedy unless its name has a beam. Both "
-    "have their LLM in GGUF unless the name says ONNX; over_torch is of the form that users get on this machine.",
+    "Every sample has its own process, which loads one system, classifies up to 16 texts as warm-up, then all texts. "
+    "The systems take turns. Figures are medians of the repeats, with minimum and maximum.",
+    "All systems have the same texts, threads and quantization. Batches are of texts of similar length; the token "
+    "budget of a batch is the best of several for each system.",
+    "Weights and programs may be in the file cache of the system when a process starts. The settings that are safe on "
+    "the machine were probed before.",
+    "Encoder and LLM of an MT-LLM run in parallel unless stated otherwise, so the sum of its stages exceeds its time.",
+    "Ratios are of texts per second, MT-LLM over the other system. Translate-test is greedy unless a beam is stated. "
+    "LLMs are in GGUF unless ONNX is stated; over_torch is of the default LLM backend on this machine.",
 )
 
 
 def make_report(setups: Mapping[str, Setup], ratios: Mapping[str, float | None], *, threads: int) -> Report:
-    """Put setups together with the machine that they ran on."""
+    """Make a report of setups, with a description of this machine."""
     first = next(iter(setups.values()))
     return Report(
         date=datetime.date.today().isoformat(),
@@ -146,18 +146,18 @@ def make_report(setups: Mapping[str, Setup], ratios: Mapping[str, float | None],
 
 
 def summarize(job: Job, samples: Sequence[Sample], labels: Sequence[str] | None) -> SystemResult:
-    """The repeats of one contender.
+    """Summarize the repeats of one system.
 
     Args:
-        job: What was asked.
-        samples: The repeats.
-        labels: The right answers, where they are known.
+        job: The job.
+        samples: One sample per repeat.
+        labels: Gold labels; None if unknown.
     """
     texts = len(job.texts)
-    found = samples[0].labels
+    predictions = samples[0].labels
     accuracy = None
-    if labels is not None and found:
-        accuracy = sum(mine == right for mine, right in zip(found, labels, strict=True)) / texts
+    if labels is not None and predictions:
+        accuracy = sum(label == gold for label, gold in zip(predictions, labels, strict=True)) / texts
     stages = dict.fromkeys(stage for sample in samples for stage in sample.stages)
     return SystemResult(
         batch_tokens=job.batch_tokens,
@@ -175,7 +175,7 @@ def summarize(job: Job, samples: Sequence[Sample], labels: Sequence[str] | None)
 
 
 def setup_ratios(measured: Mapping[str, SystemResult], bundle_mb: float) -> dict[str, float]:
-    """MT-LLM over each other contender, and its memory over its size on disk."""
+    """Return the speed of the MT-LLM over that of each other system, and its memory over its size on disk."""
     stack = measured["mt_llm"]
     rates = {name: figures.texts_per_s.median for name, figures in measured.items()}
     others = [name for name in rates if name.startswith(("translate_test", "torch_"))]
@@ -191,7 +191,7 @@ def setup_ratios(measured: Mapping[str, SystemResult], bundle_mb: float) -> dict
 
 
 def _rounded(value: float) -> float:
-    """Four significant digits: the fifth is noise."""
+    """Round to four significant digits; the rest is noise."""
     return float(f"{value:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""A report as Markdown."""
+"""Format a report as Markdown."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from mtllm_edge_bench.report.report import Report, Setup, Statistic, SystemResul
 
 TITLES = {
     "mt_llm": "MT-LLM",
-    "mt_llm_serial": "MT-LLM, encoder and LLM in turns",
+    "mt_llm_serial": "MT-LLM, without overlap",
     "mt_llm_onnx": "MT-LLM, LLM in ONNX Runtime",
     "translate_test": "translate-test, greedy",
     "translate_test_beam4": "translate-test, beam 4",
     "torch_float32": "the same stack in PyTorch, float32",
     "torch_bfloat16": "the same stack in PyTorch, bfloat16",
-    "engines": "bare engines of the MT-LLM",
+    "engines": "engines of the MT-LLM alone",
 }
-"""Contender -> its name for people, in the order of tables and charts."""
+"""System -> title in tables and charts, in this order."""
 _HEAD = (
     "| | texts/s | ms per text, by stage | tokens per text: encoder, written, LLM | peak RSS MB | load s | "
     "first s | cold start s | batch tokens | accuracy |"
@@ -23,12 +23,12 @@ _HEAD = (
 
 
 def markdown(report: Report) -> str:
-    """The whole report for people."""
+    """Return the report as Markdown."""
     machine = report.machine
     lines = [
         f"# mtllm-edge bench, {report.date}",
         "",
-        f"{machine.cpu}, {machine.cores} cores open, {report.threads} threads, {machine.memory_gb:g} GB, Python "
+        f"{machine.cpu}, {machine.cores} cores, {report.threads} threads, {machine.memory_gb:g} GB, Python "
         f"{machine.python}. " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()) + ".",
         "",
         *report.method,
@@ -44,7 +44,7 @@ def markdown(report: Report) -> str:
 
 
 def _setup(setup: Setup) -> list[str]:
-    weights = "real weights" if setup.real_weights else "random weights of true shapes"
+    weights = "real weights" if setup.real_weights else "random weights in real shapes"
     rows = [_row(TITLES[name], measured) for name, measured in setup.measured.items()]
     ratios = ", ".join(f"{name} {value:g}" for name, value in setup.ratios.items())
     return [

@@ -1,4 +1,4 @@
-"""The texts that all contenders read."""
+"""The texts of a benchmark."""
 
 from __future__ import annotations
 
@@ -14,59 +14,57 @@ from mtllm_edge.files.tables import read_table
 
 @dataclass(frozen=True)
 class Corpus:
-    """The texts, and for random models what they would have made of them."""
+    """Texts, and for random models the translations to use instead of theirs."""
 
     texts: Sequence[str]
     labels: Sequence[str] | None = None
-    """The right answers, where they are known."""
+    """Gold labels; None if unknown."""
     language: str | None = None
-    english: Sequence[str] | None = None
-    """As `Job.english`."""
-    written: Sequence[int] | None = None
-    """As `Job.written`."""
+    translations: Sequence[str] | None = None
+    """As in `Job`."""
+    translation_lengths: Sequence[int] | None = None
+    """As in `Job`."""
 
 
 def read_corpus(
     file: Path, bundle: Bundle, task: str, *, language: str | None, text_column: str | None, label_column: str
 ) -> Corpus:
-    """The texts of a file, with their labels where every row has one.
+    """Read the texts of a file, and their labels if every row has one.
 
     Raises:
-        UsageError: The task reads something else than single texts, or the encoder must be told the language.
-        DataError: A text cannot be used, or a label that the task lacks.
+        UsageError: The task is not one of single texts, or the encoder requires a language code.
+        DataError: A text cannot be used, or the task does not have a label.
     """
-    described = bundle.manifest.tasks[task]
-    if described.kind != "sequence":
-        raise UsageError(
-            f"task {task!r} is of the kind {described.kind!r}; bench measures tasks that read single texts"
-        )
+    spec = bundle.manifest.tasks[task]
+    if spec.kind != "sequence":
+        raise UsageError(f"task {task!r} is of kind {spec.kind!r}; bench measures tasks of single texts (sequence)")
     if bundle.manifest.encoder.needs_language and language is None:
-        raise UsageError(f"the encoder of {bundle.path} must know the language of the texts; give --language")
+        raise UsageError(f"the encoder of {bundle.path} requires a language code; add --language")
     table = read_table([str(file)], text_column=text_column)
-    found = [row.get(label_column) for row in table.rows]
-    if None in found:
+    values = [row.get(label_column) for row in table.rows]
+    if None in values:
         return Corpus(table.texts, language=language)
-    labels = [str(label) for label in found]
+    labels = [str(value) for value in values]
     for label, place in zip(labels, table.places, strict=True):
-        if label not in described.labels:
+        if label not in spec.labels:
             raise DataError(
-                f"{place}: task {task!r} has no label {label!r}; its labels: {', '.join(described.labels)}; name the "
-                "right --label-column, or one that is not there to measure without labels"
+                f"{place}: task {task!r} has no label {label!r}; its labels: {', '.join(spec.labels)}; name "
+                "another --label-column, or one that does not exist to measure without labels"
             )
     return Corpus(table.texts, labels, language)
 
 
 def check_labels(tasks: Mapping[str, TaskSpec], bundle: Bundle, task: str, teacher: Path) -> None:
-    """Refuse a teacher of another task.
+    """Check that a teacher has the task.
 
     Raises:
-        UsageError: It lacks the task, or has other labels.
+        UsageError: It does not have the task, or has other labels.
     """
     expected = bundle.manifest.tasks[task].labels
     if task not in tasks:
-        raise UsageError(f"{teacher} has no task {task!r}; give the teacher of this model")
+        raise UsageError(f"{teacher} has no task {task!r}; name the teacher of this model")
     if set(tasks[task].labels) != set(expected):
         raise UsageError(
             f"task {task!r} has the labels {', '.join(tasks[task].labels)} in {teacher}, but {', '.join(expected)} in "
-            f"{bundle.path}; give the teacher of this model"
+            f"{bundle.path}; name the teacher of this model"
         )

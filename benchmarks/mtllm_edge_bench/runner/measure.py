@@ -1,10 +1,12 @@
-"""Samples from processes: the best batch size of each contender, then all of them in turn."""
+"""Measure systems in child processes: find the best batch size of each, then take samples in turns."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 
@@ -16,63 +18,81 @@ from mtllm_edge_bench.jobs import BatchedPart, Job, Sample
 from mtllm_edge_bench.runner.child import ERROR_CODES
 
 CANDIDATES = (512, 1024, 2048)
-"""Tokens in a batch that are tried."""
+"""Token budgets of a batch to try."""
 _CHILD = ("-m", "mtllm_edge_bench.runner.child")
 _STAGES: dict[BatchedPart, tuple[str, ...]] = {
     "translate": ("translate",),
     "llm": ("llm",),
 }
-"""Part that batches for itself -> the stages whose time its batch size decides; else it is all of it."""
+"""Part with its own batches -> the stages whose time depends on them; for others, it is the total time."""
 
-Run = Callable[[Job], Sample]
+Log = Callable[[str], None]
 
 
 def run_job(job: Job) -> Sample:
-    """Measure in a fresh process.
+    """Measure in a new process, which ends with this one.
 
     Raises:
-        MtllmError: The process refused, or died.
+        MtllmError: The job failed with an error of this project, or the process died.
     """
     job = msgspec.structs.replace(job, started=time.time())
-    child = subprocess.run(
-        [sys.executable, *_CHILD],
-        input=msgspec.json.encode(job),
-        capture_output=True,
-        # -m would put the user's folder first on the path.
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-        check=False,
-    )
-    if child.returncode == 0:
-        return msgspec.json.decode(child.stdout.splitlines()[-1], type=Sample)
-    words = child.stderr.decode(errors="replace").strip().splitlines()
-    if child.returncode > ERROR_CODES:
-        error = MtllmError(words[-1] if words else f"{job.system} could not be measured")
-        error.exit_code = child.returncode - ERROR_CODES
-        raise error
-    cause = "; ".join([exit_reason(child.returncode), *words[-1:]])
-    raise EngineError(f"the process that measured {job.system} died ({cause}); see `mtllm-edge doctor`")
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            [sys.executable, *_CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # otherwise -m would put the working folder first on the path
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # the child died early; its exit code tells more
+                child.stdin.write(msgspec.json.encode(job) + b"\n")
+                child.stdin.flush()  # it stays open: the child ends when it closes
+            output = child.stdout.read()
+            code = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            child.stdout.close()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    if code == 0:
+        return msgspec.json.decode(output.splitlines()[-1], type=Sample)
+    raise _child_error(job, code, lines)
 
 
-def tune_batch_size(job: Job, run: Run, note: Callable[[str], None]) -> Job:
-    """The same job with the fastest of `CANDIDATES` for each part that batches for itself."""
+def _child_error(job: Job, code: int, lines: list[str]) -> MtllmError:
+    """Return the error of a child process with an exit code and lines on stderr."""
+    if code > ERROR_CODES:
+        error = MtllmError(lines[-1] if lines else f"{job.system} could not be measured")
+        error.exit_code = code - ERROR_CODES
+        return error
+    cause = "; ".join([exit_reason(code), *lines[-1:]])
+    return EngineError(f"the process that measured {job.system} died ({cause}); see `mtllm-edge doctor`")
+
+
+def tune_batch_size(job: Job, log: Log) -> Job:
+    """Return the job with the fastest of `CANDIDATES` for each part with its own batches."""
     best: dict[BatchedPart, tuple[float, int]] = {}
     for tokens in CANDIDATES:
-        sample = run(msgspec.structs.replace(job, batch_tokens=dict.fromkeys(job.batch_tokens, tokens)))
-        note(f"{job.system}: {len(job.texts) / sample.seconds:.2f} texts/s in batches of {tokens} tokens")
-        for knob in job.batch_tokens:
-            seconds = sum(sample.stages[stage] for stage in _STAGES[knob]) if knob in _STAGES else sample.seconds
-            best[knob] = min(best.get(knob, (seconds, tokens)), (seconds, tokens))
-    return msgspec.structs.replace(job, batch_tokens={knob: tokens for knob, (_, tokens) in best.items()})
+        sample = run_job(msgspec.structs.replace(job, batch_tokens=dict.fromkeys(job.batch_tokens, tokens)))
+        log(f"{job.system}: {len(job.texts) / sample.seconds:.2f} texts/s in batches of {tokens} tokens")
+        for part in job.batch_tokens:
+            seconds = sum(sample.stages[stage] for stage in _STAGES[part]) if part in _STAGES else sample.seconds
+            best[part] = min(best.get(part, (seconds, tokens)), (seconds, tokens))
+    return msgspec.structs.replace(job, batch_tokens={part: tokens for part, (_, tokens) in best.items()})
 
 
-def run_interleaved(
-    jobs: Mapping[str, Job], repeats: int, run: Run, note: Callable[[str], None]
-) -> dict[str, list[Sample]]:
-    """Samples of each job: every contender once, then every contender again, so that a slow minute hits them all."""
+def run_interleaved(jobs: Mapping[str, Job], repeats: int, log: Log) -> dict[str, list[Sample]]:
+    """Take samples of each job, all jobs once per repeat, so that slow periods of the machine affect all."""
     samples: dict[str, list[Sample]] = {name: [] for name in jobs}
     for number in range(repeats):
         for name, job in jobs.items():
-            sample = run(job)
-            note(f"repeat {number + 1} of {repeats}, {name}: {len(job.texts) / sample.seconds:.2f} texts/s")
+            sample = run_job(job)
+            log(f"repeat {number + 1} of {repeats}, {name}: {len(job.texts) / sample.seconds:.2f} texts/s")
             samples[name].append(sample)
     return samples

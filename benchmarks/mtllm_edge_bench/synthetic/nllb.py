@@ -1,4 +1,4 @@
-"""An M2M100 of true shape with random weights in CTranslate2: as a translator, and its encoder alone."""
+"""Write an M2M100 with random weights in CTranslate2: as a translator, and the encoder alone."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from mtllm_edge_export.encoders.spec import EncoderQuantization
 from mtllm_edge_train.models.encoder import LoadedEncoder
 
 configure_openmp()
-from ctranslate2.converters import transformers as converters  # noqa: E402 (see mtllm_edge.backends.encoders.ctranslate2)
+from ctranslate2.converters import transformers as converters
 
 QUANTIZATION: EncoderQuantization = "int8"
 
 
 def random_model(config: Mapping[str, Any], *, seed: int = 0) -> Any:
-    """A transformers model with weights as they are before training.
+    """Return a transformers model with freshly initialized weights.
 
     Args:
         config: Keys of transformers' `M2M100Config`.
-        seed: Of the weights.
+        seed: Seed of the weights.
     """
     transformers.set_seed(seed)
-    frame = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-    return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**config, **frame)).eval()
+    special_ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**config, **special_ids)).eval()
 
 
 def random_encoder(model: Any, folder: Path) -> LoadedEncoder:
-    """The encoder of a model of `random_model`; writes its `tokenizer.json` to an existing folder."""
+    """Return the encoder of a `random_model`; its `tokenizer.json` is written to an existing folder."""
     tokenizer.write_tokenizer(folder / TOKENIZER_NAME, model.config.vocab_size)
     return LoadedEncoder(
         family="m2m_100",
@@ -46,8 +46,8 @@ def random_encoder(model: Any, folder: Path) -> LoadedEncoder:
         d_model=model.config.d_model,
         max_positions=model.config.max_position_embeddings,
         tokenizer_json=(folder / TOKENIZER_NAME).read_text(encoding="utf-8"),
-        prefix_tokens=tokenizer.FRAME[0],
-        suffix_tokens=tokenizer.FRAME[1],
+        prefix_tokens=tokenizer.PREFIX_TOKENS,
+        suffix_tokens=tokenizer.SUFFIX_TOKENS,
         languages=(),
     )
 
@@ -56,9 +56,9 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
     """Write `encoder/` and `tokenizer.json` as in a bundle, and `translator/` as `export-translator` does.
 
     Args:
-        model: Of `random_model`.
-        folder: Existing folder to write to.
-        max_tokens: Longest text, the frame included.
+        model: A `random_model`.
+        folder: An existing folder.
+        max_tokens: Longest text in tokens, special tokens included.
     """
     rows = model.config.vocab_size
     encoder = random_encoder(model, folder)
@@ -67,7 +67,7 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
     specification.config.unk_token = "<unk>"
     specification.config.bos_token, specification.config.eos_token = "<s>", "</s>"
     specification.config.decoder_start_token = "</s>"
-    names = [*tokenizer.SPECIAL, *(str(row) for row in range(len(tokenizer.SPECIAL), rows))]
+    names = [*tokenizer.SPECIAL_TOKENS, *(str(row) for row in range(len(tokenizer.SPECIAL_TOKENS), rows))]
     specification.register_source_vocabulary(names)
     specification.register_target_vocabulary(names)
     specification.validate()
@@ -75,7 +75,7 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
     translator = folder / "translator"
     translator.mkdir()
     specification.save(str(translator))
-    # CTranslate2 writes one file where both sides have one vocabulary; the runtime reads the source's by its name.
+    # CTranslate2 writes a shared vocabulary to one file; the runtime reads that of the source.
     shutil.copyfile(translator / "shared_vocabulary.json", translator / "source_vocabulary.json")
     for name in ("tokenizer.json", "target_tokenizer.json"):
         (translator / name).write_text(encoder.tokenizer_json, encoding="utf-8")
@@ -84,8 +84,8 @@ def write_random_nllb(model: Any, folder: Path, *, max_tokens: int) -> None:
         quantization=QUANTIZATION,
         max_tokens=max_tokens,
         max_target_tokens=max_tokens,
-        prefix_tokens=tokenizer.FRAME[0],
-        suffix_tokens=tokenizer.FRAME[1],
+        prefix_tokens=tokenizer.PREFIX_TOKENS,
+        suffix_tokens=tokenizer.SUFFIX_TOKENS,
         sources=(),
     )
     (translator / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))

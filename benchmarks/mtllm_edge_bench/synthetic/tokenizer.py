@@ -1,4 +1,4 @@
-"""Texts that have as many tokens as real ones, for models whose vocabulary means nothing."""
+"""A tokenizer of numbered words, and random texts with a given number of tokens, for models with random weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-FRAME = (("<s>",), ("</s>",))
-"""Tokens before and after a text: as many as NLLB has."""
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+PREFIX_TOKENS, SUFFIX_TOKENS = ("<s>",), ("</s>",)
+"""Special tokens around a text, as many as NLLB has."""
 
 
-def write_tokenizer(path: Path, size: int, *, specials: tuple[str, ...] = SPECIAL) -> None:
-    """Write a tokenizer that reads words ``t<id>``, separated by blanks, as the tokens of these ids."""
+def write_tokenizer(path: Path, size: int, *, specials: tuple[str, ...] = SPECIAL_TOKENS) -> None:
+    """Write a tokenizer that maps words ``t<id>``, separated by spaces, to their ids."""
     words = [*specials, *(f"t{index}" for index in range(len(specials), size))]
     added = [
         {"id": index, "content": token, "special": True}
@@ -39,6 +39,8 @@ def write_tokenizer(path: Path, size: int, *, specials: tuple[str, ...] = SPECIA
 
 
 def random_texts(lengths: list[int], vocabulary: int, *, seed: int = 0) -> list[str]:
-    """A text of random words for each length, in tokens without the frame."""
+    """Return a text of random words for each length, in tokens without special tokens."""
     rng = np.random.default_rng(seed)
-    return [" ".join(f"t{index}" for index in rng.integers(len(SPECIAL), vocabulary, length)) for length in lengths]
+    return [
+        " ".join(f"t{index}" for index in rng.integers(len(SPECIAL_TOKENS), vocabulary, length)) for length in lengths
+    ]

@@ -1,10 +1,10 @@
-"""The second half of translate-test: the fine-tuned English LLM as a GGUF file that has its vocabulary, and its heads.
+"""The second half of translate-test: the fine-tuned English LLM in GGUF with its vocabulary, and its heads.
 
-It runs in the same engine, at the same quantisation and in the same batches as the body inside an MT-LLM. On disk::
+It runs in the same engine, with the same quantization and batching as the LLM of an MT-LLM. On disk::
 
-    reader.json       this file's `EnglishLlmManifest`
-    llm.gguf          the body with the embeddings of its tokens, adapter merged
-    tokenizer.json    the LLM's own
+    english_llm.json  this module's `EnglishLlmManifest`
+    llm.gguf          the LLM with its token embeddings, adapter merged
+    tokenizer.json    the LLM's tokenizer
     tasks/            heads, as in a bundle
 """
 
@@ -31,29 +31,29 @@ from mtllm_edge.tokenization.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mtllm_edge.bundle.manifest import GgufQuantization
 
-ENGLISH_LLM_NAME = "reader.json"
+ENGLISH_LLM_NAME = "english_llm.json"
 
 
 class EnglishLlmManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`reader.json`."""
+    """`english_llm.json`."""
 
     name: str
     llm: manifest.LlmSpec
     max_tokens: int
-    """Longest text, the frame included."""
+    """Longest text in tokens, special tokens included."""
     prefix_tokens: tuple[str, ...]
     suffix_tokens: tuple[str, ...]
     tasks: dict[str, manifest.TaskSpec]
 
 
 class EnglishLlm:
-    """A loaded reader."""
+    """A loaded English LLM."""
 
     def __init__(self, folder: Path, *, threads: int, batch_tokens: int) -> None:
-        """Load a folder that `write_english_llm` made.
+        """Load a folder written by `write_english_llm`.
 
         Raises:
-            EngineError: llama.cpp refuses the file.
+            EngineError: llama.cpp cannot load the file.
         """
         self.manifest = msgspec.json.decode((folder / ENGLISH_LLM_NAME).read_bytes(), type=EnglishLlmManifest)
         self._tokenizer = Tokenizer(
@@ -63,7 +63,7 @@ class EnglishLlm:
             max_tokens=self.manifest.max_tokens,
         )
         settings = engine_settings(folder / LLM_NAME, self.manifest.llm)
-        from mtllm_edge.backends.llms.llama_cpp import GgufLlm  # only now: the probe has shown that it can be loaded
+        from mtllm_edge.backends.llms.llama_cpp import GgufLlm  # after the probe
 
         self._batch_tokens = max(batch_tokens, self.manifest.max_tokens)
         self._llm = GgufLlm(
@@ -72,33 +72,33 @@ class EnglishLlm:
         self._heads = {name: Head.load(folder, task) for name, task in self.manifest.tasks.items()}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokens of texts."""
+        """Tokenize texts."""
         return self._tokenizer.encode(texts)
 
     def pool(self, encoded: Sequence[Encoding]) -> NDArray[np.float32]:
-        """Pooled vectors (texts, n_embd)."""
+        """Return pooled vectors (texts, n_embd)."""
         pooled_NE = np.empty((len(encoded), self.manifest.llm.n_embd), np.float32)
         for batch in plan_batches([len(text.ids) for text in encoded], max_tokens=self._batch_tokens):
-            pooled_NE[batch] = self._llm.pool_tokens([encoded[place].ids for place in batch])
+            pooled_NE[batch] = self._llm.pool_tokens([encoded[index].ids for index in batch])
         return pooled_NE
 
     def labels(self, task: str, pooled_NE: NDArray[np.float32]) -> list[str]:
-        """The most probable label of each vector."""
+        """Return the most probable label of each vector."""
         head = self._heads[task]
         return [head.labels[index] for index in head.probabilities(pooled_NE).argmax(axis=1)]
 
 
 def write_english_llm(checkpoint: Path, folder: Path, *, quantization: GgufQuantization) -> EnglishLlmManifest:
-    """Compile a fine-tuned LLM.
+    """Export a fine-tuned LLM.
 
     Args:
-        checkpoint: Folder that `mtllm-edge train finetune` wrote; of its tasks, those that read single texts are kept.
+        checkpoint: Folder written by `mtllm-edge train finetune`; only tasks of single texts are exported.
         folder: Existing empty folder to write to.
         quantization: Type of the LLM's weights.
 
     Raises:
         UsageError: The checkpoint has an encoder.
-        ModelError: It is damaged.
+        ModelError: The checkpoint is damaged.
     """
     from mtllm_edge_export.llms.body import LlmBody
     from mtllm_edge_export.llms.gguf import write_llm
@@ -110,11 +110,11 @@ def write_english_llm(checkpoint: Path, folder: Path, *, quantization: GgufQuant
 
     config = StackConfig.load(checkpoint)
     if config.encoder is not None:
-        raise UsageError(f"{checkpoint} has an encoder; --teacher is the LLM that `mtllm-edge train finetune` made")
+        raise UsageError(f"{checkpoint} has an encoder; --teacher must be an LLM of `mtllm-edge train finetune`")
     tokenizer = load_llm_tokenizer(resolve_source(config.llm.source, checkpoint))
     weights = open_llm(config.llm.source, checkpoint)
     if len(tokenizer) > weights.config["vocab_size"]:
-        raise ModelError(f"{config.llm.source}: its tokenizer has more tokens than the LLM has embeddings")
+        raise ModelError(f"{config.llm.source}: the tokenizer has more tokens than the LLM has embeddings")
     frame = special_token_template(tokenizer)
     body = LlmBody(
         weights,
@@ -135,29 +135,22 @@ def write_english_llm(checkpoint: Path, folder: Path, *, quantization: GgufQuant
         tasks[name] = write_head(
             folder, name, task.labels, {"weight": weight} | ({} if bias is None else {"bias": bias})
         )
-    made = EnglishLlmManifest(
+    english_llm = EnglishLlmManifest(
         name=config.name,
-        llm=manifest.LlmSpec(
-            architecture=summary.architecture,
-            n_embd=summary.n_embd,
-            n_layer=summary.n_layer,
-            quantization=quantization,
-            attention=config.llm.attention,
-            pooling="mean",
-        ),
+        llm=summary.spec(quantization, config.llm.attention),
         max_tokens=MAX_TOKENS,
         prefix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(frame.prefix))),
         suffix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(frame.suffix))),
         tasks=tasks,
     )
-    (folder / ENGLISH_LLM_NAME).write_bytes(msgspec.json.encode(made))
-    return made
+    (folder / ENGLISH_LLM_NAME).write_bytes(msgspec.json.encode(english_llm))
+    return english_llm
 
 
 def write_head(
     folder: Path, name: str, labels: tuple[str, ...], arrays: dict[str, NDArray[np.float32]]
 ) -> manifest.TaskSpec:
-    """Write a head of single texts where a bundle has it, and describe it."""
+    """Write a head of single texts at its path in a bundle, and return its manifest entry."""
     path = folder / "tasks" / name / "head.safetensors"
     path.parent.mkdir(parents=True)
     save_file(arrays, path)

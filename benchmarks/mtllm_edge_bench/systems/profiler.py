@@ -1,4 +1,4 @@
-"""One profiler for the stages of all contenders."""
+"""Measure the time of stages and count tokens."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 class Profiler:
-    """Seconds by stage, and tokens by where they were read or written. Stages do not nest."""
+    """Seconds by stage and tokens by part. Stages do not nest."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset all measurements."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tokens: Counter[str] = Counter()
 

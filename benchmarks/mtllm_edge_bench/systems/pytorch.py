@@ -1,4 +1,4 @@
-"""The same stack in PyTorch, as a contender."""
+"""The same stack in PyTorch, for comparison."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from mtllm_edge_train.models.stack import LlmBody, Stack, pad_right
 
 RANDOM_STACK_NAME = "random.json"
 DTYPES = {"torch_float32": torch.float32, "torch_bfloat16": torch.bfloat16}
-"""Contender -> type of its weights and sums."""
+"""System -> type of weights and activations."""
 
 
 class RandomStackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`random.json`: a stack that is made of random weights when it is loaded."""
+    """`random.json`: a stack that gets random weights when it is loaded."""
 
     encoder: dict[str, Any]
     """Keys of transformers' `M2M100Config`."""
@@ -35,15 +35,15 @@ class RandomStackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class TorchStack:
-    """The stack that a bundle was exported from, or one of its shape, with the bundle's heads."""
+    """The stack a bundle was exported from, or one of the same shape, with the bundle's heads."""
 
-    bare = False
+    engines_only = False
 
     def __init__(self, job: Job) -> None:
-        """Load or make the stack."""
+        """Load the stack, or create it with random weights."""
         assert job.checkpoint is not None
         torch.set_num_threads(job.threads)
-        self._job, self.meter = job, Profiler()
+        self._job, self.profiler = job, Profiler()
         bundle = Bundle.open(job.bundle)
         self._tokenizer = load_tokenizer(bundle)
         self._max_tokens = max(job.batch_tokens["stack"], bundle.manifest.encoder.max_tokens)
@@ -52,16 +52,16 @@ class TorchStack:
         stack = load_stack(folder) if (folder / CONFIG_NAME).is_file() else _random_stack(folder, bundle)
         self._stack = stack.to(DTYPES[job.system]).eval()
 
-    def answer(self, places: Sequence[int]) -> list[str]:
-        """Labels; see `LoadedSystem`."""
-        stack, stage, tokens = self._stack, self.meter.stage, self.meter.tokens
-        with stage("tokenise"):
-            encoded = self._tokenizer.encode([self._job.texts[place] for place in places], language=self._job.language)
+    def classify(self, indices: Sequence[int]) -> list[str]:
+        """Return labels; see `LoadedSystem`."""
+        stack, stage, tokens = self._stack, self.profiler.stage, self.profiler.tokens
+        with stage("tokenize"):
+            encoded = self._tokenizer.encode([self._job.texts[index] for index in indices], language=self._job.language)
         labels = [""] * len(encoded)
         for batch in plan_batches([len(text.ids) for text in encoded], max_tokens=self._max_tokens):
             with torch.inference_mode():
                 with stage("encode"):
-                    ids_NL, mask_NL = pad_right([encoded[place] for place in batch])
+                    ids_NL, mask_NL = pad_right([encoded[index] for index in batch])
                     hidden_NLD = stack.encode(ids_NL, mask_NL)
                 with stage("bridge"):
                     inputs_NGD, mask_NG = stack.bridge(hidden_NLD, mask_NL)
@@ -69,15 +69,15 @@ class TorchStack:
                     pooled_NE = stack.pool(inputs_NGD, mask_NG).float().numpy()
             tokens["encoder"] += int(mask_NL.sum())
             tokens["llm"] += int(mask_NG.sum())
-            for place, index in zip(batch, self._head.probabilities(pooled_NE).argmax(axis=1), strict=True):
-                labels[place] = self._head.labels[index]
+            for index, index in zip(batch, self._head.probabilities(pooled_NE).argmax(axis=1), strict=True):
+                labels[index] = self._head.labels[index]
         return labels
 
 
 def _random_stack(folder: Path, bundle: Bundle) -> Stack:
-    made = msgspec.json.decode((folder / RANDOM_STACK_NAME).read_bytes(), type=RandomStackConfig)
-    encoder = transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**made.encoder)).get_encoder()
-    body = LlmBody(transformers.LlamaModel(transformers.LlamaConfig(**made.llm)), bidirectional=False, lora=None)
+    config = msgspec.json.decode((folder / RANDOM_STACK_NAME).read_bytes(), type=RandomStackConfig)
+    encoder = transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**config.encoder)).get_encoder()
+    body = LlmBody(transformers.LlamaModel(transformers.LlamaConfig(**config.llm)), bidirectional=False, lora=None)
     return Stack(
         encoder,
         load_tokenizer(bundle),
