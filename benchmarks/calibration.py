@@ -27,7 +27,7 @@ from mtllm_edge_bench.scripts import (
     write_json,
 )
 
-require_extra()
+require_extra("bench", "matplotlib", "pyarrow")
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray

@@ -19,7 +19,7 @@ import msgspec
 
 from mtllm_edge_bench.scripts import PATH, bundle_option, output_option, print_json, require_extra, run, write_json
 
-require_extra()
+require_extra("bench", "pyarrow")
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray

@@ -115,7 +115,7 @@ def workers(source: str, bundle: str, task: str, threads: int, workers: int) -> 
 
     from examples import ray_batch
 
-    class MeasuredLabeler(ray_batch.Labeller):
+    class MeasuredClassifier(ray_batch.BatchClassifier):
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             began, computed = time.time(), time.process_time()
             labelled = super().__call__(batch)
@@ -125,11 +125,13 @@ def workers(source: str, bundle: str, task: str, threads: int, workers: int) -> 
             return labelled | {name: [value] * len(batch["text"]) for name, value in usage.items()}
 
     texts = pq.read_metadata(source).num_rows
-    ray_batch.BATCH = -(-texts // (2 * workers))  # so that every worker gets batches
-    ray.init("local", num_cpus=workers * threads + ray_batch.READER, include_dashboard=False, log_to_driver=False)
+    ray_batch.BATCH_SIZE = -(-texts // (2 * workers))  # so that every worker gets batches
+    ray.init("local", num_cpus=workers * threads + ray_batch.READER_CPUS, include_dashboard=False, log_to_driver=False)
     began = time.perf_counter()
     dataset = ray.data.read_parquet(source)
-    dataset = ray_batch.label(dataset, bundle, task=task, workers=workers, threads=threads, labeller=MeasuredLabeler)
+    dataset = ray_batch.label(
+        dataset, bundle, task=task, workers=workers, threads=threads, classifier_class=MeasuredClassifier
+    )
     rows = dataset.take_all()
     whole = time.perf_counter() - began
     ray.shutdown()

@@ -24,7 +24,7 @@ SENTENCES = 20
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python benchmarks/select_demo_topics.py DATA")
     table = pyarrow.parquet.read_table(Path(sys.argv[1]) / "eval" / "sib200.parquet", filters=[("split", "=", "test")])
     rows = {(row["lang"], row["index_id"]): row for row in table.to_pylist()}

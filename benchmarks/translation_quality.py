@@ -14,7 +14,7 @@ from typing import Any
 
 from mtllm_edge_bench.scripts import require_extra
 
-require_extra()
+require_extra("bench", "pyarrow", "sacrebleu")
 import pyarrow.parquet
 import sacrebleu
 

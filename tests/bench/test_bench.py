@@ -17,7 +17,6 @@ import ctranslate2
 import msgspec
 import numpy as np
 import pytest
-from mtllm_edge_train.evaluation.scoring import Evaluator
 
 from mtllm_edge import Classifier
 from mtllm_edge.bundle.reader import Bundle
@@ -33,6 +32,7 @@ from mtllm_edge_bench.runner.measure import run_job
 from mtllm_edge_bench.systems.english_llm import EnglishLlm, write_english_llm
 from mtllm_edge_export.translator import export_translator
 from mtllm_edge_train.checkpoints.config import TaskConfig
+from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
 from tests.fixtures.subprocesses import imported_by, run_python
 from tests.fixtures.tiny_bundle import make_tiny_bundle
 from tests.fixtures.tolerances import LLAMA_CPP, assert_vectors_close
@@ -118,7 +118,7 @@ def test_tokens_and_labels_are_those_of_the_models(written: tuple[Path, Report],
     with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
         labels = [row["label"] for row in csv.DictReader(file)]
     english = [text if text.strip() else "." for text in Translator.load(folder / "translator").translate(TEXTS)]
-    answers = Evaluator(folder / "teacher").predict("topic", english)
+    answers = CheckpointClassifier(folder / "teacher").predict("topic", english)
     right = sum(mine == label for mine, label in zip(answers, labels, strict=True))
     assert setup.measured["translate_test"].accuracy == pytest.approx(right / len(TEXTS), abs=1e-4)
 
@@ -139,7 +139,7 @@ def test_the_english_llm_predicts_the_labels_of_the_teacher_in_torch(folder: Pat
     reader = EnglishLlm(tmp_path, threads=1, batch_tokens=512)
     encoded = reader.encode(TEXTS)
     pooled_NE = reader.pool(encoded)
-    assert reader.labels("topic", pooled_NE) == Evaluator(folder / "teacher").predict("topic", TEXTS)
+    assert reader.labels("topic", pooled_NE) == CheckpointClassifier(folder / "teacher").predict("topic", TEXTS)
     single_NE = np.concatenate([reader.pool([text]) for text in encoded])
     assert_vectors_close(pooled_NE, single_NE, LLAMA_CPP)
     assert list(made.tasks) == ["topic"]  # the others do not read single texts
@@ -166,7 +166,7 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
     assert sample.tokens["llm"] == sum(
         len(text.ids) for text in EnglishLlm(tmp_path, threads=1, batch_tokens=512).encode(english)
     )
-    assert sample.labels == tuple(Evaluator(folder / "teacher").predict("topic", english))
+    assert sample.labels == tuple(CheckpointClassifier(folder / "teacher").predict("topic", english))
 
 
 @pytest.mark.parametrize(
