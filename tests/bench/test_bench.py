@@ -172,7 +172,7 @@ def test_forced_lengths_are_written(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("text,label\n", [], "a header but no rows"),
+        ("text,label\n", [], "holds no rows"),
         ("text,label\nabba,zebra\n", [], "row 2: task 'topic' has no label 'zebra'; its labels: a, b, c, d"),
         ("text,label\nabba,a\n ,b\n", [], "row 3"),
         ("other,label\nabba,a\n", ["--text-column", "text"], "text"),

@@ -69,8 +69,8 @@ class TorchStack:
                     pooled_NE = stack.pool(inputs_NGD, mask_NG).float().numpy()
             tokens["encoder"] += int(mask_NL.sum())
             tokens["llm"] += int(mask_NG.sum())
-            for index, index in zip(batch, self._head.probabilities(pooled_NE).argmax(axis=1), strict=True):
-                labels[index] = self._head.labels[index]
+            for index, label in zip(batch, self._head.probabilities(pooled_NE).argmax(axis=1), strict=True):
+                labels[index] = self._head.labels[label]
         return labels
 
 
