@@ -17,6 +17,7 @@ from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.errors import EngineError, ModelError
 from mtllm_edge.tasks.store import remove_task
 from mtllm_edge_export.parts.join import join
+from tests.docs.pages import blocks_of
 from tests.fixtures.subprocesses import run_python
 from tests.fixtures.tolerances import INT8, assert_probabilities_close
 from tests.runtime.test_isolation import OFFLINE, UNIMPORTABLE
@@ -65,6 +66,23 @@ def test_topics_in_many_scripts(bundle: Path, topics: dict[str, list[tuple[str, 
     hits = sum(mine == theirs for mine, theirs in zip(found, labels, strict=True))
     assert hits / len(labels) > 0.6  # chance is 1/7, the most frequent topic has 1/4
     assert [review.label for review in reviews] == ["positive", "negative"]
+
+
+def test_the_quickstart_prints_what_the_readme_shows(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "reference").symlink_to(bundle)
+    monkeypatch.chdir(tmp_path)
+    program, shown = (block.text for block in blocks_of(ROOT / "README.md") if block.language in ("python", "text"))
+    exec(compile(program, "README.md", "exec"), {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    expected = [line.split() for line in shown.splitlines()]
+    assert [label for label, _ in printed] == [label for label, _ in expected]
+    for (_, confidence), (_, expected_confidence) in zip(printed, expected, strict=True):
+        assert float(confidence) == pytest.approx(
+            float(expected_confidence), abs=0.1
+        )  # int8 differs between processors
 
 
 def test_a_batch_is_its_single_texts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
