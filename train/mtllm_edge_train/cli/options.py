@@ -15,6 +15,7 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import EXTRAS, require
 from mtllm_edge.files.columns import Columns
 from mtllm_edge.safe_text import one_line
+from mtllm_edge_train.checkpoints.config import LlmConfig, LoraConfig
 from mtllm_edge_train.training import distributed
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ LLM = options(
     option("--layers", None, "Keep this many of the first layers; by default all.", type=click.IntRange(min=1)),
     option("--attention", "causal", "Attention of the LLM.", type=click.Choice(["causal", "bidirectional"])),
 )
+_LORA = LoraConfig()
 LORA = options(
-    option("--lora-rank", 16, "Rank of the adapters.", type=click.IntRange(min=1)),
-    option("--lora-alpha", 32.0, "Scale of the adapters, times their rank."),
-    option("--lora-dropout", 0.05, "Dropout before the adapters.", type=click.FloatRange(0, 1, max_open=True)),
+    option("--lora-rank", _LORA.rank, "Rank of the adapters.", type=click.IntRange(min=1)),
+    option("--lora-alpha", _LORA.alpha, "Scale of the adapters, times their rank."),
+    option("--lora-dropout", _LORA.dropout, "Dropout before the adapters.", type=click.FloatRange(0, 1, max_open=True)),
 )
 TEXT_COLUMN = option(
     "--text-column", None, "Text column of tables; by default 'text' or the only column.", metavar="NAME"
@@ -139,8 +141,6 @@ def columns_of(options: dict[str, Any]) -> Columns:
 
 def model_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments `llm`, `lora` and `sources` of a stage."""
-    from mtllm_edge_train.checkpoints.config import LlmConfig, LoraConfig
-
     return {
         "llm": LlmConfig(
             source=absolute_source(options["llm"]), layers=options["layers"], attention=options["attention"]

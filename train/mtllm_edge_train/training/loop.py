@@ -1,4 +1,4 @@
-"""The training loop of all stages: optimizer, learning rate schedule, log, saves and resuming."""
+"""The training loop of all stages: optimizer, log, saves and resuming."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _optimize(
         saving = finished or done % settings.save_every == 0
         if saving or done % settings.log_every == 0:  # metrics that are not logged before a save are lost on resuming
             means = mean_metrics(recent)
-            rate = settings.learning_rate * settings.factor(step, plan.steps)
+            rate = settings.learning_rate * settings.learning_rate_factor(step, plan.steps)
             seconds = round((time.monotonic() - started) / (done - first), 4)
             history.append({"step": done, **means, "learning_rate": rate, "seconds_per_step": seconds})
             bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
@@ -115,7 +115,7 @@ def _step(
     """Run one step of the optimizer; return loss and metrics of the batch."""
     settings = stage.settings
     for options in optimizer.param_groups:
-        options["lr"] = options["peak"] * settings.factor(step, plan.steps)
+        options["lr"] = options["peak"] * settings.learning_rate_factor(step, plan.steps)
     torch.manual_seed(int(np.random.SeedSequence((settings.seed, step, group.rank)).generate_state(1)[0]))
     parts = micro_batches(plan.batches[step], settings.accumulate, group, stage.loss_terms)
     metrics = group.sum_metrics(backward(stage.loss, parts))

@@ -1,4 +1,4 @@
-"""Settings of the training loop."""
+"""Settings of the training loop, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LoopSettings:
     base_dtype: str | None = None
     """Type of the frozen weights: ``bfloat16``, ``float32`` or, for the LLM only, ``nf4``; None means `dtype`."""
 
-    def factor(self, step: int, steps: int) -> float:
+    def learning_rate_factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at a step."""
         warmup = max(1, math.ceil(self.warmup * steps))
         return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
