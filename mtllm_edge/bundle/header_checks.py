@@ -24,7 +24,7 @@ from mtllm_edge.bundle.formats import (
 )
 from mtllm_edge.bundle.formats.binary import DamagedFileError
 from mtllm_edge.bundle.formats.tensor_shapes import shape_problems
-from mtllm_edge.bundle.manifest import BRIDGE_NAME, TOKENIZER_NAME, EncoderSpec, LlmSpec, Manifest, TaskSpec
+from mtllm_edge.bundle.manifest import BRIDGE_NAME, TOKENIZER_NAME, EncoderSpec, LlmSpec, Manifest
 
 HeaderCheck = Callable[[Path], list[str]]
 """Returns the problems of a file, or raises `DamagedFileError`."""
@@ -33,12 +33,7 @@ _JSON_LIMIT = 256 * 2**20
 
 
 def header_problems(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """Return the problems of each damaged or unexpected model file.
-
-    Args:
-        folder: The bundle; all listed files exist.
-        manifest: Its manifest.
-    """
+    """Return the problems of each damaged or unexpected model file; all files of the manifest exist."""
     problems = {name: run_check(check, folder / name) for name, check in header_checks(folder, manifest).items()}
     return {name: "; ".join(file_problems) for name, file_problems in problems.items() if file_problems}
 
@@ -59,7 +54,8 @@ def header_checks(folder: Path, manifest: Manifest) -> dict[str, HeaderCheck]:
     for spec in manifest.llms:
         checks[spec.file] = partial(check_llm, llm=spec)
     for task in manifest.tasks.values():
-        checks[task.head] = partial(_check_head, task=task, n_embd=llm.n_embd)
+        shapes = {"weight": (task.rows, llm.n_embd), "bias": (task.rows,)}
+        checks[task.head] = partial(_check_arrays, expected=shapes, optional=("bias",))
         if task.adapter is not None:
             checks[task.adapter] = partial(_check_adapter, base=folder / llm.file, llm=llm)
     return checks
@@ -97,10 +93,6 @@ def _check_ctranslate2(path: Path, encoder: EncoderSpec) -> list[str]:
 def _check_config(path: Path) -> list[str]:
     ctranslate2_schema.validate_config(_read_json(path))
     return []
-
-
-def _check_head(path: Path, task: TaskSpec, n_embd: int) -> list[str]:
-    return _check_arrays(path, {"weight": (task.rows, n_embd), "bias": (task.rows,)}, optional=("bias",))
 
 
 def _check_arrays(path: Path, expected: dict[str, tuple[int, ...]], optional: tuple[str, ...] = ()) -> list[str]:

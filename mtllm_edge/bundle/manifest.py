@@ -153,12 +153,17 @@ class TaskSpec(_Part, frozen=True):
     """Divisor of the logits."""
     adapter: str | None = None
     """Path of a LoRA in GGUF, which is applied to the LLM for this task."""
-    temperatures: dict[str, float] = {}
+    temperatures: Annotated[dict[str, float], msgspec.Meta(max_length=MAX_LIST)] = {}
     """Language code -> temperature of texts in it; `temperature` applies to all others."""
     threshold: float | None = None
     """Confidence, 0 to 1, below which the task abstains; None never abstains."""
     abstain: str | None = None
     """Label of an abstention; None is `UNSURE`."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Paths of head and adapter."""
+        return (self.head,) if self.adapter is None else (self.head, self.adapter)
 
     @property
     def rows(self) -> int:

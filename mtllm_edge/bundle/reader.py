@@ -78,11 +78,7 @@ class Bundle:
         return task
 
     def llm(self, backend: LlmBackend) -> LlmSpec:
-        """Return the LLM for a backend.
-
-        Raises:
-            UsageError: The bundle has no LLM for it.
-        """
+        """Return the LLM for a backend; raises UsageError if the bundle has none."""
         for llm in self.manifest.llms:
             if llm.backend == backend:
                 return llm

@@ -13,11 +13,7 @@ from mtllm_edge.errors import ModelError
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Read a safetensors file of float32 arrays.
-
-    Raises:
-        ModelError: The file cannot be read, or holds numbers that are not finite.
-    """
+    """Read a safetensors file; raises ModelError if it cannot be read or holds numbers that are not finite."""
     try:
         arrays: dict[str, NDArray[np.float32]] = safetensors.numpy.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:

@@ -38,11 +38,7 @@ class TaskChange:
 
 
 def validate_writable(bundle: Bundle) -> None:
-    """Raise for a bundle that must not change.
-
-    Raises:
-        UsageError: pip installed it, recorded its files and would replace them, or its folder is read-only.
-    """
+    """Raise UsageError for a bundle in a read-only folder, or of pip, which recorded its files and replaces them."""
     if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
         raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
     if not os.access(bundle.path, os.W_OK):
@@ -50,14 +46,11 @@ def validate_writable(bundle: Bundle) -> None:
 
 
 def update_bundle(bundle: Bundle, plan: Callable[[Bundle], TaskChange]) -> Bundle:
-    """Change a task of a bundle on disk, under a lock.
+    """Change a task of a bundle on disk, under a lock, and return the new bundle.
 
     Args:
         bundle: The bundle, opened earlier.
         plan: Returns the change, given the bundle as it is on disk now.
-
-    Returns:
-        The changed bundle.
 
     Raises:
         UsageError: The bundle must not change (see `validate_writable`), or another process keeps it locked.
@@ -91,20 +84,14 @@ def _changed_manifest(old: Manifest, change: TaskChange) -> Manifest:
     tasks = {name: task for name, task in old.tasks.items() if name != change.name or change.task is not None}
     if change.task is not None:
         tasks[change.name] = change.task
-    removed = _weight_paths(old.tasks) - _weight_paths(tasks)
-    files = {path: entry for path, entry in old.files.items() if path not in removed}
-    files |= {
-        path: FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        for path, content in change.files.items()
-    }
+    old_paths, paths = ({path for task in part.values() for path in task.weights} for part in (old.tasks, tasks))
+    files = {path: entry for path, entry in old.files.items() if path not in old_paths - paths}
+    for path, content in change.files.items():
+        files[path] = FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     sources = old.sources
     if change.sources is not None:
         sources = (*(source for source in sources if source.part != f"task {change.name}"), *change.sources)
     return msgspec.structs.replace(old, tasks=tasks, files=files, sources=sources)
-
-
-def _weight_paths(tasks: Mapping[str, TaskSpec]) -> set[str]:
-    return {path for task in tasks.values() for path in (task.head, task.adapter) if path is not None}
 
 
 def _write(root: Path, name: str, content: bytes) -> None:

@@ -14,7 +14,6 @@ import msgspec
 from mtllm_edge.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
-    MAX_LIST,
     UNSURE,
     LlmBackend,
     LlmSpec,
@@ -30,11 +29,7 @@ _TEMPERATURES = (1e-5, 1e5)
 
 
 def parse_manifest(text: bytes, *, origin: str) -> Manifest:
-    """Parse and validate a manifest.
-
-    Args:
-        text: Content of `bundle.json`.
-        origin: The file's path, for messages.
+    """Parse and validate a manifest; messages name its `origin`.
 
     Raises:
         ModelError: Not a manifest, one of another format version, or one with contradictory parts.
@@ -52,8 +47,7 @@ def parse_manifest(text: bytes, *, origin: str) -> Manifest:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{origin}: {error}; export the bundle again") from None
-    problems = manifest_problems(manifest)
-    if problems:
+    if problems := manifest_problems(manifest):
         raise ModelError(f"{origin}: {'; '.join(problems)}; export the bundle again")
     return manifest
 
@@ -82,12 +76,9 @@ def _task_problems(manifest: Manifest, task: TaskSpec) -> Iterator[str]:
     elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
         yield f"needs two or more different labels, found {list(task.labels)}"
     yield from _confidence_problems(task)
-    weights = [("head", task.head, ".safetensors")]
-    if task.adapter is not None:
-        weights.append(("adapter", task.adapter, ".gguf"))
-        if manifest.llm.backend != "gguf":
-            yield f"has an adapter, which needs an LLM in GGUF, found {manifest.llm.backend}"
-    for part, path, suffix in weights:
+    if task.adapter is not None and manifest.llm.backend != "gguf":
+        yield f"has an adapter, which needs an LLM in GGUF, found {manifest.llm.backend}"
+    for path, (part, suffix) in zip(task.weights, (("head", ".safetensors"), ("adapter", ".gguf")), strict=False):
         if path not in manifest.files:
             yield f"names the {part} {path!r}, which files does not list"
         if not (path.startswith("tasks/") and path.endswith(suffix)):
@@ -109,16 +100,13 @@ def _confidence_problems(task: TaskSpec) -> Iterator[str]:
     low, high = _TEMPERATURES
     if not low <= task.temperature <= high:
         yield f"has temperature {task.temperature}, expected {low:g} to {high:g}"
-    if len(task.temperatures) > MAX_LIST:
-        yield f"has temperatures of {len(task.temperatures)} languages, expected {MAX_LIST} at most"
-    else:
-        for code, value in task.temperatures.items():
-            if not code.strip() or len(code) > _CODE_LIMIT:
-                yield f"has a temperature for the language {code[:_CODE_LIMIT]!r}, which is no code"
-                break
-            if not low <= value <= high:
-                yield f"has temperature {value} for the language {code!r}, expected {low:g} to {high:g}"
-                break
+    for code, value in task.temperatures.items():
+        if not code.strip() or len(code) > _CODE_LIMIT:
+            yield f"has a temperature for the language {code[:_CODE_LIMIT]!r}, which is no code"
+            break
+        if not low <= value <= high:
+            yield f"has temperature {value} for the language {code!r}, expected {low:g} to {high:g}"
+            break
     if task.threshold is not None and not 0 <= task.threshold <= 1:
         yield f"has the threshold {task.threshold}, expected 0 to 1"
     if task.threshold is not None or task.abstain is not None:

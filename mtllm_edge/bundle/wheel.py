@@ -34,7 +34,7 @@ _CHUNK = 2**20
 
 
 def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0", force: bool = False) -> Path:
-    """Verify a bundle, and write its wheel.
+    """Verify a bundle, and return the path of its new wheel.
 
     Args:
         bundle: The bundle.
@@ -42,9 +42,6 @@ def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0"
         folder: Output folder; created if missing.
         version: Version of the wheel.
         force: Replace an existing wheel.
-
-    Returns:
-        Path of the wheel.
 
     Raises:
         UsageError: The name or the version is invalid, or the wheel exists.
@@ -57,8 +54,7 @@ def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0"
     bundle.verify()
     distribution = normalize_name(f"mtllm-edge-bundle-{name}")
     module = distribution.replace("-", "_")
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{module}-{version}-py3-none-any.whl"
     with atomic_file(path, force=force) as file, zipfile.ZipFile(file, "w") as archive:
         _fill(archive, bundle, name, distribution, module, version)
@@ -96,43 +92,36 @@ def _fill(archive: zipfile.ZipFile, bundle: Bundle, name: str, distribution: str
 def _write(archive: zipfile.ZipFile, entry: str, content: bytes | Path) -> tuple[str, str]:
     """Add an entry, and return its digest and size for RECORD."""
     digest = hashlib.sha256()
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    info = zipfile.ZipInfo(entry, _DATE)
+    info.create_system, info.external_attr = 3, _MODE  # Unix, on any system
+    info.file_size = len(content) if isinstance(content, bytes) else content.stat().st_size
     with (
         io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source,
-        archive.open(_entry(entry, size), "w") as target,
+        archive.open(info, "w") as target,
     ):
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
             target.write(chunk)
-    return f"sha256={base64.urlsafe_b64encode(digest.digest()).rstrip(b'=').decode()}", str(size)
-
-
-def _entry(name: str, size: int) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, _DATE)
-    entry.create_system, entry.external_attr, entry.file_size = 3, _MODE, size  # Unix, on any system
-    return entry
+    return f"sha256={base64.urlsafe_b64encode(digest.digest()).rstrip(b'=').decode()}", str(info.file_size)
 
 
 def _metadata(manifest: Manifest, name: str, distribution: str, version: str) -> str:
     """METADATA of the wheel. Licenses are not all SPDX identifiers, so they go into the free-text field."""
-    licenses = dict.fromkeys(source.license for source in manifest.sources)
+    names = dict.fromkeys(source.license for source in manifest.sources)
+    licenses = " AND ".join(f"({name})" if " OR " in name else name for name in names)
     extra = "[onnx]" if manifest.llm.backend == "onnx" else ""
     head = [
         "Metadata-Version: 2.4",
         f"Name: {distribution}",
         f"Version: {version}",
         f"Summary: The mtllm-edge bundle {name}: {printable(manifest.name)}",
-        *([f"License: {printable(' AND '.join(map(_in_brackets, licenses)))}"] if licenses else []),
+        *([f"License: {printable(licenses)}"] if licenses else []),
         *(f"License-File: {path}" for path in license_files(manifest)),
         "Requires-Python: >=3.10",
         f"Requires-Dist: mtllm-edge{extra}",
         "Description-Content-Type: text/markdown",
     ]
     return "\n".join([*head, "", *_description(manifest, name)]) + "\n"
-
-
-def _in_brackets(license: str) -> str:
-    return f"({license})" if " OR " in license else license
 
 
 def _description(manifest: Manifest, name: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from mtllm_edge.bundle.formats.ctranslate2 import read_variables
+from mtllm_edge.bundle.formats.ctranslate2 import read_model
 from mtllm_edge.errors import ModelError
 
 EMBEDDINGS_NAME = "encoder/embeddings.gguf"
@@ -38,7 +38,7 @@ def split_embedding_table(folder: Path, table_VD: Array) -> None:
         table_VD: The encoder's word embeddings; CTranslate2 may omit the last rows.
     """
     path = folder / MODEL_NAME
-    variable = read_variables(path)[_VARIABLE]
+    variable = read_model(path).variables[_VARIABLE]
     table_VD = table_VD[: variable.shape[0]]
     content = path.read_bytes()
     end = variable.offset + variable.size

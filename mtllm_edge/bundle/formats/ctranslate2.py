@@ -53,20 +53,11 @@ class Model:
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every variable. Errors as for `read_model`."""
-    return {name: variable.shape for name, variable in read_variables(path).items()}
-
-
-def read_variables(path: Path) -> dict[str, Variable]:
-    """Variables of a `model.bin` by name. Errors as for `read_model`."""
-    return read_model(path).variables
+    return {name: variable.shape for name, variable in read_model(path).variables.items()}
 
 
 def read_model(path: Path) -> Model:
-    """Read the headers of all variables and aliases.
-
-    Raises:
-        DamagedFileError: Another version, a duplicate name, or an invalid count, type or size.
-    """
+    """Read the headers; raises DamagedFileError for another version, a duplicate, or an invalid count, type or size."""
     with open_binary(path) as reader:
         version = reader.read_int("I")
         if version != VERSION:

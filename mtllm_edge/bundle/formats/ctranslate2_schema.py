@@ -62,11 +62,8 @@ def _setting_problems(variables: dict[str, Variable], d_model: int) -> list[str]
         "multi_query_attention": _setting(variables, "multi_query_attention", INT8) in (0, None),
         "scale_embeddings": _is_scale(variables.get("encoder/scale_embeddings")),
     }
-    return [
-        f"{name} is {_describe(variables, name)}, which is not possible"
-        for name, is_valid in rules.items()
-        if not is_valid
-    ]
+    invalid = [name for name, is_valid in rules.items() if not is_valid]
+    return [f"{name} is {_describe(variables, name)}, which is not possible" for name in invalid]
 
 
 def _describe(variables: dict[str, Variable], name: str) -> str:
@@ -151,11 +148,7 @@ def _count(variables: dict[str, Variable], pattern: str, limit: int) -> int:
 
 
 def validate_config(content: bytes) -> None:
-    """Validate a `config.json`.
-
-    Raises:
-        DamagedFileError: Not the configuration of an encoder, or it has settings that the exporters do not write.
-    """
+    """Validate a `config.json`; raises DamagedFileError for settings that the exporters do not write."""
     config = decode_json(content, _Config, "configuration of an encoder")
     epsilon = config.layer_norm_epsilon
     if epsilon is not None and not 0 < epsilon <= 1:
@@ -167,11 +160,7 @@ def validate_config(content: bytes) -> None:
 
 
 def validate_vocabulary(content: bytes, rows: int) -> None:
-    """Validate a `vocabulary.json`, which names each of the `rows` of the word embeddings.
-
-    Raises:
-        DamagedFileError: Not a list of so many tokens.
-    """
+    """Validate a `vocabulary.json`; raises DamagedFileError unless it lists a token for each row of the embeddings."""
     tokens = decode_json(content, list[str], "vocabulary")
     if len(tokens) != rows:
         raise DamagedFileError(f"names {len(tokens)} tokens, the encoder has {rows}")

@@ -64,21 +64,8 @@ class GgufHeader:
     """ggml_type of every tensor."""
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    shape: tuple[int, ...]
-    kind: int
-    begin: int
-    """Offset from the end of the header in bytes."""
-    end: int
-
-
 def read_header(path: Path) -> GgufHeader:
-    """Read the header, and check that every tensor lies inside the file.
-
-    Raises:
-        DamagedFileError: Wrong magic, version, count, type, size or offset.
-    """
+    """Read the header; raises DamagedFileError for a wrong magic, version, count, type, size or offset."""
     with open_binary(path) as reader:
         magic = reader.read_bytes(len(MAGIC))
         if magic != MAGIC:
@@ -88,30 +75,22 @@ def read_header(path: Path) -> GgufHeader:
             raise DamagedFileError(f"GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}")
         n_tensors = reader.read_count("Q", "tensors", limit=_TENSOR_LIMIT)
         n_fields = reader.read_count("Q", "fields", limit=_FIELD_LIMIT)
-        fields: dict[str, Value] = {}
-        kinds: dict[str, int] = {}
-        arrays: dict[str, tuple[int, int]] = {}
+        header = GgufHeader({}, {}, {}, {}, {})
         for _ in range(n_fields):
             key = reader.read_text(reader.read_int("Q"), limit=_TEXT_LIMIT)
-            check_unique(key, fields, "field")
-            kinds[key] = reader.read_int("I")
-            if kinds[key] == _ARRAY:
-                fields[key], arrays[key] = None, _array(reader)
+            check_unique(key, header.fields, "field")
+            kind = header.kinds[key] = reader.read_int("I")
+            if kind == _ARRAY:
+                header.fields[key], header.arrays[key] = None, _array(reader)
             else:
-                fields[key] = _value(reader, kinds[key])
-        tensors: dict[str, _Tensor] = {}
+                header.fields[key] = _value(reader, kind)
+        ranges: dict[str, tuple[int, int]] = {}
         for _ in range(n_tensors):
             name = reader.read_text(reader.read_int("Q"), limit=_MAX_NAME)
-            check_unique(name, tensors, "tensor")
-            tensors[name] = _tensor(reader, name)
-        _check_data(reader, fields, tensors)
-    return GgufHeader(
-        fields,
-        kinds,
-        arrays,
-        shapes={name: tensor.shape for name, tensor in tensors.items()},
-        types={name: tensor.kind for name, tensor in tensors.items()},
-    )
+            check_unique(name, ranges, "tensor")
+            header.shapes[name], header.types[name], ranges[name] = _tensor(reader, name)
+        _check_data(reader, header.fields.get("general.alignment", 32), ranges)
+    return header
 
 
 def _value(reader: BinaryReader, kind: int) -> Value:
@@ -148,7 +127,8 @@ def _flag(reader: BinaryReader) -> bool:
     return value == 1
 
 
-def _tensor(reader: BinaryReader, name: str) -> _Tensor:
+def _tensor(reader: BinaryReader, name: str) -> tuple[tuple[int, ...], int, tuple[int, int]]:
+    """Shape and type of a tensor, and where it begins and ends, in bytes from the end of the header."""
     n_dimensions = reader.read_int("I")
     if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
         raise DamagedFileError(f"tensor {name} has {n_dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}")
@@ -159,25 +139,21 @@ def _tensor(reader: BinaryReader, name: str) -> _Tensor:
     block, block_bytes = _TENSOR_TYPES[kind]
     if min(shape) < 1 or shape[0] % block:
         raise DamagedFileError(f"tensor {name} has shape {list(shape)}, expected rows of a multiple of {block}")
-    return _Tensor(shape, kind, begin=offset, end=offset + math.prod(shape) // block * block_bytes)
+    return shape, kind, (offset, offset + math.prod(shape) // block * block_bytes)
 
 
-def _check_data(reader: BinaryReader, fields: dict[str, Value], tensors: dict[str, _Tensor]) -> None:
+def _check_data(reader: BinaryReader, alignment: Value, ranges: dict[str, tuple[int, int]]) -> None:
     """Check that the tensors follow each other without gap or overlap, in the table's order, up to the file's end."""
-    alignment = fields.get("general.alignment", 32)
-    fits = type(alignment) is int and 8 <= alignment <= _ALIGNMENT_LIMIT and alignment & (alignment - 1) == 0
-    if not fits or not isinstance(alignment, int):
+    if type(alignment) is not int or not 8 <= alignment <= _ALIGNMENT_LIMIT or alignment & (alignment - 1):
         raise DamagedFileError(f"alignment {alignment!r}, expected a power of two from 8 to {_ALIGNMENT_LIMIT}")
     base = _padded(reader.position, alignment)
     expected = 0
-    for name, tensor in tensors.items():
-        if tensor.begin != expected:
-            raise DamagedFileError(f"tensor {name} begins at {tensor.begin} of the data, expected {expected}")
-        if base + tensor.end > reader.size:
-            raise DamagedFileError(
-                f"cut short: tensor {name} ends at byte {base + tensor.end}, the file has {reader.size}"
-            )
-        expected = _padded(tensor.end, alignment)
+    for name, (begin, end) in ranges.items():
+        if begin != expected:
+            raise DamagedFileError(f"tensor {name} begins at {begin} of the data, expected {expected}")
+        if base + end > reader.size:
+            raise DamagedFileError(f"cut short: tensor {name} ends at byte {base + end}, the file has {reader.size}")
+        expected = _padded(end, alignment)
     if reader.size > base + expected:
         raise DamagedFileError(f"{reader.size - base - expected} bytes behind the last tensor")
 

@@ -12,16 +12,7 @@ _SUFFIXES = (".lora_a", ".lora_b")
 
 
 def adapter_problems(path: Path, base: gguf.GgufHeader, architecture: str) -> list[str]:
-    """Return the problems of an adapter.
-
-    Args:
-        path: The adapter.
-        base: Header of the LLM's GGUF file.
-        architecture: Architecture of the LLM.
-
-    Raises:
-        DamagedFileError: The adapter is no GGUF file, or a damaged one.
-    """
+    """Return the problems of an adapter of an LLM with the header `base`; raises DamagedFileError for other files."""
     header = gguf.read_header(path)
     expected = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": architecture}
     problems = [

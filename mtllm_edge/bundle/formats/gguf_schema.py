@@ -176,17 +176,13 @@ _FAMILY_REQUIRED: dict[Architecture, tuple[str, ...]] = {"gemma2": (_WINDOW, _SO
 """Without them, Gemma's attention would be empty or not finite."""
 _SAME_AS_KEYS = ("attention.value_length", "rope.dimension_count")
 _SCALING, _SCALING_FACTOR = "rope.scaling.type", "rope.scaling.factor"
-_RULES: dict[str, _Rule] = {
-    "embedding_length": _LENGTH,
-    "block_count": _LENGTH,
-    "context_length": _LENGTH,
-    "feed_forward_length": _LENGTH,
-    "vocab_size": _LENGTH,
+_LENGTHS = (
+    *("embedding_length", "block_count", "context_length", "feed_forward_length", "vocab_size"),
+    *("attention.key_length", "attention.value_length", "rope.dimension_count"),
+)
+_RULES: dict[str, _Rule] = dict.fromkeys(_LENGTHS, _LENGTH) | {
     "attention.head_count": _HEADS,
     "attention.head_count_kv": _HEADS,
-    "attention.key_length": _LENGTH,
-    "attention.value_length": _LENGTH,
-    "rope.dimension_count": _LENGTH,
     "attention.layer_norm_rms_epsilon": (lambda value: _is_real(value, 0.0, 1.0), "above 0"),
     "rope.freq_base": _FACTOR,
     _SCALING: (lambda value: value == "linear", "'linear'"),

@@ -10,10 +10,9 @@ from mtllm_edge.bundle.formats.binary import DamagedFileError
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor. The library, in Rust, validates the header and the tensors' offsets.
+    """Name -> shape of every tensor; raises DamagedFileError for other types than float32, and invalid headers.
 
-    Raises:
-        DamagedFileError: The header is invalid, a tensor is not float32, or the tensors do not fill the file.
+    The library, in Rust, validates the header and the tensors' offsets.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

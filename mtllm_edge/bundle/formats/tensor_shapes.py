@@ -13,10 +13,7 @@ def shape_problems(
 ) -> list[str]:
     """Return missing tensors, or else unknown ones and wrong shapes; the first three.
 
-    Args:
-        shapes: Name -> shape of the file's tensors.
-        expected: Name -> shape of all tensors that it may hold.
-        optional: Names of the expected tensors that it may lack.
+    `expected` has all tensors that the file may hold, `optional` those of them that it may lack.
     """
     missing = [name for name in expected if name not in shapes and name not in optional]
     if missing:

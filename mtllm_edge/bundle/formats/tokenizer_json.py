@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -46,11 +47,7 @@ class _Model(msgspec.Struct):
 
 
 def validate_tokenizer(content: bytes) -> None:
-    """Validate the steps of a file; the library validates its vocabulary.
-
-    Raises:
-        DamagedFileError: Not a `tokenizer.json`, or a step could exhaust memory or time.
-    """
+    """Raise DamagedFileError for a step that could exhaust memory or time; the library validates the vocabulary."""
     file = decode_json(content, _File, "tokenizer")
     model = decode_json(file.model, _Model, "tokenizer")
     if model.type not in _MODELS:
@@ -63,12 +60,10 @@ def validate_tokenizer(content: bytes) -> None:
         raise DamagedFileError(f"adds {len(file.added_tokens)} tokens, expected {_ADDED_LIMIT} at most")
     if not all(0 < len(token.content) <= _ADDED_LENGTH_LIMIT for token in file.added_tokens):
         raise DamagedFileError(f"adds a token without letters, or with more than {_ADDED_LENGTH_LIMIT}")
-    growth = 1.0
     steps = [*_steps(file.normalizer), *_steps(file.pre_tokenizer)]
     if len(steps) > _STEPS_LIMIT:
         raise DamagedFileError(f"has {len(steps)} steps, expected {_STEPS_LIMIT} at most")
-    for step in steps:
-        growth *= _growth(step)
+    growth = math.prod(map(_growth, steps))
     if growth > _GROWTH_LIMIT:
         raise DamagedFileError(f"makes a text up to {growth:g} times longer, expected {_GROWTH_LIMIT} times at most")
 
