@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from mtllm_edge import __version__
@@ -23,7 +23,7 @@ from mtllm_edge.server.metrics import Metrics, MetricsMiddleware
 from mtllm_edge.server.page import page_response
 from mtllm_edge.server.requests import ClassifyRequest, EmbeddingsRequest
 from mtllm_edge.server.responses import embeddings_json, models_json, prediction_json
-from mtllm_edge.server.worker import EncodedTexts, Worker
+from mtllm_edge.server.worker import Worker
 
 
 def create_app(
@@ -31,13 +31,7 @@ def create_app(
 ) -> FastAPI:
     """Return the application; the caller starts and stops the worker.
 
-    Args:
-        bundle: The served bundle.
-        worker: Computes the results.
-        limits: Limits on requests.
-        policy: Access control.
-        metrics: Metrics of the server.
-        alias: Name of the model in requests, beside that in the manifest.
+    Requests name the model by its name in the manifest, or by `alias`.
     """
     endpoints = _Endpoints(bundle, worker, limits, metrics, alias)
     # No documentation pages, since they load scripts from other servers, and no telemetry.
@@ -62,7 +56,7 @@ def create_app(
     app.add_middleware(BodyLimitMiddleware, max_bytes=limits.max_body_bytes)
     app.add_middleware(AccessMiddleware, policy=policy)
     app.add_middleware(MetricsMiddleware, metrics=metrics, endpoints=frozenset(routes))
-    metrics.set_queue(lambda: worker.batcher.waiting)
+    metrics.queue.set_function(lambda: worker.batcher.waiting)
     return app
 
 
@@ -90,8 +84,8 @@ class _Endpoints:
             raise RequestError(422, f"this model's embeddings have {n_embd} dimensions; omit the field", "dimensions")
         texts = [body.input] if isinstance(body.input, str) else body.input
         self._limits.check_texts(texts, "input")
-        encoded, rows_E = await self._compute(request, texts, None, body.language)
-        return json_response(embeddings_json(self._name, rows_E, sum(encoded.tokens), body.encoding_format))
+        tokens, rows_E = await self._compute(request, texts, None, body.language)
+        return json_response(embeddings_json(self._name, rows_E, tokens, body.encoding_format))
 
     async def models(self) -> Response:
         """List the model with its tasks and languages."""
@@ -104,7 +98,7 @@ class _Endpoints:
 
     async def metrics(self) -> Response:
         """Return metrics in Prometheus's text format."""
-        return Response(self._metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def page(self) -> Response:
         """Return the demo page."""
@@ -120,18 +114,16 @@ class _Endpoints:
         return name
 
     async def _compute(
-        self,
-        request: Request,
-        texts: Sequence[Input],
-        task: str | None,
-        language: str | Sequence[str | None] | None,
-    ) -> tuple[EncodedTexts, Sequence[Any]]:
+        self, request: Request, texts: Sequence[Input], task: str | None, language: str | Sequence[str | None] | None
+    ) -> tuple[int, Sequence[Any]]:
+        """Return the total number of tokens, and the result of each text."""
         model, batcher = self._worker.model, self._worker.batcher
         batcher.check_room(len(texts))
-        encoded = await run_in_threadpool(model.encode, texts, task, language)
-        results = await _unless_disconnected(request, batcher.submit(task, encoded.items, encoded.tokens))
-        self._metrics.count_texts(request.url.path, len(texts), sum(encoded.tokens))
-        return encoded, results
+        encoded, tokens = await run_in_threadpool(model.encode, texts, task, language)
+        results = await _unless_disconnected(request, batcher.submit(task, encoded, tokens))
+        self._metrics.texts.labels(request.url.path).inc(len(texts))
+        self._metrics.tokens.labels(request.url.path).inc(sum(tokens))
+        return sum(tokens), results
 
 
 async def _unless_disconnected(request: Request, future: Future[list[Any]]) -> list[Any]:

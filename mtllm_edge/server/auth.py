@@ -36,11 +36,7 @@ class AccessPolicy:
 
 
 def make_access_policy(host: str, token: str | None) -> AccessPolicy:
-    """Return the policy of a server that listens on a host.
-
-    Raises:
-        UsageError: The host is not loopback, and there is no token.
-    """
+    """Return the policy of a server on a host; raises UsageError if others may reach it without a token."""
     loopback = is_loopback(host)
     if not loopback and token is None:
         raise UsageError(
@@ -59,11 +55,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Path | None, variable: str | None) -> str | None:
-    """Return the token from a file, or else from the environment; None without either.
-
-    Args:
-        path: Token file.
-        variable: Value of the environment variable.
+    """Return the token from a file, or else from the value of the environment variable; None without either.
 
     Raises:
         UsageError: The file is unreadable, or the token is short or has characters that a header cannot contain.

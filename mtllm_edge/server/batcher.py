@@ -95,22 +95,13 @@ class Batcher(Generic[Key, Item, Result]):
             return sum(job.waiting for job in self._queue)
 
     def check_room(self, items: int) -> None:
-        """Check that the queue has room, before work is spent on a request.
-
-        Raises:
-            QueueFullError: It has no room for so many items.
-        """
+        """Raise QueueFullError if the queue has no room for so many items, before work is spent on a request."""
         with self._changed:
             if self.waiting + items > self._max_waiting:
                 raise QueueFullError(self._expected_wait_s())
 
     def submit(self, key: Key, items: Sequence[Item], tokens: Sequence[int]) -> Future[list[Result]]:
-        """Add items to the queue.
-
-        Args:
-            key: Only items with the same key share a batch.
-            items: Arguments for `compute`.
-            tokens: Number of tokens of each item.
+        """Add items, with the number of tokens of each, to the queue; only items with the same key share a batch.
 
         Returns:
             The results in the order of `items`. Canceling it removes the waiting items from the queue.
@@ -171,9 +162,8 @@ class Batcher(Generic[Key, Item, Result]):
             job.started += 1
             if job.waiting:
                 turns.append(job)
-        taken = {job for job, _ in batch}
-        others = [job for job in self._queue if job not in taken]
-        self._queue = others + [job for job in self._queue if job in taken and job.waiting]
+        jobs = {job for job, _ in batch}
+        self._queue = sorted((job for job in self._queue if job.waiting), key=jobs.__contains__)
         return batch
 
     def _compute_batch(self, batch: _Batch[Key, Item, Result]) -> None:

@@ -29,14 +29,7 @@ class RequestError(Exception):
     def __init__(
         self, status: int, message: str, param: str | None = None, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Take the content of the response.
-
-        Args:
-            status: HTTP status.
-            message: One sentence.
-            param: Field of the request that is at fault.
-            headers: Additional headers.
-        """
+        """Take HTTP status, message, field of the request that is at fault, and additional headers."""
         super().__init__(message)
         self.status, self.param, self.headers = status, param, headers
 

@@ -33,11 +33,7 @@ class Limits:
     """Tokens of a batch, unless a single text has more."""
 
     def __post_init__(self) -> None:
-        """Check that every valid request fits into the queue.
-
-        Raises:
-            UsageError: `max_texts` is larger than `max_queued_texts`.
-        """
+        """Raise UsageError if a valid request does not fit into the queue."""
         if self.max_texts > self.max_queued_texts:
             raise UsageError(
                 f"a request may have {self.max_texts} texts, but the queue holds {self.max_queued_texts}; "
@@ -45,15 +41,7 @@ class Limits:
             )
 
     def check_texts(self, texts: Sequence[Input], field: str) -> None:
-        """Check the number and length of texts.
-
-        Args:
-            texts: Texts of a request.
-            field: Their field in the request.
-
-        Raises:
-            RequestError: There are too many texts, or one is too long.
-        """
+        """Raise RequestError, which names the `field`, if there are too many texts, or one is too long."""
         if len(texts) > self.max_texts:
             message = f"there are {len(texts)} texts, at most {self.max_texts} fit into a request; split the request"
             raise RequestError(422, message, field)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mtllm_edge.server.errors import error_response
@@ -37,22 +37,9 @@ class Metrics:
         self.batch_texts.observe(texts)
         self.batch_tokens.observe(tokens)
 
-    def count_texts(self, endpoint: str, texts: int, tokens: int) -> None:
-        """Count the texts of a request and their tokens."""
-        self.texts.labels(endpoint).inc(texts)
-        self.tokens.labels(endpoint).inc(tokens)
-
-    def set_queue(self, length: Callable[[], int]) -> None:
-        """Set the function that returns the number of texts in the queue."""
-        self.queue.set_function(length)
-
-    def exposition(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
-
 
 class MetricsMiddleware:
-    """ASGI middleware that counts and times requests, and answers those that are canceled at shutdown."""
+    """ASGI middleware that counts and times requests, and responds to those that are canceled at shutdown."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, endpoints: Collection[str]) -> None:
         """Wrap an app; paths that are not in `endpoints` are counted as ``other``."""

@@ -17,16 +17,13 @@ _INLINE_ELEMENT = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 def _read_page() -> tuple[str, str]:
     """Return the page and its Content-Security-Policy, which allows inline elements by hash and requests to itself."""
     html = files("mtllm_edge.server").joinpath("page.html").read_text(encoding="utf-8")
-    hashes = {name: _hash(content) for name, content in _INLINE_ELEMENT.findall(html)}
+    digests = {name: hashlib.sha256(content.encode()).digest() for name, content in _INLINE_ELEMENT.findall(html)}
+    style, script = (base64.b64encode(digests[name]).decode() for name in ("style", "script"))
     policy = (
-        f"default-src 'none'; style-src {hashes['style']}; script-src {hashes['script']}; connect-src 'self'; "
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
     )
     return html, policy
-
-
-def _hash(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def page_response() -> Response:

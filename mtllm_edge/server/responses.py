@@ -30,10 +30,8 @@ def embeddings_json(model: str, rows_E: Sequence[NDArray[np.float32]], tokens: i
         tokens: Total number of tokens.
         encoding: ``float`` for lists of numbers, ``base64`` for little-endian float32.
     """
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encode(row_E, encoding)}
-        for index, row_E in enumerate(rows_E)
-    ]
+    embeddings = [_encode(row_E, encoding) for row_E in rows_E]
+    data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(embeddings)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
@@ -45,12 +43,7 @@ def _encode(row_E: NDArray[np.float32], encoding: str) -> str | list[float]:
 
 
 def models_json(bundle: Bundle, created: int) -> dict[str, Any]:
-    """Return the list of models in OpenAI's format, with additional facts on the bundle.
-
-    Args:
-        bundle: The only model.
-        created: Start time of the server in seconds since 1970.
-    """
+    """Return the only model as a list in OpenAI's format, with additional facts; `created` is a Unix time."""
     manifest = bundle.manifest
     model = {
         "id": manifest.name,

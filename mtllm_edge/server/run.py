@@ -99,21 +99,15 @@ def make_server(app: object, grace_s: int) -> uvicorn.Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        UsageError: The port is in use or privileged, or the host is not an address of this computer.
-    """
+    """Return a listening socket; raises UsageError for a port in use or privileged, or a host of another computer."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            advice = "it is in use; choose another --port, or 0 for a free one"
-        elif error.errno == errno.EACCES:
-            advice = "ports below 1024 are privileged; choose a higher --port"
-        else:
-            advice = f"{error.strerror}; --host must be an address or name of this computer"
+        advice = {
+            errno.EADDRINUSE: "it is in use; choose another --port, or 0 for a free one",
+            errno.EACCES: "ports below 1024 are privileged; choose a higher --port",
+        }.get(error.errno or 0, f"{error.strerror}; --host must be an address or name of this computer")
         raise UsageError(f"cannot listen on port {port} of {host}: {advice}") from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mtllm_edge.bundle.manifest import LlmBackend
@@ -20,15 +19,6 @@ from mtllm_edge.tasks.prediction import predict
 from mtllm_edge.tokenization.windows import Windows
 
 
-@dataclass(frozen=True)
-class EncodedTexts:
-    """Tokenized texts of one request."""
-
-    items: Sequence[Any]
-    tokens: list[int]
-    """Number of tokens of each item."""
-
-
 class Model:
     """Embedder and task heads of a bundle."""
 
@@ -39,23 +29,17 @@ class Model:
 
     def encode(
         self, texts: Sequence[Input], task: str | None, language: str | Sequence[str | None] | None
-    ) -> EncodedTexts:
-        """Tokenize texts. An invalid text thus fails its own request, not those in the same batch.
+    ) -> tuple[Sequence[Any], list[int]]:
+        """Return the tokenized texts of a request, and the number of tokens of each; no task means embeddings.
 
-        Args:
-            texts: Texts of one request.
-            task: Name of the task; None for embeddings.
-            language: One for all texts or one per text, as for `Classifier.classify`.
-
-        Raises:
-            DataError, UsageError: As for `Classifier.classify`.
+        An invalid text thus fails its own request, not those in the same batch. Errors as for `Classifier.classify`.
         """
         encoded = self._embedder.encode(texts, language=language)
         if task is None:
             check_kind(texts, "sequence", "the embedder")
         else:
             check_kind(texts, self._heads[task].kind, f"task {task!r}")
-        return EncodedTexts(encoded, [len(text.ids) for text in encoded])
+        return encoded, [len(text.ids) for text in encoded]
 
     def compute(self, task: str | None, items: list[Any]) -> Sequence[Any]:
         """Return the prediction of each encoded text, or its embedding (n_embd,) if `task` is None."""
@@ -84,12 +68,8 @@ class Worker:
     ) -> None:
         """Create the thread; `start` starts it.
 
-        Args:
-            load: Loads the model.
-            limits: Limits of queue and batches.
-            observe: See `Batcher`.
-            on_ready: Called once the model is loaded.
-            on_failure: Called if loading fails or the thread dies; `failure` has the exception.
+        `on_ready` is called once the model is loaded, `on_failure` if loading fails or the thread dies; `failure` then
+        has the exception. `observe` is that of `Batcher`.
         """
         self.batcher: Batcher[str | None, Any, Any] = Batcher(
             lambda task, items: self.model.compute(task, items),
@@ -109,11 +89,7 @@ class Worker:
 
     @property
     def model(self) -> Model:
-        """The loaded model.
-
-        Raises:
-            RequestError: It is not loaded yet.
-        """
+        """The loaded model; raises RequestError until it is loaded."""
         if self._model is None:
             raise RequestError(503, "the model is loading; try again in a moment", headers={"Retry-After": "1"})
         return self._model
@@ -123,14 +99,7 @@ class Worker:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread after its current batch, and free the model.
-
-        Args:
-            timeout_s: Maximum time to wait for the thread.
-
-        Returns:
-            Whether the thread has ended.
-        """
+        """End the thread after its current batch, and free the model; return whether it ended within the timeout."""
         self.batcher.close()
         self._thread.join(timeout_s)
         if self._thread.is_alive():

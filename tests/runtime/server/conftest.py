@@ -20,7 +20,7 @@ from mtllm_edge.server.auth import AccessPolicy
 from mtllm_edge.server.limits import Limits
 from mtllm_edge.server.metrics import Metrics
 from mtllm_edge.server.run import listen, make_server, url_of
-from mtllm_edge.server.worker import EncodedTexts, Model, Worker
+from mtllm_edge.server.worker import Model, Worker
 
 TIMEOUT_S = 30
 """Timeout of every wait."""
@@ -33,8 +33,8 @@ class BlockingModel:
         self.release, self.started = threading.Event(), threading.Event()
         self.calls: list[list[Any]] = []
 
-    def encode(self, texts: Sequence[Input], _task: str | None, _language: object) -> EncodedTexts:
-        return EncodedTexts(texts, [1] * len(texts))
+    def encode(self, texts: Sequence[Input], _task: str | None, _language: object) -> tuple[Sequence[Input], list[int]]:
+        return texts, [1] * len(texts)
 
     def compute(self, _task: str | None, items: list[Any]) -> list[Prediction]:
         self.calls.append(items)
