@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +45,8 @@ class Classifier:
             heads: Heads of its tasks; None loads them.
             task: Default task of `classify`; None is the task of `fit`.
         """
-        self._embedder = embedder
-        loaded = load_heads(embedder.bundle) if heads is None else heads
-        self._heads: dict[str | None, Head] = {name: loaded[name] for name in loaded}
-        self._task = task
+        self._embedder, self._task = embedder, task
+        self._heads: dict[str | None, Head] = dict((load_heads(embedder.bundle) if heads is None else heads).items())
         self._report: FitReport | None = None
 
     @classmethod
@@ -62,24 +59,12 @@ class Classifier:
         llm_backend: LlmBackend | None = None,
         gpu_layers: GpuLayers = 0,
     ) -> Classifier:
-        """Load a bundle.
+        """Load a bundle. `task` is the default task of `classify`; None takes the bundle's only one.
 
-        Args:
-            bundle: The bundle, its folder, or the name of an installed one.
-            task: Default task of `classify`; None takes the bundle's only one.
-            threads: CPU threads of the engines; None takes the cores available to this process, at most 8.
-            llm_backend: ``gguf`` or ``onnx``; None takes the bundle's only one, or the faster one on this machine.
-            gpu_layers: Layers of the LLM to run on a GPU, or ``all``; the encoder follows (see
-                `mtllm_edge.backends.probing.gpu`).
-
-        Warns:
-            GpuWarning: GPU layers were requested, but some part runs on the CPU.
+        Other arguments, warnings and errors are those of `Embedder.load`.
 
         Raises:
-            UsageError: `bundle` is no folder, or lacks the backend; it has no such task, or several and `task` is None;
-                `threads` or `gpu_layers` is out of bounds.
-            ModelError: The bundle is incomplete or damaged.
-            EngineError: An engine is missing or fails.
+            UsageError: Also if the bundle has no such task, or several and `task` is None.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         heads = load_heads(bundle)
@@ -135,12 +120,9 @@ class Classifier:
             texts: Texts in languages of the encoder; tuples ``(text, text_pair)`` or ``(text, [choice, choice, ...])``
                 for tasks of these kinds.
             task: A task of the bundle; None takes the default task.
-            language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra [lang]).
-                Required by encoders with language tokens; for others it selects the temperature of tasks with
-                temperatures per language. `Prediction.language` records it.
-            long_texts: Treatment of texts longer than the encoder's maximum: ``cut`` drops their ends, as in training;
-                ``pool`` reads them in windows, and averages the windows' vectors weighted by tokens (tasks of single
-                texts only).
+            language: As for `Embedder.embed`. It also selects the temperature of tasks with temperatures per language,
+                and is the `Prediction.language`.
+            long_texts: As for `Embedder.embed`; ``pool`` is for tasks of single texts only.
             threshold: Confidence, 0 to 1, below which the task abstains; None takes the task's, 0 never abstains.
             abstain: Label of an abstention; None takes the task's, or ``unsure``.
             progress: Called after every batch with its number of texts.
@@ -163,9 +145,8 @@ class Classifier:
         threshold, abstain = resolve_abstention(head, threshold, abstain)
         windows = self._embedder.windows(texts, language=language, long_texts=long_texts)
         check_kind(texts, head.kind, reader)
-        pooled_VE = self._embedder.pool(
-            windows.encodings, task=task or self._task, progress=windows.text_progress(progress)
-        )
+        text_progress = windows.text_progress(progress)
+        pooled_VE = self._embedder.pool(windows.encodings, task=task or self._task, progress=text_progress)
         return predict(head, windows, pooled_VE, threshold, abstain)
 
     def fit(
@@ -190,7 +171,7 @@ class Classifier:
             progress: Called with the stage, ``texts`` or ``regressions``, its steps done and its total of steps.
 
         Returns:
-            The classifier itself, with the fitted task as its `task`.
+            The classifier itself, with the fitted task as its default task.
 
         Warns:
             TruncationWarning: Some texts were cut.
@@ -206,18 +187,17 @@ class Classifier:
         check_kind(examples.inputs, examples.kind, "a task that reads the first text")
         warn_truncated(encoded, self._embedder.bundle.manifest.encoder.max_tokens)
         report_progress = progress or (lambda *_: None)
-        batches: list[int] = []
+        done = 0
 
         def count_texts(texts: int) -> None:
-            batches.append(texts)
-            report_progress("texts", sum(batches), len(encoded))
+            nonlocal done
+            done += texts
+            report_progress("texts", done, len(encoded))
 
         pooled_NE = self._embedder.pool(encoded, progress=count_texts)
-        head, report = fit_head(
-            pooled_NE, examples.labels, examples.kind, partial(report_progress, "regressions"), examples.groups
-        )
+        head, self._report = fit_head(pooled_NE, examples, partial(report_progress, "regressions"))
         self._heads = {**self._heads, None: head}
-        self._task, self._report = None, report
+        self._task = None
         return self
 
     def predict(
@@ -280,7 +260,5 @@ class Classifier:
     def __enter__(self) -> Classifier:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

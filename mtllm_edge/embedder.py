@@ -52,7 +52,7 @@ class Embedder:
         """Combine loaded parts; use `Embedder.load`."""
         self.bundle = bundle
         self._tokenizer, self._encoder, self._bridge, self._llm = tokenizer, encoder, bridge, llm
-        self._tokens_per_batch = _tokens_per_batch(bundle, batch_tokens)
+        self._tokens_per_batch = batch_tokens
         self._process = os.getpid()
 
     @classmethod
@@ -65,18 +65,13 @@ class Embedder:
         gpu_layers: GpuLayers = 0,
         batch_tokens: int = TOKENS_PER_BATCH,
     ) -> Embedder:
-        """Load a bundle.
-
-        The first time on a machine, a child process tries llama.cpp for a few seconds (see
-        `mtllm_edge.backends.probing.llama_cpp`). If the bundle has its LLM in ONNX, too, another child measures which
-        backend is faster (see `mtllm_edge.backends.probing.llm_backend`).
+        """Load a bundle. The first load on a machine takes some seconds more: a child process tries the LLM backends.
 
         Args:
             bundle: The bundle, its folder, or the name of an installed one.
             threads: CPU threads of the engines; None takes the cores available to this process, at most 8.
             llm_backend: LLM backend, ``gguf`` or ``onnx``; None takes the only one, or the better one on this machine.
-            gpu_layers: Layers of the LLM on a GPU, or ``all``; the encoder is then placed there, too (see
-                `mtllm_edge.backends.probing.gpu`).
+            gpu_layers: Layers of the LLM on a GPU, or ``all``; the encoder is then placed there, too.
             batch_tokens: Maximum tokens of a batch, but at least the longest text.
 
         Warns:
@@ -96,14 +91,14 @@ class Embedder:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         tokenizer = load_tokenizer(bundle)
         bridge = Bridge.load(bundle.path / BRIDGE_NAME, stride=bundle.manifest.bridge.stride)
-        max_tokens = _tokens_per_batch(bundle, batch_tokens)
+        batch_tokens = max(batch_tokens, bundle.manifest.encoder.max_tokens)  # the longest text fits
         offload, engines = plan_offload(bundle, gpu_layers, llm_backend), None
         if not offload.is_none:
             try:
-                engines = _load_engines(bundle, llm_backend, threads, max_tokens, offload)
+                engines = _load_engines(bundle, llm_backend, threads, batch_tokens, offload)
             except EngineError as error:  # the memory that the trial used may be in use now
                 offload = Offload(faults=(("LLM", str(error)),))
-        encoder, llm = engines or _load_engines(bundle, llm_backend, threads, max_tokens, ON_CPU)
+        encoder, llm = engines or _load_engines(bundle, llm_backend, threads, batch_tokens, ON_CPU)
         offload.warn()
         return cls(bundle, tokenizer, encoder, bridge, llm, batch_tokens)
 
@@ -144,10 +139,7 @@ class Embedder:
         return windows.mean(self.pool(windows.encodings, progress=windows.text_progress(progress)))
 
     def encode(self, texts: Sequence[Input], *, language: str | Sequence[str | None] | None = None) -> list[Encoding]:
-        """Tokenize texts, pairs, or texts with choices (see `mtllm_edge.inputs`).
-
-        Each result contains its language, and whether it was truncated. Arguments and errors as for `embed`.
-        """
+        """Tokenize texts, pairs, or texts with choices. Arguments and errors as for `embed`."""
         self._check_process()
         return self._tokenizer.encode(texts, language=language)
 
@@ -236,11 +228,7 @@ def warn_truncated(encodings: Sequence[Encoding], max_tokens: int) -> None:
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """Load the tokenizer of a bundle's encoder.
-
-    Raises:
-        ModelError: It is damaged, or belongs to another model.
-    """
+    """Load the tokenizer of a bundle's encoder; raises ModelError if it is damaged or belongs to another model."""
     encoder = bundle.manifest.encoder
     return Tokenizer(
         bundle.path / TOKENIZER_NAME,
@@ -261,10 +249,4 @@ def _load_engines(
         spec = bundle.llm("gguf")
     else:
         spec = choose_backend(bundle, threads).llm if llm_backend is None else bundle.llm(llm_backend)
-    llm = load_llm(bundle, spec, threads=threads, max_tokens=max_tokens, settings=offload.llm)
-    return encoder, llm
-
-
-def _tokens_per_batch(bundle: Bundle, batch_tokens: int) -> int:
-    """Maximum encoder tokens of a batch, which must hold the longest text."""
-    return max(batch_tokens, bundle.manifest.encoder.max_tokens)
+    return encoder, load_llm(bundle, spec, threads=threads, max_tokens=max_tokens, settings=offload.llm)

@@ -43,12 +43,9 @@ def select_temperatures(task: Head | TaskSpec | Temperatures, languages: Sequenc
 
 
 def resolve_abstention(task: Head | TaskSpec, threshold: float | None, abstain: str | None) -> tuple[float, str]:
-    """Return the confidence below which a task abstains, and the label of an abstention.
+    """Return the confidence below which a task abstains, 0 for never, and the label of an abstention.
 
-    Args:
-        task: The task, or its head.
-        threshold: Replaces the task's threshold; 0 never abstains.
-        abstain: Replaces the task's label for abstentions.
+    Threshold and label replace those of the task, unless they are None.
 
     Raises:
         UsageError: The threshold is not from 0 to 1, or the label is blank or a label of the task.
@@ -106,19 +103,12 @@ def fit_temperatures(
     languages: Sequence[str | None],
     codes: Collection[str],
 ) -> Temperatures:
-    """Fit the temperature of a task, and those of some languages.
-
-    Args:
-        logits_NC: Logits of held-out texts, (texts, labels).
-        classes_N: Index of the right label of each text.
-        languages: Language code of each text, or None.
-        codes: Languages that get a temperature of their own; see `frequent_languages`.
-    """
+    """Fit the temperature of a task to held-out texts, and those of the languages `codes`, as `fit_temperature`."""
     overall = _rounded(fit_temperature(logits_NC, classes_N))
-    languages_N = np.array([code or "" for code in languages])
     by_language = {}
     for code in codes:
-        logits_LC, classes_L = logits_NC[languages_N == code], classes_N[languages_N == code]
+        own_N = np.array([language == code for language in languages])
+        logits_LC, classes_L = logits_NC[own_N], classes_N[own_N]
         fitted = fit_temperature(logits_LC, classes_L, softmax(logits_LC / overall), LANGUAGE_TEXTS)
         by_language[code] = _rounded(fitted)
     return Temperatures(overall, by_language)

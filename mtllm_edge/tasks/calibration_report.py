@@ -55,11 +55,7 @@ class CalibrationReport:
 
 
 def validate_sample_size(texts: int) -> None:
-    """Raise for too few texts.
-
-    Raises:
-        DataError: There are fewer than `MIN_TEXTS`.
-    """
+    """Raise DataError for fewer than `MIN_TEXTS` texts."""
     if texts < MIN_TEXTS:
         raise DataError(f"there are {texts} different labeled texts; give {MIN_TEXTS} or more")
 
@@ -139,15 +135,9 @@ def _cross_validate(
 def find_threshold(
     probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64], target_accuracy: float
 ) -> float | None:
-    """Return the lowest confidence threshold that gives an accuracy.
+    """Return the lowest confidence at or above which texts have the target accuracy.
 
-    Args:
-        probabilities_NC: Probabilities of the labels of each text.
-        classes_N: Index of the right label of each text.
-        target_accuracy: Accuracy of the texts at or above the threshold.
-
-    Returns:
-        The threshold, 0 where all texts together reach the accuracy; None where no `MIN_THRESHOLD_TEXTS` texts do.
+    0 where all texts together reach it; None where no `MIN_THRESHOLD_TEXTS` texts do.
     """
     confidence_N = probabilities_NC.max(axis=1)
     order_N = np.argsort(-confidence_N, kind="stable")
@@ -175,15 +165,10 @@ def _language_metrics(
     languages: Sequence[str | None],
     codes: Sequence[str],
 ) -> dict[str, LanguageCalibration]:
-    languages_N = np.array([code or "" for code in languages])
     metrics = {}
     for code in codes:
-        in_language_N = languages_N == code
-        before_LC, after_LC, classes_L = before_NC[in_language_N], after_NC[in_language_N], classes_N[in_language_N]
-        metrics[code] = LanguageCalibration(
-            texts=len(classes_L),
-            accuracy=accuracy(after_LC, classes_L),
-            error_before=calibration_error(before_LC, classes_L),
-            error_after=calibration_error(after_LC, classes_L),
-        )
+        own_N = np.array([language == code for language in languages])
+        before_LC, after_LC, classes_L = before_NC[own_N], after_NC[own_N], classes_N[own_N]
+        errors = (calibration_error(before_LC, classes_L), calibration_error(after_LC, classes_L))
+        metrics[code] = LanguageCalibration(len(classes_L), accuracy(after_LC, classes_L), *errors)
     return metrics

@@ -47,7 +47,7 @@ def assign_folds(labels: Sequence[str], groups: Groups | None = None) -> list[Fo
     if groups is None:
         splitter = StratifiedKFold(min(MAX_FOLDS, *counts), shuffle=True, random_state=_SEED)
         return [*splitter.split(labels_N, labels_N)]
-    validate_groups(labels, groups)
+    validate_groups(labels, groups)  # again: without duplicates, a label may be left in one group
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     groups_N = np.array([numbers[group] for group in groups])
     if len(numbers) <= MAX_FOLDS:  # one group per fold: a label in two groups is part of every fit
@@ -67,26 +67,16 @@ def assign_folds(labels: Sequence[str], groups: Groups | None = None) -> list[Fo
 
 
 def validate_groups(labels: Sequence[str], groups: Groups) -> None:
-    """Raise for groups that cross-validation cannot use.
-
-    Raises:
-        DataError: Their number differs from that of the labels, a group is missing or not hashable, or all texts of a
-            label are in one group.
-    """
+    """Raise DataError for another number of groups than labels, missing groups, and labels with one group only."""
     if len(groups) != len(labels):
         raise DataError(f"there are {len(labels)} labels and {len(groups)} groups; give one group per label")
     for group in groups:
-        if not _is_group(group):
+        missing = group is None or (isinstance(group, float) and math.isnan(group))  # pandas reads NaN
+        if missing or not isinstance(group, Hashable):
             raise DataError(f"a group is {group!r}, expected a word or a number")
     groups_per_label = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
-    for label in sorted(groups_per_label):
-        if groups_per_label[label] < 2:
-            raise DataError(
-                f"all texts with the label {label!r} are in one group; give texts of every label in two groups or "
-                "more, or leave the groups out"
-            )
-
-
-def _is_group(group: object) -> bool:
-    """Return whether a value identifies a group; a missing one does not, which pandas reads as NaN."""
-    return group is not None and isinstance(group, Hashable) and not (isinstance(group, float) and math.isnan(group))
+    for label in sorted(label for label, number in groups_per_label.items() if number < 2):
+        raise DataError(
+            f"all texts with the label {label!r} are in one group; give texts of every label in two groups or more, "
+            "or leave the groups out"
+        )

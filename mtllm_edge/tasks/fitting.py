@@ -101,23 +101,18 @@ def prepare_examples(inputs: Sequence[Input], labels: Sequence[str], groups: Gro
 
 
 def validate_labels(labels: Sequence[str]) -> None:
-    """Raise for labels that a head cannot be fitted to.
-
-    Raises:
-        DataError: There are no labels, one is no word, there is one label only, or a label has one text only.
-    """
+    """Raise DataError for no labels or one only, a label that is no word, and a label with one text only."""
     for index, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():
             raise DataError(f"the label of text {index} is {label!r}, expected a word")
         if has_control_characters(label):
             raise DataError(f"the label of text {index} is {label!r}, which has control characters; remove them")
-    counts = dict(sorted(Counter(map(str, labels)).items()))
+    counts = Counter(map(str, labels))
     if not counts:
         raise DataError("there are no labeled texts; give two or more of every label")
     if len(counts) == 1:
         raise DataError(f"the only label is {next(iter(counts))!r}; give texts of two labels or more")
-    rare = [label for label, count in counts.items() if count < 2]
-    if rare:
+    if rare := sorted(label for label, count in counts.items() if count < 2):
         others = f" and {len(rare) - 3} more labels" if len(rare) > 3 else ""
         raise DataError(
             f"{', '.join(map(repr, rare[:3]))}{others} of {len(counts)} labels: one text only; "
@@ -146,30 +141,24 @@ def unique_indices(inputs: Sequence[Input], labels: Sequence[str]) -> list[int]:
 
 def fit_head(
     pooled_NE: NDArray[np.float32],
-    labels: Sequence[str],
-    kind: Kind,
-    progress: Callable[[int, int], None] | None = None,
-    groups: Groups | None = None,
+    examples: Examples,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Head, FitReport]:
     """Fit a head.
 
     Args:
-        pooled_NE: Vectors of different texts or pairs.
-        labels: Label of each.
-        kind: Kind of the task.
+        pooled_NE: Vectors of the examples.
+        examples: Validated examples, from `prepare_examples`.
         progress: Called after each regression with the number of regressions done and their total.
-        groups: Group of each text; the texts of a group stay in one fold. None puts every text into its own.
 
     Returns:
         The calibrated head, for raw vectors, its labels sorted; and the cross-validated report.
 
     Raises:
-        DataError: As for `validate_labels` and `assign_folds`.
-        UsageError: The kind is multiple choice.
+        DataError: As for `assign_folds`.
     """
-    validate_fit_kind(kind)
-    validate_labels(labels)
-    names = tuple(sorted({*map(str, labels)}))
+    labels, groups = examples.labels, examples.groups
+    names = tuple(examples.counts)
     vectors_NE = pooled_NE.astype(np.float64)
     classes_N = np.array([names.index(label) for label in labels])
     folds = assign_folds(labels, groups)
@@ -177,15 +166,14 @@ def fit_head(
 
     def regress(texts: NDArray[np.int64] | slice, c: float) -> _Linear:
         weights = _regress(vectors_NE[texts], classes_N[texts], c)
-        if progress is not None:
-            progress(next(done), len(STRENGTHS) * len(folds) + 1)
+        progress(next(done), len(STRENGTHS) * len(folds) + 1)
         return weights
 
     results = {c: _cross_validate(vectors_NE, classes_N, folds, partial(regress, c=c)) for c in STRENGTHS}
     c = min(STRENGTHS, key=lambda strength: log_loss(results[strength][1], classes_N))
     temperature, probabilities_NC = results[c]
     weight_CE, bias_C = regress(slice(None), c)
-    head = Head(kind, names, weight_CE.astype(np.float32), bias_C.astype(np.float32), temperature)
+    head = Head(examples.kind, names, weight_CE.astype(np.float32), bias_C.astype(np.float32), temperature)
     scores = label_scores(probabilities_NC.argmax(axis=1), classes_N, names)
     report = FitReport(
         texts=len(labels),

@@ -36,11 +36,7 @@ class Head:
 
     @classmethod
     def load(cls, folder: Path, task: TaskSpec) -> Head:
-        """Load a task's head from an opened bundle.
-
-        Raises:
-            ModelError: The file cannot be read, or holds numbers that are not finite.
-        """
+        """Load a task's head from an opened bundle. Errors as for `read_arrays`."""
         arrays = read_arrays(folder / task.head)
         confidence = (task.temperature, task.temperatures, task.threshold, task.abstain)
         return cls(task.kind, task.labels, arrays["weight"], arrays.get("bias"), *confidence)
@@ -55,11 +51,9 @@ class Head:
     def probabilities(
         self, pooled_NE: NDArray[np.float32], temperatures_N: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
-        """Probabilities of the labels, (texts, labels).
+        """Probabilities of the labels, (texts, labels), from pooled vectors (texts, n_embd).
 
-        Args:
-            pooled_NE: Pooled vectors, (texts, n_embd).
-            temperatures_N: Temperature of each text; None takes `temperature` for all.
+        `temperatures_N` has the temperature of each text; None takes `temperature` for all.
         """
         divisors_N = np.array([self.temperature]) if temperatures_N is None else temperatures_N
         return softmax(self.logits(pooled_NE) / divisors_N[:, None])

@@ -70,12 +70,10 @@ def reliability(
     confidence_N = probabilities_NC.max(axis=1)
     correct_N = probabilities_NC.argmax(axis=1) == classes_N
     bins_N = np.minimum((confidence_N * BINS).astype(int), BINS - 1)
-    rows = []
-    for number in range(BINS):
-        inside_N = bins_N == number
-        means = (confidence_N[inside_N].mean(), correct_N[inside_N].mean()) if inside_N.any() else (0.0, 0.0)
-        rows.append((float(inside_N.mean()), float(means[0]), float(means[1])))
-    return rows
+    texts_B = np.bincount(bins_N, minlength=BINS)
+    means = (np.bincount(bins_N, values_N, BINS) / np.maximum(texts_B, 1) for values_N in (confidence_N, correct_N))
+    columns = (texts_B / len(classes_N), *means)
+    return [*zip(*(column_B.tolist() for column_B in columns), strict=True)]
 
 
 def log_loss(probabilities_NC: NDArray[np.float64], classes_N: NDArray[np.int64]) -> float:

@@ -43,14 +43,9 @@ class Prediction:
 def predict(
     head: Head, windows: Windows, pooled_VE: NDArray[np.float32], threshold: float, abstain: str
 ) -> list[Prediction]:
-    """Return a prediction for each text.
+    """Return a prediction for each text, from vectors of `Embedder.pool`, (vectors, n_embd).
 
-    Args:
-        head: A head for texts of this kind.
-        windows: The tokenized texts.
-        pooled_VE: Their vectors, (vectors, n_embd), from `Embedder.pool`.
-        threshold: Confidence below which the task abstains.
-        abstain: Label of an abstention.
+    A task with a confidence below `threshold` abstains: its label is `abstain`.
     """
     temperatures_N = select_temperatures(head, [text[0].language for text in windows.by_text])
     if head.kind == "multiple_choice":

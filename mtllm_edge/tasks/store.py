@@ -29,12 +29,7 @@ _MAX_LICENSE = 200
 
 
 def validate_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
-    """Raise for a name that a new task cannot have.
-
-    Raises:
-        UsageError: It has other characters than letters, digits, ``_``, ``-`` and dots, is taken and `force` is off, or
-            the bundle must not change.
-    """
+    """Raise UsageError for an invalid name, or a name of another task without `force`, or a read-only bundle."""
     validate_writable(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
@@ -76,11 +71,7 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
 
 
 def task_source(name: str, origin: str, license: str | None) -> WeightSource | None:
-    """Return the origin and license of a task for the manifest; None without a license.
-
-    Raises:
-        UsageError: The license is blank, too long, or has control characters.
-    """
+    """Return origin and license of a task for the manifest, None without a license; raises UsageError for no words."""
     if license is None:
         return None
     if not license.strip() or len(license) > _MAX_LICENSE or has_control_characters(license):
@@ -97,7 +88,7 @@ def add_task(
     source: WeightSource | None = None,
     force: bool = False,
 ) -> Bundle:
-    """Add a task to a bundle on disk.
+    """Add a task to a bundle on disk, and return the new bundle.
 
     Args:
         bundle: The bundle; its manifest is read again, so that tasks added meanwhile stay.
@@ -106,9 +97,6 @@ def add_task(
         adapter: A LoRA in GGUF, which is applied to the LLM for this task; the file is copied.
         source: Origin and license, from `task_source`.
         force: Replace a task with this name.
-
-    Returns:
-        The bundle with the task.
 
     Raises:
         UsageError: The name is taken or invalid, the LLM supports no adapters, or another process keeps the bundle
@@ -141,62 +129,39 @@ def add_task(
 
 
 def update_calibration(bundle: Bundle, name: str, task: TaskSpec) -> Bundle:
-    """Write a task's temperatures, threshold and abstention label into a bundle on disk.
+    """Write a task's temperatures, threshold and abstention label into a bundle on disk, and return the new bundle.
 
-    Args:
-        bundle: The bundle that was calibrated; its manifest is read again, so that tasks added meanwhile stay.
-        name: Name of the task.
-        task: The new task, with unchanged head and adapter.
-
-    Returns:
-        The bundle with the task.
+    Tasks that were added since the bundle was opened stay.
 
     Raises:
         UsageError: The task changed meanwhile, the bundle must not change, or another process keeps it locked.
         ModelError: A value is invalid.
     """
-    weights = [path for path in (task.head, task.adapter) if path is not None]
+
+    def weights(manifest: Manifest, task: TaskSpec | None) -> object:
+        return task and (task.kind, task.labels, *((path, manifest.files[path]) for path in task.weights))
 
     def change(current: Bundle) -> TaskChange:
-        same = name in current.manifest.tasks and all(
-            current.manifest.files.get(path) == bundle.manifest.files.get(path) for path in weights
-        )
-        if not same or _weights(current.manifest.tasks[name]) != _weights(task):
+        if weights(current.manifest, current.manifest.tasks.get(name)) != weights(bundle.manifest, task):
             raise UsageError(f"task {name!r} of {bundle.path} was changed meanwhile; calibrate it again")
         return TaskChange(name, task, {}, sources=None)
 
     return update_bundle(bundle, change)
 
 
-def _weights(task: TaskSpec) -> tuple[object, ...]:
-    """A task without its calibration."""
-    return task.kind, task.labels, task.head, task.adapter
-
-
 def remove_task(bundle: Bundle, name: str) -> Bundle:
-    """Remove a task from a bundle on disk, and delete its files.
-
-    Returns:
-        The bundle without the task.
+    """Remove a task from a bundle on disk, delete its files, and return the new bundle.
 
     Raises:
         UsageError: No such task, or another process keeps the bundle locked.
     """
-
-    def change(bundle: Bundle) -> TaskChange:
-        bundle.task_name(name)
-        return TaskChange(name, None, {})
-
-    return update_bundle(bundle, change)
+    return update_bundle(bundle, lambda current: TaskChange(current.task_name(name), None, {}))
 
 
 def validate_adapter_support(bundle: Bundle) -> None:
     """Raise UsageError for a bundle whose LLM supports no adapters: only GGUF does."""
-    backend = bundle.manifest.llm.backend
-    if backend != "gguf":
-        raise UsageError(
-            f"{bundle.path} has an LLM in {backend.upper()}, which supports no adapters; export it in GGUF"
-        )
+    if bundle.manifest.llm.backend != "gguf":
+        raise UsageError(f"{bundle.path} has an LLM in ONNX, which supports no adapters; export it in GGUF")
 
 
 def _head_content(bundle: Bundle, name: str, head: Head) -> bytes:

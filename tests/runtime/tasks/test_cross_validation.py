@@ -13,7 +13,7 @@ import pytest
 from mtllm_edge import Classifier, Embedder
 from mtllm_edge.errors import DataError
 from mtllm_edge.tasks.cross_validation import assign_folds
-from mtllm_edge.tasks.fitting import STRENGTHS, fit_head
+from mtllm_edge.tasks.fitting import STRENGTHS, Examples, fit_head
 from tests.fixtures.cli_result import Run
 from tests.runtime.tasks.test_fitting import LABELS, TEXTS, write_sheet
 
@@ -47,9 +47,9 @@ def test_what_a_group_has_in_common_does_not_flatter() -> None:
     vectors_NE = (places_GE[groups] + 0.05 * rng.standard_normal((240, 60))).astype(np.float32)
     labels = ["heads" if rng.random() < 0.5 else "tails" for _ in range(40)]
     given = [labels[group] for group in groups]
-    _, flattered = fit_head(vectors_NE, given, "sequence")
+    _, flattered = fit_head(vectors_NE, Examples([], given, None, "sequence"))
     calls: list[tuple[int, int]] = []
-    _, honest = fit_head(vectors_NE, given, "sequence", lambda *call: calls.append(call), groups.tolist())
+    _, honest = fit_head(vectors_NE, Examples([], given, groups.tolist(), "sequence"), lambda *call: calls.append(call))
     assert flattered.accuracy > 0.95
     assert honest.accuracy < 0.7
     assert (flattered.groups, honest.groups) == (None, 40)

@@ -15,7 +15,7 @@ from mtllm_edge import Bundle, Classifier, Embedder
 from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.embedder import TruncationWarning
 from mtllm_edge.errors import DataError, ModelError, UsageError
-from mtllm_edge.tasks.fitting import fit_head, prepare_examples, unique_indices, validate_labels
+from mtllm_edge.tasks.fitting import Examples, fit_head, prepare_examples, unique_indices, validate_labels
 from mtllm_edge.tasks.head import softmax
 from tests.fixtures import tiny_bundle
 from tests.fixtures.cli_result import Run
@@ -51,7 +51,7 @@ def test_a_head_on_raw_vectors_is_the_regression_on_standardised_ones(labels: tu
     from sklearn.linear_model import LogisticRegression
 
     vectors_NE, given = clouds(dict.fromkeys(labels, 30))
-    head, report = fit_head(vectors_NE, given, "sequence")
+    head, report = fit_head(vectors_NE, Examples([], given, None, "sequence"))
     assert (head.labels, head.kind) == (labels, "sequence")
     assert head.weight_CE.shape == (len(labels), 12)
     wide_NE = vectors_NE.astype(np.float64)
@@ -70,7 +70,7 @@ def test_the_report_is_of_texts_that_the_judge_had_not_seen() -> None:
     rng = np.random.default_rng(2)
     vectors_NE = rng.standard_normal((120, 200)).astype(np.float32)
     labels = [*rng.choice(["heads", "tails"], 120)]
-    head, report = fit_head(vectors_NE, labels, "sequence")
+    head, report = fit_head(vectors_NE, Examples([], labels, None, "sequence"))
     own = (head.logits(vectors_NE).argmax(axis=1) == (np.array(labels) == "tails")).mean()
     assert own > 0.8
     assert 0.3 < report.accuracy < 0.7
@@ -82,7 +82,7 @@ def test_the_report_tells_labels_apart() -> None:
     rng = np.random.default_rng(3)
     vectors_NE[:40, 0] += 1e5
     vectors_NE[40:] = vectors_NE[40:][rng.permutation(40)]  # left and right are one cloud
-    _, report = fit_head(vectors_NE, labels, "sequence")
+    _, report = fit_head(vectors_NE, Examples([], labels, None, "sequence"))
     assert (report.texts, report.folds, report.commonest) == (80, 5, 0.5)
     far, left, right = report.labels.values()
     assert (far.texts, far.precision, far.recall, far.f1) == (40, 1.0, 1.0, 1.0)
@@ -95,7 +95,7 @@ def test_the_report_tells_labels_apart() -> None:
 def test_counts_of_labels_and_folds() -> None:
     assert prepare_examples(list("vwxyz"), ["b", "a", "b", "a", "a"]).counts == {"a": 3, "b": 2}
     vectors_NE, labels = clouds({"a": 9, "b": 3})
-    _, report = fit_head(vectors_NE, labels, "sequence")
+    _, report = fit_head(vectors_NE, Examples([], labels, None, "sequence"))
     assert report.folds == 3
 
 
