@@ -25,12 +25,12 @@ from mtllm_edge.files.columns import Columns
 from mtllm_edge.files.digest import sha256_file
 from mtllm_edge.files.rows import RowError
 from mtllm_edge.files.sources import STDIN, Source, find_sources
-from mtllm_edge.inputs import Input, Kind, parts_of
+from mtllm_edge.inputs import Kind, parts_of
 from mtllm_edge.jobs import output
 from mtllm_edge.jobs.inputs import InputReader, JobInput
 from mtllm_edge.jobs.journal import Journal, open_journal, rejected_path
 from mtllm_edge.jobs.row_languages import RowLanguages
-from mtllm_edge.jobs.runner import Model, Result, Runner
+from mtllm_edge.jobs.runner import Model, Runner
 from mtllm_edge.jobs.spec import Job
 
 _DEFAULT_COLUMNS = Columns()
@@ -52,11 +52,7 @@ class Batch:
 
     @classmethod
     def open(cls, options: BatchOptions, form: str) -> Batch:
-        """Find the inputs and open the bundle.
-
-        Raises:
-            MtllmError: There are no texts, or an input, the bundle or the language cannot be used.
-        """
+        """Find the inputs and open the bundle; raises MtllmError for one of them, or the language, or no texts."""
         sources = _find_inputs(options.texts, options.text_column, options.output)
         bundle = Bundle.open(options.bundle)
         languages = RowLanguages(bundle.manifest, options.language, options.language_column)
@@ -88,22 +84,20 @@ def _find_inputs(texts: Sequence[str], text_column: str | None, output_path: Pat
 def run_batch(
     batch: Batch, reader: InputReader, load: Callable[[], AbstractContextManager[Model]], *, task: str | None = None
 ) -> None:
-    """Compute the results of all rows and write the output.
+    """Compute the results of all rows and write the output; after a MtllmError, the results so far are in the journal.
 
     Args:
         batch: Inputs and output.
-        reader: How rows become inputs of the model.
+        reader: Converts rows to inputs of the model.
         load: Loads the model for the duration of a block.
         task: Name of the task, if the command has one.
-
-    Raises:
-        MtllmError: Of any kind; results so far are in the journal.
     """
     output.check_format(batch.form)
     strict = batch.options.strict or batch.options.output is None
     inputs = _inspect_inputs(batch, reader, strict=strict)
-    if strict:
-        _check_rows(reader, inputs)
+    for job_input, number, _, item in reader.read(inputs) if strict else ():
+        if isinstance(item, RowError):  # before a model is loaded
+            raise DataError(f"{job_input.source.place(number)}{item.message}")
     with _journal(batch, task) as journal:
         if journal is None:
             console.note(f"{batch.options.output} was finished by an earlier run; nothing to do")
@@ -120,12 +114,17 @@ def run_batch(
         rows = output.OutputRows(reader, inputs, journal)
         if not rows.first:
             raise DataError(f"no row can be read; the first error: {runner.first_error}")
-        _note_renamed_columns(rows)
+        for name in rows.names:
+            if name != rows.names[name]:
+                console.note(f"note: the input has a column {name!r}; the new one is called {rows.names[name]!r}")
         loss = _write_output(batch, rows)
     if loss is not None:
         console.note(f"note: {loss}")
     _print_summary(batch, rows, runner.first_error)
-    _print_speed(rows.count, rows.progress.read - resumed, seconds, resumed=bool(resumed))
+    computed = rows.progress.read - resumed
+    part = f", {computed:,} of them now" if resumed else ""
+    rate = computed / max(seconds, 1e-9)
+    console.note(f"{console.count(rows.count, 'text')}{part} in {seconds:.1f} s, {rate:.1f} texts/s")
 
 
 def _inspect_inputs(batch: Batch, reader: InputReader, *, strict: bool) -> list[JobInput]:
@@ -141,21 +140,10 @@ def _inspect_inputs(batch: Batch, reader: InputReader, *, strict: bool) -> list[
         raise empty[0]
     if empty:
         console.note(f"note: {console.count(len(empty), 'file')} without texts left out, the first: {empty[0]}")
-    names_by_note: dict[str, list[str]] = {}
-    for job_input in inputs:
-        if job_input.note is not None:
-            names_by_note.setdefault(job_input.note, []).append(job_input.source.name)
-    for note, names in names_by_note.items():
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.note(f"note: {names[0]}{others}: {note}")
+    for note in dict.fromkeys(job_input.note for job_input in inputs if job_input.note is not None):
+        first, *others = (job_input.source.name for job_input in inputs if job_input.note == note)
+        console.note(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
     return inputs
-
-
-def _check_rows(reader: InputReader, inputs: Sequence[JobInput]) -> None:
-    """Read all rows and raise the first error, before a model is loaded."""
-    for job_input, number, _, item in reader.read(inputs):
-        if isinstance(item, RowError):
-            raise DataError(f"{job_input.source.place(number)}{item.message}")
 
 
 @contextmanager
@@ -183,36 +171,24 @@ def _journal(batch: Batch, task: str | None) -> Iterator[Journal | None]:
         yield opened
 
 
-def _note_renamed_columns(rows: output.OutputRows) -> None:
-    for name, renamed in rows.names.items():
-        if name != renamed:
-            console.note(f"note: the input has a column {name!r}; the new one is called {renamed!r}")
-
-
 def _write_output(batch: Batch, rows: output.OutputRows) -> str | None:
     """Write the output; return a message if the format cannot represent all of it."""
     if batch.options.output is not None:
         with console.spinner("writing the output"):
-            return rows.journal.write_output(lambda file: _write_file(batch.form, rows, file))
-    if batch.form == "table":
-        for group in output.groups(rows, _ROWS_PER_TABLE):
-            console.print_stdout(_table(group))
-        return None
-    loss = output.write(batch.form, sys.stdout.buffer, rows)
+            return rows.journal.write_output(
+                lambda file: _write(batch.form, rows, file, lambda table: file.write(console.render(table)))
+            )
+    loss = _write(batch.form, rows, sys.stdout.buffer, console.print_stdout)
     sys.stdout.flush()
     return loss
 
 
-def _write_file(form: str, rows: output.OutputRows, file: BinaryIO) -> str | None:
+def _write(form: str, rows: output.OutputRows, file: BinaryIO, write_table: Callable[[Table], object]) -> str | None:
     if form != "table":
         return output.write(form, file, rows)
     for group in output.groups(rows, _ROWS_PER_TABLE):
-        file.write(console.render(_table(group)))
+        write_table(views.predictions_table([(" | ".join(parts_of(item)), result) for item, result in group]))
     return None
-
-
-def _table(rows: Sequence[tuple[Input, Result]]) -> Table:
-    return views.predictions_table([(" | ".join(parts_of(item)), answer) for item, answer in rows])
 
 
 def _print_summary(batch: Batch, rows: output.OutputRows, first_error: str | None) -> None:
@@ -233,20 +209,8 @@ def _print_summary(batch: Batch, rows: output.OutputRows, first_error: str | Non
         console.note(f"note: {count(rejected, 'row')} rejected, see {path}; the first: {first_error}")
 
 
-def _print_speed(texts: int, computed: int, seconds: float, *, resumed: bool) -> None:
-    part = f", {computed:,} of them now" if resumed else ""
-    rate = computed / max(seconds, 1e-9)
-    console.note(f"{console.count(texts, 'text')}{part} in {seconds:.1f} s, {rate:.1f} texts/s")
-
-
 def output_format(path: Path | None, by_suffix: dict[str, str], *, terminal: str, pipe: str) -> str:
-    """Return the format of the output.
-
-    Args:
-        path: The output file; None is standard output.
-        by_suffix: Suffix of a file -> format.
-        terminal: Format for a terminal.
-        pipe: Format for a pipe.
+    """Return the format of the output by the file's suffix, or the one for a terminal or a pipe if there is no file.
 
     Raises:
         UsageError: The suffix is unknown, or standard output is closed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -29,16 +28,6 @@ from mtllm_edge.tasks.calibration_report import fit_calibration, validate_sample
 from mtllm_edge.tasks.fitting import unique_indices
 from mtllm_edge.tasks.head import Head
 from mtllm_edge.tasks.store import update_calibration
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Distinct labeled texts."""
-
-    texts: list[Input]
-    classes_N: NDArray[np.int64]
-    languages: list[str | None]
-    """As named in the file."""
 
 
 @click.command()
@@ -89,11 +78,11 @@ def calibrate(
     limit, _ = resolve_abstention(spec, threshold if target_accuracy is None else target_accuracy, abstain)
     languages = RowLanguages(opened.manifest, language, language_column)
     inputs = table.inputs(spec.kind, Columns(pair_column, choices_columns))
-    sample = _distinct(table, inputs, table.words(label_column, "label"), name, spec, languages)
-    logits_NC, codes = _logits(opened, name, sample, threads)
+    texts, classes_N, names = _distinct(table, inputs, table.words(label_column, "label"), name, spec, languages)
+    logits_NC, codes = _logits(opened, name, texts, names, threads)
     temperatures_N = select_temperatures(spec, codes)
     report = fit_calibration(
-        logits_NC, sample.classes_N, codes, temperatures_N, threshold=limit or None, target_accuracy=target_accuracy
+        logits_NC, classes_N, codes, temperatures_N, threshold=limit or None, target_accuracy=target_accuracy
     )
     calibrated = msgspec.structs.replace(
         spec,
@@ -109,8 +98,8 @@ def calibrate(
 
 def _distinct(
     table: Table, inputs: Sequence[Input], labels: Sequence[str], name: str, task: TaskSpec, languages: RowLanguages
-) -> _Sample:
-    """Return the rows of a table, without those that repeat another."""
+) -> tuple[list[Input], NDArray[np.int64], list[str | None]]:
+    """Return the distinct texts of a table, the classes of their labels, and their languages as named there."""
     rows = zip(labels, inputs, table.places, table.map(languages.language_of), strict=True)
     parsed = [(item, _class_of(label, item, name, task, place), language) for label, item, place, language in rows]
     indices = unique_indices(inputs, labels)
@@ -119,7 +108,7 @@ def _distinct(
     texts, classes, codes = zip(*(parsed[index] for index in indices), strict=True)
     if task.kind == "multiple_choice" and len(set(map(vector_count, texts))) > 1:
         raise DataError("the texts have different numbers of choices; calibrate with texts that have as many each")
-    return _Sample([*texts], np.array(classes), [*codes])
+    return [*texts], np.array(classes), [*codes]
 
 
 def _class_of(label: str, item: Input, name: str, task: TaskSpec, place: str) -> int:
@@ -131,14 +120,14 @@ def _class_of(label: str, item: Input, name: str, task: TaskSpec, place: str) ->
 
 
 def _logits(
-    bundle: Bundle, name: str, sample: _Sample, threads: int | None
+    bundle: Bundle, name: str, texts: list[Input], languages: list[str | None], threads: int | None
 ) -> tuple[NDArray[np.float64], list[str | None]]:
     """Return the logits of each text, (texts, labels), and the codes of their languages."""
     with console.spinner("loading the model"):
         head = Head.load(bundle.path, bundle.manifest.tasks[name])
         embedder = Embedder.load(bundle, threads=threads)
     with embedder:
-        encoded = embedder.encode(sample.texts, language=sample.languages)
+        encoded = embedder.encode(texts, language=languages)
         with progress_bar(len(encoded)) as progress:
             pooled_VE = embedder.pool(encoded, task=name, progress=progress)
     warn_truncated(encoded, bundle.manifest.encoder.max_tokens)

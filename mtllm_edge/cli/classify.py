@@ -9,22 +9,8 @@ import click
 
 from mtllm_edge import console
 from mtllm_edge.classifier import Classifier
+from mtllm_edge.cli import options
 from mtllm_edge.cli.batch import Batch, output_format, run_batch
-from mtllm_edge.cli.options import (
-    INPUTS_HELP,
-    KINDS_HELP,
-    PATH,
-    BatchOptions,
-    abstention_options,
-    bundle_option,
-    input_options,
-    long_option,
-    output_options,
-    pass_batch_options,
-    second_columns_options,
-    task_option,
-    texts_argument,
-)
 from mtllm_edge.errors import UsageError
 from mtllm_edge.files.columns import Columns
 from mtllm_edge.jobs.inputs import ModelInput
@@ -35,25 +21,27 @@ from mtllm_edge.tasks.prediction import Prediction
 from mtllm_edge.tokenization.windows import check_long_texts
 
 
-@click.command(epilog=INPUTS_HELP + KINDS_HELP)
-@texts_argument
-@bundle_option
-@task_option
-@input_options
-@second_columns_options
-@long_option
-@abstention_options
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Output file: .csv, .tsv, .jsonl, .parquet or .xlsx.")
+@click.command(epilog=options.INPUTS_HELP + options.KINDS_HELP)
+@options.texts_argument
+@options.bundle_option
+@options.task_option
+@options.input_options
+@options.second_columns_options
+@options.long_option
+@options.abstention_options
+@click.option(
+    "-o", "--output", type=options.PATH, metavar="FILE", help="Output file: .csv, .tsv, .jsonl, .parquet or .xlsx."
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", *FORMATS.values()]),
     help="By default that of the --output name; otherwise a table on a terminal and csv in a pipe.",
 )
-@output_options
-@pass_batch_options
+@options.output_options
+@options.pass_batch_options
 def classify(
-    options: BatchOptions,
+    shared: options.BatchOptions,
     *,
     task: str | None,
     pair_column: str | None,
@@ -70,30 +58,30 @@ def classify(
     the task may abstain, the label of an abstention is 'unsure', and there is a column abstained. If the input has a
     column of that name already, the new one is called predicted_label and so on.
     """
-    form = form or output_format(options.output, FORMATS, terminal="table", pipe="csv")
-    if options.output is None and form in ("parquet", "xlsx"):
+    form = form or output_format(shared.output, FORMATS, terminal="table", pipe="csv")
+    if shared.output is None and form in ("parquet", "xlsx"):
         raise UsageError(f"--format {form} needs a file; name it with --output")
-    batch = Batch.open(options, form)
+    batch = Batch.open(shared, form)
     task = batch.bundle.task_name(task)
     spec = batch.bundle.manifest.tasks[task]
     columns = Columns(pair_column, choices_columns)
     columns.check(spec.kind)
-    check_long_texts(options.long_texts, spec.kind, f"task {task!r}")
-    extra_fields = ["language"] * batch.languages.enabled + ["windows"] * (options.long_texts != "cut")
+    check_long_texts(shared.long_texts, spec.kind, f"task {task!r}")
+    extra_fields = ["language"] * batch.languages.enabled + ["windows"] * (shared.long_texts != "cut")
     extra_fields += ["abstained"] * (resolve_abstention(spec, threshold, abstain)[0] > 0)
     extra_fields += ["probabilities"] * (form in ("jsonl", "parquet"))
 
     @contextmanager
     def load() -> Iterator[Model]:
         with console.spinner("loading the model"):
-            classifier = Classifier.load(batch.bundle, task=task, **options.engines)
+            classifier = Classifier.load(batch.bundle, task=task, **shared.engines)
 
         def model(rows: Sequence[ModelInput], progress: Callable[[int], None]) -> list[Result]:
             languages, texts = zip(*rows, strict=True)
             predictions = classifier.classify(
                 texts,
                 language=languages,
-                long_texts=options.long_texts,
+                long_texts=shared.long_texts,
                 threshold=threshold,
                 abstain=abstain,
                 progress=progress,

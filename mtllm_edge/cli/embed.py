@@ -8,18 +8,8 @@ from contextlib import contextmanager
 import click
 
 from mtllm_edge import console
+from mtllm_edge.cli import options
 from mtllm_edge.cli.batch import Batch, output_format, run_batch
-from mtllm_edge.cli.options import (
-    INPUTS_HELP,
-    PATH,
-    BatchOptions,
-    bundle_option,
-    input_options,
-    long_option,
-    output_options,
-    pass_batch_options,
-    texts_argument,
-)
 from mtllm_edge.embedder import Embedder
 from mtllm_edge.jobs.inputs import ModelInput
 from mtllm_edge.jobs.runner import Model, Result
@@ -27,26 +17,26 @@ from mtllm_edge.jobs.runner import Model, Result
 _FORMS = {".npy": "npy", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
-@click.command(epilog=INPUTS_HELP)
-@texts_argument
-@bundle_option
-@input_options
-@long_option
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Output file: .npy, .jsonl or .parquet.")
-@output_options
-@pass_batch_options
-def embed(options: BatchOptions) -> None:
+@click.command(epilog=options.INPUTS_HELP)
+@options.texts_argument
+@options.bundle_option
+@options.input_options
+@options.long_option
+@click.option("-o", "--output", type=options.PATH, metavar="FILE", help="Output file: .npy, .jsonl or .parquet.")
+@options.output_options
+@options.pass_batch_options
+def embed(shared: options.BatchOptions) -> None:
     """Compute the vectors of texts.
 
     A .npy output has the vectors alone, a float32 row per text. jsonl and parquet have the columns of the input, and
     embedding, truncated, with given or identified languages language, and with --long pool windows.
     """
-    batch = Batch.open(options, output_format(options.output, _FORMS, terminal="jsonl", pipe="jsonl"))
+    batch = Batch.open(shared, output_format(shared.output, _FORMS, terminal="jsonl", pipe="jsonl"))
 
     @contextmanager
     def load() -> Iterator[Model]:
         with console.spinner("loading the model"):
-            embedder = Embedder.load(batch.bundle, **options.engines)
+            embedder = Embedder.load(batch.bundle, **shared.engines)
         with embedder:
             yield lambda rows, progress: _embed(embedder, batch, rows, progress)
 

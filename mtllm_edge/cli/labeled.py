@@ -13,12 +13,7 @@ _SUFFIXES = (".csv", ".jsonl")
 
 
 def read_labeled(files: Sequence[str], text_column: str | None) -> Table:
-    """Read csv and jsonl files of labeled texts.
-
-    Raises:
-        UsageError: A file has another suffix, is missing, or lacks the text column.
-        DataError: A row cannot be read.
-    """
+    """Read csv and jsonl files of labeled texts. Errors as for `read_table`; UsageError for another suffix."""
     for name in files:
         if Path(name).suffix.lower() not in _SUFFIXES:
             raise UsageError(f"{name} should end in {' or '.join(_SUFFIXES)}: a file with a text and a label per row")

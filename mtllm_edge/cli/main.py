@@ -32,14 +32,10 @@ class _Commands(click.Group):
         return own + sorted(name for name in _plugins() if name not in own)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        plugin = _plugins().get(cmd_name)
-        if plugin is None:
-            return None
-        command = plugin.load()
-        assert isinstance(command, click.Command), plugin
+        command = super().get_command(ctx, cmd_name)
+        if command is None and (plugin := _plugins().get(cmd_name)):
+            command = plugin.load()
+            assert isinstance(command, click.Command), plugin
         return command
 
 
@@ -69,14 +65,10 @@ for _command in (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line with some arguments, None for those of the process, and return its exit code.
 
-    Args:
-        args: The arguments; None takes those of the process.
-
-    Returns:
-        Exit code: 0; 2 for a wrong call; 1 if a text, a model, an engine or the disk is at fault; 130 after Ctrl-C.
-        Any other exception is a bug and keeps its traceback.
+    The code is 0 for success, 2 for a wrong call, 1 for a fault of a text, a model, an engine or the disk, and 130
+    after Ctrl-C. Any other exception is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

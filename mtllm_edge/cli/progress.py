@@ -41,11 +41,7 @@ def _bars(console: Console) -> Progress:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress bars on stderr, on a terminal only.
-
-    Yields:
-        A function of a unit, the number done and the total; each unit has a bar.
-    """
+    """Show progress bars on stderr, on a terminal only; yields a function of a bar's unit, number done and total."""
     with _bars(Console(stderr=True)) as progress:
         bars: dict[str, TaskID] = {}
 
@@ -65,21 +61,20 @@ def progress_bar(total: int, unit: str = "texts") -> Iterator[Callable[[int], No
 
 
 @contextmanager
-def job_progress() -> Iterator[JobBar | JobLines]:
+def job_progress() -> Iterator[_JobBar | _JobLines]:
     """Show the progress of a job on stderr: a bar on a terminal, an occasional line in a pipe."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield JobLines()
+        yield _JobLines()
         return
     with _bars(console) as progress:
-        yield JobBar(progress)
+        yield _JobBar(progress)
 
 
-class JobBar:
-    """A bar over the rows of a job."""
+class _JobBar:
+    """A bar over the rows of a job; the methods are those of `mtllm_edge.jobs.runner.ProgressDisplay`."""
 
     def __init__(self, progress: Progress) -> None:
-        """Add the bar to `progress`."""
         self._progress = progress
 
     def start(self, done: int) -> None:
@@ -87,35 +82,29 @@ class JobBar:
         self._bar = self._progress.add_task("texts", total=None, completed=done)
 
     def set_total(self, total: int) -> None:
-        """Set the number of rows."""
         self._progress.update(self._bar, total=total)
 
     def advance(self, texts: int) -> None:
-        """Add texts that were computed."""
         self._progress.advance(self._bar, texts)
 
     def set_done(self, done: int) -> None:
-        """Set the number of rows with a result."""
         self._progress.update(self._bar, completed=done)
 
 
-class JobLines:
+class _JobLines:
     """Lines of progress: the first after ten seconds, then less and less often, down to every five minutes."""
 
     def __init__(self) -> None:
         self.start(0)
 
     def start(self, done: int) -> None:
-        """See `JobBar`."""
         self._first = self._done = self._total = done
         self._start, self._next_line = time.monotonic(), _FIRST_LINE
 
     def set_total(self, total: int) -> None:
-        """See `JobBar`."""
         self._total = total
 
     def advance(self, texts: int) -> None:
-        """See `JobBar`."""
         self._done += texts
         seconds = time.monotonic() - self._start
         if seconds < self._next_line:
@@ -126,5 +115,4 @@ class JobLines:
         note(f"{self._done:,} of about {self._total:,} texts, {rate:.1f} texts/s, {duration(left)} left")
 
     def set_done(self, done: int) -> None:
-        """See `JobBar`."""
         self._done = done

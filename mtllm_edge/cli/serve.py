@@ -11,11 +11,10 @@ import click
 
 from mtllm_edge.bundle.manifest import LlmBackend
 from mtllm_edge.bundle.reader import Bundle
-from mtllm_edge.cli.options import llm_backend_option, option_group, threads_option
+from mtllm_edge.cli.options import PATH, llm_backend_option, option_group, threads_option
 from mtllm_edge.extras import EXTRAS, require
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_PATH = click.Path(path_type=Path)
 
 
 def _limit(option: str, field: str, default: int, metavar: str, help_text: str) -> Callable[[_Command], _Command]:
@@ -35,14 +34,14 @@ limit_options = option_group(
 
 
 @click.command()
-@click.argument("bundle", type=_PATH)
+@click.argument("bundle", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; all but loopback require a token.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 selects a free one."
 )
 @click.option(
     "--token-file",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="File with the bearer token of requests; by default the variable MTLLM_EDGE_TOKEN is used.",
 )

@@ -19,6 +19,7 @@ from mtllm_edge.safe_text import printable
 
 if TYPE_CHECKING:
     from mtllm_edge.jobs.language_summary import LanguageSummary
+    from mtllm_edge.tasks.calibration import Temperatures
     from mtllm_edge.tasks.calibration_report import CalibrationReport
     from mtllm_edge.tasks.fitting import FitReport
 
@@ -106,7 +107,7 @@ def calibration_view(report: CalibrationReport, unsure: str) -> RenderableType:
         "accuracy": f"{report.accuracy:.3f}",
         "calibration error": f"{report.error_after:.3f} (before: {report.error_before:.3f})",
         "log loss": f"{report.loss_after:.3f} (before: {report.loss_before:.3f})",
-        "temperature": f"{fitted.temperature:.3g}{_range_of(fitted.temperatures)}",
+        "temperature": _temperatures(fitted),
     }
     if report.threshold is not None:
         facts["threshold"] = (
@@ -123,35 +124,39 @@ def calibration_view(report: CalibrationReport, unsure: str) -> RenderableType:
     return Group(facts_table(facts), "", table)
 
 
-def _range_of(temperatures: Mapping[str, float]) -> str:
-    """Return the number and range of the temperatures of languages."""
-    if not temperatures:
-        return ""
-    values = f"{min(temperatures.values()):.3g} to {max(temperatures.values()):.3g}"
-    return f", of {count(len(temperatures), 'language')} {values}"
+def _temperatures(task: Temperatures | ManifestTask) -> str:
+    """Return the temperature of a task, and the number and range of those of its languages."""
+    if not task.temperatures:
+        return f"{task.temperature:.3g}"
+    values = f"{min(task.temperatures.values()):.3g} to {max(task.temperatures.values()):.3g}"
+    return f"{task.temperature:.3g}, of {count(len(task.temperatures), 'language')} {values}"
 
 
 def _confidence(task: ManifestTask) -> str:
     """Return temperatures and threshold of a task; empty without any."""
     calibrated = task.temperature != 1 or task.temperatures
-    parts = [f"temperature {task.temperature:.3g}{_range_of(task.temperatures)}"] if calibrated else []
+    text = f"; temperature {_temperatures(task)}" if calibrated else ""
     if task.threshold is not None:
-        parts.append(f"{task.abstain or UNSURE} below a confidence of {task.threshold:.3g}")
-    return "".join(f"; {part}" for part in parts)
+        text += f"; {task.abstain or UNSURE} below a confidence of {task.threshold:.3g}"
+    return text
 
 
 def manifest_view(manifest: Manifest) -> RenderableType:
     """Return the contents of a bundle."""
-    encoder, llm = manifest.encoder, manifest.llm
+    encoder, llm, stride = manifest.encoder, manifest.llm, manifest.bridge.stride
+    states = "" if stride == 1 else f"{stride} states of "
+    languages = "all of the encoder, --lang is optional"
+    if encoder.needs_language:
+        languages = f"{len(manifest.languages)}, --lang is required; `mtllm-edge languages` lists them"
     facts: dict[str, str | Text] = {
         "name": f"{manifest.name} (made with {manifest.created_with})",
-        "encoder": f"{encoder.family}, {_encoder_weights(encoder)}, {encoder.d_model} wide, "
+        "encoder": f"{encoder.family}, {_weights(encoder)}, {encoder.d_model} wide, "
         f"texts of up to {encoder.max_tokens} tokens, {_part_size(manifest.files, encoder.path)}",
-        "bridge": _bridge(manifest),
+        "bridge": f"{manifest.bridge.kind}, {states}{encoder.d_model} to {llm.n_embd}",
         "LLM": f"{llm.architecture}, {llm.n_layer} layers, {llm.n_embd} wide, {llm.attention} attention, "
         f"{llm.pooling} pooling, "
-        + " or ".join(f"{_llm_weights(llm)}, {_part_size(manifest.files, llm.file)}" for llm in manifest.llms),
-        "languages": _languages(manifest),
+        + " or ".join(f"{_weights(llm)}, {_part_size(manifest.files, llm.file)}" for llm in manifest.llms),
+        "languages": languages,
         "size": f"{file_size(sum(file.size for file in manifest.files.values()))} "
         f"in {count(len(manifest.files), 'file')}",
     }
@@ -168,21 +173,10 @@ def manifest_view(manifest: Manifest) -> RenderableType:
     return Group(*views)
 
 
-def _encoder_weights(encoder: EncoderSpec) -> str:
-    float32 = len(encoder.float32_matrices)
-    weights = encoder.quantization + (" ONNX" if encoder.backend == "onnx" else "")
-    return weights + (f" with {float32} matrices in float32" if float32 else "")
-
-
-def _llm_weights(llm: LlmSpec) -> str:
-    float32 = len(llm.float32_matrices)
-    return f"{llm.quantization} {llm.backend.upper()}" + (f" with {float32} matrices in f32" if float32 else "")
-
-
-def _bridge(manifest: Manifest) -> str:
-    stride, d_model = manifest.bridge.stride, manifest.encoder.d_model
-    width = f"{d_model}" if stride == 1 else f"{stride} states of {d_model}"
-    return f"{manifest.bridge.kind}, {width} to {manifest.llm.n_embd}"
+def _weights(part: EncoderSpec | LlmSpec) -> str:
+    """Return quantization and file format of weights; CTranslate2 is not named."""
+    weights = part.quantization + ("" if part.backend == "ctranslate2" else f" {part.backend.upper()}")
+    return weights + (f" with {len(part.float32_matrices)} matrices in float32" if part.float32_matrices else "")
 
 
 def kind_and_labels(kind: Kind, labels: Sequence[str]) -> str:
@@ -190,12 +184,6 @@ def kind_and_labels(kind: Kind, labels: Sequence[str]) -> str:
     if kind == "multiple_choice":
         return "multiple choice: the number of a choice"
     return f"{'a pair of texts: ' if kind == 'pair' else ''}{', '.join(labels)}"
-
-
-def _languages(manifest: Manifest) -> str:
-    if not manifest.encoder.needs_language:
-        return "all of the encoder, --lang is optional"
-    return f"{len(manifest.languages)}, --lang is required; `mtllm-edge languages` lists them"
 
 
 def _part_size(files: Mapping[str, FileEntry], prefix: str) -> str:
@@ -208,13 +196,8 @@ def parity_table(manifest: Manifest) -> Table:
     for heading in ("part", "cosine, worst", "cosine, mean", "FVU", "sentences"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for parity in manifest.parity:
-        table.add_row(
-            plain_text(parity.component),
-            f"{parity.cosine_min:.6f}",
-            f"{parity.cosine_mean:.6f}",
-            f"{parity.fvu:.2g}",
-            str(parity.samples),
-        )
+        figures = (f"{parity.cosine_min:.6f}", f"{parity.cosine_mean:.6f}", f"{parity.fvu:.2g}", f"{parity.samples}")
+        table.add_row(plain_text(parity.component), *figures)
     return table
 
 

@@ -28,11 +28,7 @@ _NO_LANGUAGE = "zxx"
 
 
 def identify(texts: Sequence[str]) -> list[str | None]:
-    """Return the BCP-47 tag of each text's language, with its script; None for a text without words.
-
-    Raises:
-        UsageError: The extra [lang] is not installed.
-    """
+    """Return the BCP-47 tag of each text's language and script, None without words; requires the extra [lang]."""
     require("lang", "py3langid")
     identifier = _identifier()
     tags = []
@@ -44,12 +40,7 @@ def identify(texts: Sequence[str]) -> list[str | None]:
 
 
 def language_tag(label: str | None, script: str) -> str | None:
-    """Combine the label of an identifier with the script of the text.
-
-    Args:
-        label: Language code; None or ``zxx`` where the identifier returned no language.
-        script: Result of `detect_script`.
-    """
+    """Combine the label of an identifier, None or ``zxx`` for no language, with the result of `detect_script`."""
     script = _HAN_SCRIPT.get(script, script)
     likely = _likely_language(script)
     if script not in _SHARED_SCRIPTS:

@@ -166,12 +166,7 @@ class LanguageMatcher:
     """The language codes of an encoder, looked up by any common name of a language."""
 
     def __init__(self, codes: Sequence[str] = ()) -> None:
-        """Prepare the lookup.
-
-        Args:
-            codes: Codes of the encoder. Empty for an encoder without language codes: it gets those of FLORES-200, and
-                codes of the same style for all other languages.
-        """
+        """Take the encoder's codes; without any, those of FLORES-200, and codes of that style for other languages."""
         self._any_language = not codes
         self._codes = tuple(codes) or FLORES_200
         extra_codes = [UNDETERMINED] if self._any_language else []
@@ -181,8 +176,7 @@ class LanguageMatcher:
     def match(self, name: str) -> Match:
         """Return the code of a language, or of the closest language that the encoder supports.
 
-        Args:
-            name: A code of any common style or an English name, in upper or lower case.
+        The name is a code of any common style or an English name, in upper or lower case.
 
         Raises:
             UsageError: The language does not exist, or the encoder supports no close one.

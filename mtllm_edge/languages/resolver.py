@@ -22,12 +22,7 @@ class LanguageResolver:
     """Language names and ``auto`` to the codes of an encoder."""
 
     def __init__(self, codes: Sequence[str], *, needed: bool) -> None:
-        """Prepare the lookup.
-
-        Args:
-            codes: Language codes of the encoder.
-            needed: Whether the encoder requires a language code for each text. If not, all languages are accepted.
-        """
+        """Take the encoder's codes, and whether it needs one for each text; if not, all languages are accepted."""
         self._codes, self._needed = tuple(codes), needed
 
     @cached_property
@@ -38,14 +33,7 @@ class LanguageResolver:
         return LanguageMatcher(self._codes if self._needed else ())
 
     def code(self, name: str) -> str:
-        """Return the code of a language name.
-
-        Warns:
-            LanguageWarning: It is the code of a substitute.
-
-        Raises:
-            UsageError: The language is unknown or not supported.
-        """
+        """Return the code of a language name. Warnings and errors as for `resolve`."""
         if self._needed and name in self._codes:
             return name
         match = self.matcher.match(name)
@@ -83,10 +71,7 @@ class LanguageResolver:
 
     def _names(self, count: int, language: str | Sequence[str | None] | None) -> list[str | None]:
         """Return the requested language of each text."""
-        if language is None or isinstance(language, str):
-            names: list[str | None] = [language] * count
-        else:
-            names = list(language)
+        names = [language] * count if language is None or isinstance(language, str) else list(language)
         if len(names) != count:
             raise UsageError(f"there are {count} texts and {len(names)} languages; give one of each")
         if self._needed and None in names:
