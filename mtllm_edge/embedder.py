@@ -112,7 +112,7 @@ class Embedder:
         """Return the vectors of texts.
 
         Args:
-            texts: The texts, in any languages that the encoder knows.
+            texts: Texts in languages of the encoder.
             language: Code or name of the language of all texts, or one for each; ``auto`` identifies it (extra
                 [lang]). Required by encoders with language tokens.
             long_texts: Treatment of texts longer than the encoder takes: ``cut`` drops their ends, as in training;

@@ -1,6 +1,6 @@
 """Check the headers of a bundle's model files against its manifest, before a native library reads them.
 
-Native parsers trust much of a file, and some of their assertions end the process. So the structure of each file is read
+Native parsers validate little, and some of their assertions end the process. So the structure of each file is read
 in Python first: counts, shapes, types and offsets must fit the file's size (`formats`), and widths must be those of the
 manifest. Weights are not read.
 """

@@ -38,7 +38,7 @@ class TaskChange:
 
 
 def validate_writable(bundle: Bundle) -> None:
-    """Raise UsageError for a bundle in a read-only folder, or of pip, which recorded its files and replaces them."""
+    """Raise UsageError for a read-only folder, or for a bundle that pip installed: pip would replace its files."""
     if bundle.path.resolve() in {path.resolve() for path in installed_bundles().values()}:
         raise UsageError(f"{bundle.path} was installed by pip; copy that folder, and change the copy")
     if not os.access(bundle.path, os.W_OK):

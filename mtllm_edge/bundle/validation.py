@@ -71,11 +71,7 @@ def manifest_problems(manifest: Manifest) -> list[str]:
 
 
 def _task_problems(manifest: Manifest, task: TaskSpec) -> Iterator[str]:
-    if task.kind == "multiple_choice" and task.labels:
-        yield f"is multiple choice and takes no labels, found {list(task.labels)}"
-    elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
-        yield f"needs two or more different labels, found {list(task.labels)}"
-    yield from _confidence_problems(task)
+    yield from value_problems(task)
     if task.adapter is not None and manifest.llm.backend != "gguf":
         yield f"has an adapter, which needs an LLM in GGUF, found {manifest.llm.backend}"
     for path, (part, suffix) in zip(task.weights, (("head", ".safetensors"), ("adapter", ".gguf")), strict=False):
@@ -95,8 +91,15 @@ def abstain_label_problem(kind: Kind, labels: Sequence[str], abstain: str) -> st
     return None
 
 
-def _confidence_problems(task: TaskSpec) -> Iterator[str]:
-    """Problems of temperatures and threshold; of the languages' temperatures, the first."""
+def value_problems(task: TaskSpec) -> Iterator[str]:
+    """Yield problems of labels, temperatures and threshold, each as the end of a sentence about the task.
+
+    Of the languages' temperatures, only the first problem.
+    """
+    if task.kind == "multiple_choice" and task.labels:
+        yield f"is multiple choice and takes no labels, found {list(task.labels)}"
+    elif task.kind != "multiple_choice" and (len(task.labels) < 2 or len(set(task.labels)) != len(task.labels)):
+        yield f"needs two or more different labels, found {list(task.labels)}"
     low, high = _TEMPERATURES
     if not low <= task.temperature <= high:
         yield f"has temperature {task.temperature}, expected {low:g} to {high:g}"

@@ -52,7 +52,7 @@ class Batch:
 
     @classmethod
     def open(cls, options: BatchOptions, form: str) -> Batch:
-        """Find the inputs and open the bundle; raises MtllmError for one of them, or the language, or no texts."""
+        """Find the inputs and open the bundle; raises MtllmError if they or the language cannot be used."""
         sources = _find_inputs(options.texts, options.text_column, options.output)
         bundle = Bundle.open(options.bundle)
         languages = RowLanguages(bundle.manifest, options.language, options.language_column)

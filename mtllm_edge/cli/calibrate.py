@@ -69,7 +69,7 @@ def calibrate(
     are those of cross-validation: temperatures and threshold are applied to texts that they were not fitted to.
     """
     if threshold is not None and target_accuracy is not None:
-        raise UsageError("--threshold names the threshold and --target-accuracy finds it; give one of them")
+        raise UsageError("--threshold sets the threshold and --target-accuracy chooses it; give one of them")
     table = read_labeled(files, text_column)
     opened = Bundle.open(bundle)
     validate_writable(opened)

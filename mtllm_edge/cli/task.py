@@ -18,14 +18,7 @@ from mtllm_edge.cli.options import PATH, license_option, source_name
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
 from mtllm_edge.inputs import Kind
-from mtllm_edge.tasks.store import (
-    add_task,
-    read_head,
-    remove_task,
-    task_source,
-    validate_adapter_support,
-    validate_task_name,
-)
+from mtllm_edge.tasks import store
 
 _CONVERTERS = "mtllm_edge.adapters"
 """Entry points that convert adapters to GGUF; the runtime does not import the exporter."""
@@ -83,11 +76,11 @@ def add(
     and there are no labels.
     """
     opened = Bundle.open(bundle)
-    validate_task_name(opened, name, force=force)
-    source = task_source(name, source_name((str(head),)), license)
-    read = read_head(head, kind, labels, temperature)
+    store.validate_task_name(opened, name, force=force)
+    source = store.task_source(name, source_name((str(head),)), license)
+    loaded = store.read_head(head, kind, labels, temperature)
     with _gguf_adapter(adapter, opened) as lora:
-        add_task(opened, name, read, adapter=lora, source=source, force=force)
+        store.add_task(opened, name, loaded, adapter=lora, source=source, force=force)
     console.note(f"task {name!r} is in {bundle}")
 
 
@@ -97,7 +90,7 @@ def _gguf_adapter(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]
     if adapter is None or not adapter.is_dir():
         yield adapter
         return
-    validate_adapter_support(bundle)
+    store.validate_adapter_support(bundle)
     require("export", "gguf")
     converters = entry_points(group=_CONVERTERS, name="peft")
     if not converters:
@@ -113,5 +106,5 @@ def _gguf_adapter(adapter: Path | None, bundle: Bundle) -> Iterator[Path | None]
 @click.argument("name")
 def remove(bundle: Path, name: str) -> None:
     """Remove the task NAME from a BUNDLE and delete its files."""
-    remove_task(Bundle.open(bundle), name)
+    store.remove_task(Bundle.open(bundle), name)
     console.note(f"task {name!r} was removed from {bundle}")

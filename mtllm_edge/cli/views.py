@@ -42,19 +42,19 @@ def predictions_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     The text is the last column and has no border: terminals disagree on the width of the letters of many scripts.
     """
     columns: dict[str, Callable[[Mapping[str, Any]], Text]] = {
-        "label": lambda answer: plain_text(answer["label"]),
-        "confidence": lambda answer: Text(f"{answer['confidence']:.3f}"),
+        "label": lambda result: plain_text(result["label"]),
+        "confidence": lambda result: Text(f"{result['confidence']:.3f}"),
     }
-    if any(answer["truncated"] for _, answer in rows):
-        columns["truncated"] = lambda answer: Text("yes" if answer["truncated"] else "")
-    if any(answer.get("windows", 1) > 1 for _, answer in rows):
-        columns["windows"] = lambda answer: Text(f"{answer['windows']:,}")
-    if any(answer.get("language") is not None for _, answer in rows):
-        columns["language"] = lambda answer: plain_text(answer["language"] or "")
+    if any(result["truncated"] for _, result in rows):
+        columns["truncated"] = lambda result: Text("yes" if result["truncated"] else "")
+    if any(result.get("windows", 1) > 1 for _, result in rows):
+        columns["windows"] = lambda result: Text(f"{result['windows']:,}")
+    if any(result.get("language") is not None for _, result in rows):
+        columns["language"] = lambda result: plain_text(result["language"] or "")
     table = _table(*columns, text=("label", "truncated", "language"))
     table.add_column("text", ratio=1)  # the only column that rich may narrow: its cells are cut, not wrapped
-    for text, answer in rows:
-        cells = [cell(answer) for cell in columns.values()]
+    for text, result in rows:
+        cells = [cell(result) for cell in columns.values()]
         table.add_row(*cells, Text(printable(text), no_wrap=True, overflow="ellipsis"))
     return table
 

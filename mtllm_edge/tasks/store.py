@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mtllm_edge.bundle.manifest import Manifest, TaskSpec, WeightSource
 from mtllm_edge.bundle.reader import Bundle
 from mtllm_edge.bundle.tensors import read_arrays
 from mtllm_edge.bundle.update import TaskChange, update_bundle, validate_writable
+from mtllm_edge.bundle.validation import value_problems
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge.inputs import Kind
 from mtllm_edge.safe_text import has_control_characters
@@ -29,7 +29,7 @@ _MAX_LICENSE = 200
 
 
 def validate_task_name(bundle: Bundle, name: str, *, force: bool) -> None:
-    """Raise UsageError for an invalid name, or a name of another task without `force`, or a read-only bundle."""
+    """Raise UsageError for an invalid name, for that of another task unless `force` is set, or a read-only bundle."""
     validate_writable(bundle)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a task; use 1 to 64 letters, digits, '_', '-' and inner dots")
@@ -52,14 +52,11 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
     """
     if not path.is_file():
         raise UsageError(f"{path} is no file; name the safetensors file of a head")
-    if (kind == "multiple_choice") != (not labels) or len(set(labels)) != len(labels) or len(labels) == 1:
-        expected = "none" if kind == "multiple_choice" else "two or more different ones"
-        raise UsageError(f"a task of the kind {kind!r} has {expected} as labels, found {list(labels)}")
+    for problem in value_problems(TaskSpec(kind=kind, labels=labels, head="", temperature=temperature)):
+        raise UsageError(f"the task {problem}")
     for label in labels:
         if not label.strip() or has_control_characters(label):
             raise UsageError(f"a label is {label!r}, expected a word")
-    if not 0 < temperature < math.inf:
-        raise UsageError(f"the temperature is {temperature}, expected a number above 0")
     try:
         shapes = read_shapes(path)
     except DamagedFileError as error:
@@ -71,7 +68,7 @@ def read_head(path: Path, kind: Kind, labels: tuple[str, ...], temperature: floa
 
 
 def task_source(name: str, origin: str, license: str | None) -> WeightSource | None:
-    """Return origin and license of a task for the manifest, None without a license; raises UsageError for no words."""
+    """Return origin and license of a task for the manifest; None without a license, UsageError for an invalid one."""
     if license is None:
         return None
     if not license.strip() or len(license) > _MAX_LICENSE or has_control_characters(license):

@@ -128,12 +128,12 @@ BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
         "not finite",
     ),
     "rows": (lambda path: save_head(path, 3), [], 1, "expected [2, 32]"),
-    "one label twice": (save_head, ["--label", "a"], 2, "two or more different ones"),
+    "one label twice": (save_head, ["--label", "a"], 2, "needs two or more different labels"),
     "a blank label": (save_head, ["--label", " "], 2, "a label is ' ', expected a word"),
     "a label of two lines": (save_head, ["--label", "c\nd"], 2, "a label is 'c\\nd', expected a word"),
-    "labels of choices": (save_head, ["--kind", "multiple_choice"], 2, "has none as labels, found ['a', 'b']"),
-    "temperature": (save_head, ["--temperature", "0"], 2, "the temperature is 0.0"),
-    "temperature is no number": (save_head, ["--temperature", "nan"], 2, "the temperature is nan"),
+    "labels of choices": (save_head, ["--kind", "multiple_choice"], 2, "takes no labels, found ['a', 'b']"),
+    "temperature": (save_head, ["--temperature", "0"], 2, "has temperature 0.0, expected"),
+    "temperature is no number": (save_head, ["--temperature", "nan"], 2, "has temperature nan, expected"),
     "name taken": (save_head, [], 2, "has a task 'topic' already"),
 }
 
