@@ -95,9 +95,10 @@ def run_batch(
     output.check_format(batch.form)
     strict = batch.options.strict or batch.options.output is None
     inputs = _inspect_inputs(batch, reader, strict=strict)
-    for job_input, number, _, item in reader.read(inputs) if strict else ():
-        if isinstance(item, RowError):  # before a model is loaded
-            raise DataError(f"{job_input.source.place(number)}{item.message}")
+    if strict:  # raise the first error before the model is loaded
+        for job_input, number, _, item in reader.read(inputs):
+            if isinstance(item, RowError):
+                raise DataError(f"{job_input.source.place(number)}{item.message}")
     with _journal(batch, task) as journal:
         if journal is None:
             console.note(f"{batch.options.output} was finished by an earlier run; nothing to do")
@@ -114,9 +115,9 @@ def run_batch(
         rows = output.OutputRows(reader, inputs, journal)
         if not rows.first:
             raise DataError(f"no row can be read; the first error: {runner.first_error}")
-        for name in rows.names:
-            if name != rows.names[name]:
-                console.note(f"note: the input has a column {name!r}; the new one is called {rows.names[name]!r}")
+        for name, renamed in rows.names.items():
+            if name != renamed:
+                console.note(f"note: the input has a column {name!r}; the new one is called {renamed!r}")
         loss = _write_output(batch, rows)
     if loss is not None:
         console.note(f"note: {loss}")

@@ -13,7 +13,7 @@ def shape_problems(
 ) -> list[str]:
     """Return missing tensors, or else unknown ones and wrong shapes; the first three.
 
-    `expected` has all tensors that the file may hold, `optional` those of them that it may lack.
+    `expected` has the shapes of all tensors of the file; it may lack the `optional` ones.
     """
     missing = [name for name in expected if name not in shapes and name not in optional]
     if missing:
