@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests, and a cache folder of their own so that nobody's home folder is touched."""
+"""Fixtures shared by all tests, and a temporary cache folder instead of the user's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from mtllm_edge.backends.cpu import configure_openmp
 
-configure_openmp()  # before anything here loads OpenMP: the tests share their cores, too
+configure_openmp()  # before OpenMP is loaded: the tests share their cores
 from tests.fixtures.tiny_bundle import make_tiny_bundle  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with random weights, shared: read only."""
+    """A bundle with random weights, shared by all tests; read only."""
     return make_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
 
 
@@ -40,13 +40,13 @@ def fresh_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Bundles by the keywords of `make_tiny_bundle`, each made once: read only."""
-    made: dict[tuple[tuple[str, object], ...], Path] = {}
+    """Bundles with other arguments of `make_tiny_bundle`, each made once; read only."""
+    bundles: dict[tuple[tuple[str, object], ...], Path] = {}
 
     def make(**keywords: object) -> Path:
         key = tuple(sorted(keywords.items()))
-        if key not in made:
-            made[key] = make_tiny_bundle(tmp_path_factory.mktemp("variant") / "bundle", **keywords)  # type: ignore[arg-type]
-        return made[key]
+        if key not in bundles:
+            bundles[key] = make_tiny_bundle(tmp_path_factory.mktemp("variant") / "bundle", **keywords)  # type: ignore[arg-type]
+        return bundles[key]
 
     return make

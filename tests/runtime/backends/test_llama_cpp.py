@@ -1,4 +1,4 @@
-"""llama.cpp against plain numpy, and everything that must never reach its assertions."""
+"""The LLM in llama.cpp, compared with NumPy, and input that must not reach its assertions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def llm(tiny_bundle: Path) -> Iterator[GgufLlm]:
     body.close()
 
 
-def test_tokens_are_read_as_their_embeddings(tmp_path: Path) -> None:
+def test_token_ids_match_their_embeddings(tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     table_VE = rng.standard_normal((tiny_bundle.STUB_ROWS, tiny_bundle.N_EMBD), dtype=np.float32)
     path = tmp_path / "llm.gguf"
@@ -96,11 +96,11 @@ def test_attention_matters(tiny_bundle: Path) -> None:
     weights = read_gguf(tiny_bundle / "llm.gguf")
     long_LE = inputs()[2]
     causal_E, both_E = (llama_pooled(weights, long_LE, causal=causal) for causal in (True, False))
-    assert cosine(causal_E, both_E) < 0.999  # else the test above could not tell them apart
+    assert cosine(causal_E, both_E) < 0.999  # otherwise the test above proves nothing
 
 
 @pytest.mark.parametrize(("quantization", "least"), [("q8_0", 0.999), ("q4_0", 0.97)])
-def test_quantized_stays_close(tiny_variant: Callable[..., Path], quantization: str, least: float) -> None:
+def test_quantized_llms_are_close(tiny_variant: Callable[..., Path], quantization: str, least: float) -> None:
     bundle = tiny_variant(quantization=quantization)
     body = load(bundle, msgspec.structs.replace(LLM, quantization=quantization))
     weights = read_gguf(bundle / "llm.gguf")
@@ -115,14 +115,14 @@ def test_batched_equals_single(llm: GgufLlm) -> None:
     assert_vectors_close(together_NE, singly_NE, LLAMA_CPP)
 
 
-def test_a_span_has_a_mean_of_its_own(llm: GgufLlm) -> None:
+def test_each_span_has_its_own_mean(llm: GgufLlm) -> None:
     one_LE, two_LE = inputs((7, 12))
     batch = [one_LE, two_LE, one_LE]
     begin_E, end_E, second_E, third_E = llm.pool(batch, [((0, 3), (3, 7)), (), ((2, 4),)])
     whole_E, second_alone_E = llm.pool([one_LE, two_LE])
     assert_vectors_close((3 * begin_E + 4 * end_E) / 7, whole_E, LLAMA_CPP)
     assert_vectors_close(second_E, second_alone_E, LLAMA_CPP)
-    assert_vectors_close(begin_E, llm.pool([one_LE[:3]])[0], LLAMA_CPP)  # causal: what follows is not seen
+    assert_vectors_close(begin_E, llm.pool([one_LE[:3]])[0], LLAMA_CPP)  # causal: later inputs have no effect
     first_four_E, first_two_E = llm.pool([one_LE[:4], one_LE[:2]])
     assert_vectors_close(third_E, (4 * first_four_E - 2 * first_two_E) / 2, 3 * LLAMA_CPP)  # of two results, multiplied
 
@@ -131,8 +131,8 @@ def test_a_span_has_a_mean_of_its_own(llm: GgufLlm) -> None:
 def test_any_context_size_is_safe(tiny_bundle: Path, max_tokens: int) -> None:
     body = GgufLlm(tiny_bundle / "llm.gguf", LLM, settings=SETTINGS, threads=2, max_tokens=max_tokens, max_texts=64)
     batch = inputs((1,) * 63 + (5,))
-    last, alone = body.pool(batch)[-1], body.pool(batch[-1:])[0]
-    assert_vectors_close(last, alone, LLAMA_CPP)
+    last_E, single_E = body.pool(batch)[-1], body.pool(batch[-1:])[0]
+    assert_vectors_close(last_E, single_E, LLAMA_CPP)
     body.close()
 
 
@@ -142,7 +142,7 @@ def test_memory_is_cleared_between_batches(llm: GgufLlm) -> None:
     np.testing.assert_array_equal(llm.pool(inputs((9, 4))), first_NE)
 
 
-def test_full_batch_fits_and_nothing_comes_of_nothing(llm: GgufLlm) -> None:
+def test_a_full_batch_and_an_empty_batch(llm: GgufLlm) -> None:
     assert llm.pool(inputs((256,))).shape == (1, tiny_bundle.N_EMBD)
     assert llm.pool(inputs((16,) * 16)).shape == (16, tiny_bundle.N_EMBD)
     assert llm.pool([]).shape == (0, tiny_bundle.N_EMBD)
@@ -165,20 +165,22 @@ def test_full_batch_fits_and_nothing_comes_of_nothing(llm: GgufLlm) -> None:
         ([[[0.0] * tiny_bundle.N_EMBD]], "an input of type list"),
     ],
 )
-def test_refuses_what_llama_cpp_would_abort_on(llm: GgufLlm, batch: list[NDArray[np.float32]], message: str) -> None:
+def test_input_that_would_abort_llama_cpp_is_refused(
+    llm: GgufLlm, batch: list[NDArray[np.float32]], message: str
+) -> None:
     with pytest.raises(EngineError, match=message):
         llm.pool(batch)
-    assert np.isfinite(llm.pool(inputs())).all()  # and goes on working
+    assert np.isfinite(llm.pool(inputs())).all()  # and remains usable
 
 
-@pytest.mark.parametrize("pieces", [[((0, 4),)], [((-3, -1),)], [((2, 2),)], [((2, 1),)], [], [(), ()]])
-def test_spans_outside_their_text_are_refused(llm: GgufLlm, pieces: list[tuple[tuple[int, int], ...]]) -> None:
+@pytest.mark.parametrize("spans", [[((0, 4),)], [((-3, -1),)], [((2, 2),)], [((2, 1),)], [], [(), ()]])
+def test_spans_outside_their_text_are_refused(llm: GgufLlm, spans: list[tuple[tuple[int, int], ...]]) -> None:
     with pytest.raises(EngineError, match="spans"):
-        llm.pool(inputs((3,)), pieces)
+        llm.pool(inputs((3,)), spans)
 
 
 @pytest.mark.parametrize("ids", [[1.5], [float("nan")], ["a"], [None]])
-def test_token_ids_are_whole_numbers(llm: GgufLlm, ids: list[int]) -> None:
+def test_token_ids_must_be_integers(llm: GgufLlm, ids: list[int]) -> None:
     with pytest.raises(ModelError, match="must be integers"):
         llm.pool_tokens([[1], ids])
 
@@ -194,12 +196,12 @@ def test_token_ids_are_whole_numbers(llm: GgufLlm, ids: list[int]) -> None:
         {"max_tokens": 2**31},
     ],
 )
-def test_numbers_that_no_context_can_have(tiny_bundle: Path, numbers: dict[str, int]) -> None:
+def test_invalid_context_sizes(tiny_bundle: Path, numbers: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="expected"):
         GgufLlm(tiny_bundle / "llm.gguf", LLM, settings=SETTINGS, **({"threads": 1} | numbers))  # type: ignore[arg-type]
 
 
-def test_results_that_are_not_finite_are_an_error(fresh_bundle: Path) -> None:
+def test_non_finite_results_are_an_error(fresh_bundle: Path) -> None:
     weights = tiny_bundle.llm_weights(np.random.default_rng(tiny_bundle.SEED))
     weights["output_norm.weight"][3] = np.inf
     tiny_bundle.write_llm(fresh_bundle / "llm.gguf", weights)
@@ -207,12 +209,12 @@ def test_results_that_are_not_finite_are_an_error(fresh_bundle: Path) -> None:
         load(fresh_bundle).pool(inputs())
 
 
-def test_file_must_be_what_the_manifest_says(tiny_bundle: Path) -> None:
+def test_the_file_must_match_the_manifest(tiny_bundle: Path) -> None:
     with pytest.raises(ModelError, match=r"llm\.gguf: width and layers are \(32, 2\), the manifest says \(32, 3\)"):
         load(tiny_bundle, msgspec.structs.replace(LLM, n_layer=3))
 
 
-def test_refusal_quotes_llama_cpp(fresh_bundle: Path) -> None:
+def test_errors_quote_llama_cpp(fresh_bundle: Path) -> None:
     path = fresh_bundle / "llm.gguf"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(EngineError, match=r"llm\.gguf: llama\.cpp cannot load it \(.*token_embd.*\); see"):
@@ -231,6 +233,6 @@ def test_threads_share_one_context(llm: GgufLlm) -> None:
     jobs = [inputs((length, 3, 20)) for length in range(1, 17)]
     expected = [llm.pool(job) for job in jobs]
     with ThreadPoolExecutor(4) as executor:
-        found = list(executor.map(llm.pool, jobs))
-    for one_NE, other_NE in zip(found, expected, strict=True):
+        results = list(executor.map(llm.pool, jobs))
+    for one_NE, other_NE in zip(results, expected, strict=True):
         np.testing.assert_array_equal(one_NE, other_NE)

@@ -1,4 +1,4 @@
-"""A bundle with its LLM in two forms: which of them runs, and why."""
+"""Choice of the LLM backend for a bundle that has its LLM in GGUF and in ONNX."""
 
 from __future__ import annotations
 
@@ -36,43 +36,45 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def race(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """Replace the racing child by a program; returns the modules that were asked for."""
+def measuring_child(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Replace the measuring child process by a program; return the list of started modules."""
     real = child_process.command
 
     def replace(program: str) -> list[str]:
-        asked: list[str] = []
+        started_modules: list[str] = []
 
         def command(module: str, *arguments: str) -> list[str]:
-            asked.append(module)
-            is_race = module == "mtllm_edge.backends.probing.llm_backend_child"
-            return [sys.executable, "-c", program] if is_race else real(module, *arguments)
+            started_modules.append(module)
+            is_measurement = module == "mtllm_edge.backends.probing.llm_backend_child"
+            return [sys.executable, "-c", program] if is_measurement else real(module, *arguments)
 
         monkeypatch.setattr(child_process, "command", command)
-        return asked
+        return started_modules
 
     return replace
 
 
-def says(gguf: float, onnx: float) -> str:
+def speeds_program(gguf: float, onnx: float) -> str:
     return f"print({msgspec.json.encode(BackendSpeeds(gguf, onnx)).decode()!r})"
 
 
 @pytest.mark.parametrize(("onnx", "backend"), [(1499.0, "gguf"), (1500.0, "onnx")])
-def test_onnx_must_win_clearly(bundle: Path, race: Callable[[str], list[str]], onnx: float, backend: str) -> None:
-    asked = race(says(1000, onnx))
+def test_onnx_must_be_clearly_faster(
+    bundle: Path, measuring_child: Callable[[str], list[str]], onnx: float, backend: str
+) -> None:
+    started_modules = measuring_child(speeds_program(1000, onnx))
     choice = choose_backend(Bundle.open(bundle), 2)
     assert choice.llm.backend == backend
     assert choice.note == f"tried here: {onnx:.0f} LLM inputs/s in ONNX Runtime, 1000 in llama.cpp"
-    races = asked.count("mtllm_edge.backends.probing.llm_backend_child")
+    measurements = started_modules.count("mtllm_edge.backends.probing.llm_backend_child")
     assert choose_backend(Bundle.open(bundle), 2) == choice  # from the cache
-    assert asked.count("mtllm_edge.backends.probing.llm_backend_child") == races == 1
-    choose_backend(Bundle.open(bundle), 1)  # another number of threads is another question
+    assert started_modules.count("mtllm_edge.backends.probing.llm_backend_child") == measurements == 1
+    choose_backend(Bundle.open(bundle), 1)  # another number of threads is measured separately
     choose_backend(Bundle.open(bundle), 2, use_cache=False)
-    assert asked.count("mtllm_edge.backends.probing.llm_backend_child") == 3
+    assert started_modules.count("mtllm_edge.backends.probing.llm_backend_child") == 3
 
 
-def test_the_real_race_is_run_here(bundle: Path) -> None:
+def test_the_measurement_runs_on_this_machine(bundle: Path) -> None:
     note = choose_backend(Bundle.open(bundle), 1).note
     speeds = [float(word) for word in note.split() if word.isdigit()]
     assert len(speeds) == 2
@@ -80,11 +82,11 @@ def test_the_real_race_is_run_here(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["raise SystemExit(1)", "print('fast')", "pass", "import os; os.abort()"])
-def test_a_child_that_fails_leaves_gguf(bundle: Path, race: Callable[[str], list[str]], program: str) -> None:
-    asked = race("import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); " + program)
+def test_gguf_is_the_fallback(bundle: Path, measuring_child: Callable[[str], list[str]], program: str) -> None:
+    started_modules = measuring_child("import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); " + program)
     choice = choose_backend(Bundle.open(bundle), 2)
     assert choose_backend(Bundle.open(bundle), 2) == choice
-    assert asked.count("mtllm_edge.backends.probing.llm_backend_child") == 1  # not at every load
+    assert started_modules.count("mtllm_edge.backends.probing.llm_backend_child") == 1  # not at every load
     assert (choice.llm.backend, choice.note) == ("gguf", "the measurement of ONNX Runtime failed")
 
 
@@ -100,35 +102,37 @@ def test_in_a_packaged_application(bundle: Path, monkeypatch: pytest.MonkeyPatch
     assert choose_backend(Bundle.open(bundle), 2).llm.backend == "gguf"
 
 
-def test_the_user_has_the_last_word(bundle: Path, race: Callable[[str], list[str]]) -> None:
-    asked = race(says(1, 1))
+def test_the_requested_backend_is_used(bundle: Path, measuring_child: Callable[[str], list[str]]) -> None:
+    started_modules = measuring_child(speeds_program(1, 1))
     with Embedder.load(bundle, llm_backend="onnx") as embedder:
         assert isinstance(embedder._llm, OnnxLlm)
         onnx_NE = embedder.embed(["a good team", "b"])
     with Embedder.load(bundle, llm_backend="gguf") as embedder:
         assert isinstance(embedder._llm, GgufLlm)
         gguf_NE = embedder.embed(["a good team", "b"])
-    assert "mtllm_edge.backends.probing.llm_backend_child" not in asked
-    assert np.abs(onnx_NE - gguf_NE).max() > 1e-3  # the tiny ONNX body is another one
+    assert "mtllm_edge.backends.probing.llm_backend_child" not in started_modules
+    assert np.abs(onnx_NE - gguf_NE).max() > 1e-3  # the tiny ONNX body computes something else
     with Classifier.load(bundle, task="topic", llm_backend="onnx") as classifier:
         assert isinstance(classifier._embedder._llm, OnnxLlm)
 
 
-def test_a_form_that_is_not_there(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_backend(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="has its LLM for gguf only"):
         Embedder.load(tiny_bundle, llm_backend="onnx")
     assert main(["embed", "-b", str(tiny_bundle), "a", "--llm-backend", "onnx"]) == 2
     assert "has its LLM for gguf only; leave the backend out" in capsys.readouterr().err
 
 
-def test_the_commands(bundle: Path, race: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
-    race(says(1000, 3000))
+def test_the_commands(
+    bundle: Path, measuring_child: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    measuring_child(speeds_program(1000, 3000))
     for backend in ("auto", "gguf", "onnx"):
         assert main(["classify", "-b", str(bundle), "-t", "topic", "a", "--llm-backend", backend]) == 0
     capsys.readouterr()
     assert main(["info", str(bundle)]) == 0
-    assert "mean pooling, f32 GGUF, " in (told := capsys.readouterr().out)
-    assert " or f32 ONNX, " in told
+    assert "mean pooling, f32 GGUF, " in (info := capsys.readouterr().out)
+    assert " or f32 ONNX, " in info
     assert main(["doctor", str(bundle)]) == 0
     assert "ONNX (tried here: 3000 LLM inputs/s in ONNX Runtime, 1000 in llama.cpp)" in capsys.readouterr().out
 
@@ -136,16 +140,16 @@ def test_the_commands(bundle: Path, race: Callable[[str], list[str]], capsys: py
 @pytest.mark.parametrize(
     "change", [{"n_embd": 64}, {"n_layer": 7}, {"attention": "bidirectional"}, {"backend": "gguf"}]
 )
-def test_two_forms_are_of_one_body(bundle: Path, change: dict[str, object]) -> None:
+def test_both_backends_must_have_the_same_body(bundle: Path, change: dict[str, object]) -> None:
     manifest = Bundle.open(bundle).manifest
     assert manifest.llm_onnx is not None
-    wrong = msgspec.structs.replace(manifest.llm_onnx, **change)
-    text = msgspec.structs.replace(manifest, llm_onnx=wrong).to_json()
+    second_llm = msgspec.structs.replace(manifest.llm_onnx, **change)
+    text = msgspec.structs.replace(manifest, llm_onnx=second_llm).to_json()
     with pytest.raises(ModelError, match="not the ONNX form of the GGUF body"):
         parse_manifest(text, origin="bundle.json")
 
 
-def test_a_damaged_second_form_is_found_before_it_is_read(tmp_path: Path) -> None:
+def test_a_damaged_second_llm_is_refused(tmp_path: Path) -> None:
     folder = add_onnx_form(tiny_bundle.make_tiny_bundle(tmp_path / "bundle"))
     content = (folder / "llm.onnx").read_bytes()
     (folder / "llm.onnx").write_bytes(b"\xff" * len(content))

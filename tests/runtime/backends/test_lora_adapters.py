@@ -1,4 +1,4 @@
-"""One base and many tasks: LoRA adapters that the LLM wears for one task, against the merged weights in numpy."""
+"""LoRA adapters that the LLM applies for one task, compared with merged weights in NumPy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load(bundle: Path, **adapters: Path) -> GgufLlm:
 
 @pytest.fixture
 def adapted(fresh_bundle: Path, tmp_path: Path) -> Path:
-    """The tiny bundle with the tasks `one` and `two`, each with an adapter of its own, and `bare`, without."""
+    """The tiny bundle with the tasks `one` and `two`, each with its own adapter, and `bare` without one."""
     bundle = Bundle.open(fresh_bundle)
     weight_CE = np.random.default_rng(9).standard_normal((2, tiny_bundle.N_EMBD), dtype=np.float32)
     head = Head("sequence", ("a", "b"), weight_CE, None, 1.0)
@@ -64,21 +64,21 @@ def adapted(fresh_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_an_adapter_is_the_merged_weight(tiny_bundle: Path, tmp_path: Path, dtype: type[np.floating]) -> None:
+def test_an_adapter_equals_merged_weights(tiny_bundle: Path, tmp_path: Path, dtype: type[np.floating]) -> None:
     halves = lora(0)
     path = write_lora(tmp_path / "lora.gguf", {name: half.astype(dtype) for name, half in halves.items()})
     llm = load(tiny_bundle, mine=path)
-    bare, worn = read_gguf(tiny_bundle / "llm.gguf"), merged(tiny_bundle / "llm.gguf", halves)
+    base_weights, merged_weights = read_gguf(tiny_bundle / "llm.gguf"), merged(tiny_bundle / "llm.gguf", halves)
     batch = inputs()
-    for adapter, weights in (("mine", worn), (None, bare), ("mine", worn)):
-        found_NE = llm.pool(batch, adapter=adapter)
-        for found_E, inputs_LE in zip(found_NE, batch, strict=True):
-            assert cosine(found_E, llama_pooled(weights, inputs_LE, causal=True)) >= 0.9999
+    for adapter, weights in (("mine", merged_weights), (None, base_weights), ("mine", merged_weights)):
+        pooled_NE = llm.pool(batch, adapter=adapter)
+        for pooled_E, inputs_LE in zip(pooled_NE, batch, strict=True):
+            assert cosine(pooled_E, llama_pooled(weights, inputs_LE, causal=True)) >= 0.9999
     assert cosine(llm.pool(batch, adapter="mine"), llm.pool(batch)) < 0.99
     llm.close()
 
 
-def test_two_threads_ask_for_two_tasks(adapted: Path) -> None:
+def test_two_threads_use_two_tasks(adapted: Path) -> None:
     with Classifier.load(adapted, task="bare", threads=1) as classifier:
         expected = {task: classifier.classify(TEXTS, task=task) for task in ("one", "two", "bare", "topic")}
         assert expected["one"] != expected["two"] != expected["bare"] != expected["one"]
@@ -88,11 +88,11 @@ def test_two_threads_ask_for_two_tasks(adapted: Path) -> None:
             assert job.result() == expected[task]
 
 
-def test_the_answers_are_those_of_a_merged_bundle(adapted: Path, tiny_bundle: Path) -> None:
+def test_vectors_equal_those_of_a_merged_bundle(adapted: Path, tiny_bundle: Path) -> None:
     weights = {name: array.astype(np.float32) for name, array in merged(adapted / "llm.gguf", lora(1)).items()}
     with Embedder.load(adapted, threads=1) as embedder:
         encoded = embedder.encode(TEXTS)
-        worn_NE, bare_NE = embedder.pool(encoded, task="two"), embedder.pool(encoded, task="bare")
+        adapted_NE, bare_NE = embedder.pool(encoded, task="two"), embedder.pool(encoded, task="bare")
         np.testing.assert_array_equal(bare_NE, embedder.pool(encoded))
     (adapted / "llm.gguf").unlink()
     body = {name: weight for name, weight in weights.items() if name != "token_embd.weight"}
@@ -103,15 +103,15 @@ def test_the_answers_are_those_of_a_merged_bundle(adapted: Path, tiny_bundle: Pa
     )
     with Embedder.load(adapted, threads=1) as embedder:
         merged_NE = embedder.embed(TEXTS)
-    for worn_E, merged_E in zip(worn_NE, merged_NE, strict=True):
-        assert cosine(worn_E, merged_E) >= 0.9999
+    for adapted_E, merged_E in zip(adapted_NE, merged_NE, strict=True):
+        assert cosine(adapted_E, merged_E) >= 0.9999
 
 
 def _fields(manifest: Any) -> dict[str, Any]:
     return {name: getattr(manifest, name) for name in manifest.__struct_fields__}
 
 
-def test_the_manifest_lists_it_and_it_goes_with_the_task(run: Run, adapted: Path) -> None:
+def test_the_adapter_is_listed_and_removed_with_its_task(run: Run, adapted: Path) -> None:
     bundle = Bundle.open(adapted)
     bundle.verify()
     assert bundle.manifest.tasks["one"].adapter == "tasks/one/adapter.gguf"
@@ -123,7 +123,7 @@ def test_the_manifest_lists_it_and_it_goes_with_the_task(run: Run, adapted: Path
         assert len(classifier.classify(TEXTS)) == len(TEXTS)
 
 
-def test_a_fitted_task_that_replaces_one_wears_no_adapter(adapted: Path) -> None:
+def test_fitting_a_task_again_removes_its_adapter(adapted: Path) -> None:
     texts, labels = ["cat", "cow", "hen", "oak", "elm", "fir"], list("aaabbb")
     with Classifier.load(adapted, task="one", threads=1) as classifier:
         classifier.fit(texts, labels)
@@ -135,7 +135,7 @@ def test_a_fitted_task_that_replaces_one_wears_no_adapter(adapted: Path) -> None
         assert_probabilities_close(classifier.predict_proba(texts), expected_NC, LLAMA_CPP)
 
 
-def test_an_adapter_that_changes_nothing(fresh_bundle: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_effect(fresh_bundle: Path, tmp_path: Path) -> None:
     halves = {name: half * np.float32(not name.endswith("lora_b")) for name, half in lora(0).items()}
     path = tiny_bundle.write_lora(tmp_path / "lora.gguf", halves)
     with pytest.raises(ModelError, match=r"lora\.gguf: the adapter does not change the LLM's vectors"):
@@ -195,7 +195,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any],
 
 
 @pytest.mark.parametrize(("change", "fields", "architecture", "message"), BAD.values(), ids=BAD)
-def test_adapters_that_llama_cpp_must_not_see(
+def test_invalid_adapters_do_not_reach_llama_cpp(
     adapted: Path,
     tmp_path: Path,
     change: Callable[[dict[str, Any]], dict[str, Any]],
@@ -218,7 +218,7 @@ def test_adapters_that_llama_cpp_must_not_see(
     assert message in str(opened.value)
 
 
-def test_no_gguf_at_all(adapted: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf(adapted: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"no GGUF")
     head = Head("sequence", ("a", "b"), np.ones((2, tiny_bundle.N_EMBD), np.float32), None, 1.0)
     with pytest.raises(ModelError, match=r"bad\.gguf: no GGUF file"):
@@ -233,12 +233,15 @@ def test_no_gguf_at_all(adapted: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("llm.gguf", "names the adapter 'llm.gguf', expected tasks/....gguf"),  # whose own check would not be made then
+        (
+            "llm.gguf",
+            "names the adapter 'llm.gguf', expected tasks/....gguf",
+        ),  # otherwise the LLM would not be checked as such
         ("tasks/one/head.safetensors", "expected tasks/....gguf"),
         ("tasks/three/adapter.gguf", "names the adapter 'tasks/three/adapter.gguf', which files does not list"),
     ],
 )
-def test_paths_that_are_no_adapters(adapted: Path, path: str, message: str) -> None:
+def test_invalid_adapter_paths(adapted: Path, path: str, message: str) -> None:
     content = msgspec.json.decode((adapted / MANIFEST_NAME).read_bytes())
     content["tasks"]["one"]["adapter"] = path
     (adapted / MANIFEST_NAME).write_bytes(msgspec.json.encode(content))
@@ -246,7 +249,7 @@ def test_paths_that_are_no_adapters(adapted: Path, path: str, message: str) -> N
         Bundle.open(adapted)
 
 
-def test_an_llm_in_onnx_wears_none(run: Run, adapted: Path, tmp_path: Path) -> None:
+def test_an_llm_in_onnx_supports_no_adapters(run: Run, adapted: Path, tmp_path: Path) -> None:
     halves, onnx = tmp_path / "one.gguf", tiny_bundle.make_tiny_bundle(tmp_path / "onnx")
     make_onnx_bundle(onnx)
     np.save(tmp_path / "x.npy", np.ones(1))

@@ -1,4 +1,4 @@
-"""The encoder in ONNX Runtime: padded batches against plain numpy, and files that no native parser may see."""
+"""The encoder in ONNX Runtime: padded batches compared with NumPy, and files that must not reach a native parser."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def states(ids: list[int]) -> NDArray[np.float32]:
     return np.cumsum(table(ROWS)[ids], axis=0) @ matrix(tiny_bundle.D_MODEL)
 
 
-def test_a_padded_batch_is_its_single_texts(encoder: OnnxEncoder) -> None:
-    for found_LD, ids in zip(encoder.encode(BATCH), BATCH, strict=True):
-        assert found_LD.dtype == np.float32
-        assert_vectors_close(found_LD, states(ids), FLOAT32)
+def test_a_padded_batch_equals_single_texts(encoder: OnnxEncoder) -> None:
+    for hidden_LD, ids in zip(encoder.encode(BATCH), BATCH, strict=True):
+        assert hidden_LD.dtype == np.float32
+        assert_vectors_close(hidden_LD, states(ids), FLOAT32)
         assert_vectors_close(encoder.encode([ids])[0], states(ids), FLOAT32)
     assert encoder.encode([]) == []
 
 
-@pytest.mark.parametrize("wrong", [-1, ROWS])
-def test_ids_outside_the_vocabulary(encoder: OnnxEncoder, wrong: int) -> None:
-    with pytest.raises(ModelError, match=f"token id {wrong} is outside the model.s vocabulary of {ROWS} tokens"):
-        encoder.encode([[0, 2], [0, wrong, 2]])
+@pytest.mark.parametrize("token_id", [-1, ROWS])
+def test_ids_outside_the_vocabulary(encoder: OnnxEncoder, token_id: int) -> None:
+    with pytest.raises(ModelError, match=f"token id {token_id} is outside the model.s vocabulary of {ROWS} tokens"):
+        encoder.encode([[0, 2], [0, token_id, 2]])
 
 
 def test_text_without_tokens(encoder: OnnxEncoder) -> None:
@@ -71,7 +71,7 @@ def test_text_without_tokens(encoder: OnnxEncoder) -> None:
         encoder.encode([[0, 2], []])
 
 
-def test_weights_that_are_not_finite(bundle: Path) -> None:
+def test_non_finite_weights(bundle: Path) -> None:
     model = make_encoder()
     stored = next(tensor for tensor in model.graph.initializer if tensor.name == "matrix")
     stored.raw_data = np.full((tiny_bundle.D_MODEL, tiny_bundle.D_MODEL), np.nan, np.float32).tobytes()
@@ -87,7 +87,7 @@ def test_closed(encoder: OnnxEncoder) -> None:
         encoder.encode(BATCH)
 
 
-def test_a_graph_that_onnx_runtime_refuses_is_one_line(bundle: Path) -> None:
+def test_an_error_of_onnx_runtime_is_one_line(bundle: Path) -> None:
     model = make_encoder()
     model.graph.node[1].input[0] = "nothing"
     onnx.save(model, bundle / "encoder.onnx")
@@ -106,10 +106,10 @@ def test_the_pipeline_and_the_commands(bundle: Path, capsys: pytest.CaptureFixtu
     assert main(["doctor", str(bundle), "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out)
     assert report["engines"]["onnxruntime"]["version"]
-    assert report["bundle"]["reason"]  # the LLM is for llama.cpp, and was tried
+    assert report["bundle"]["reason"]  # the LLM is in GGUF, so llama.cpp was probed
 
 
-def test_an_engine_that_is_not_needed_is_not_loaded(bundle: Path, tmp_path: Path) -> None:
+def test_unused_engines_are_not_imported(bundle: Path, tmp_path: Path) -> None:
     code = CLASSIFY + "print(*sorted({'ctranslate2', 'onnxruntime', 'llama_cpp'} & set(sys.modules)))"
     child = run_python(code, str(make_onnx_bundle(bundle)), folder=tmp_path)
     assert child.returncode == 0, child.stderr
@@ -155,7 +155,7 @@ def _external(model: onnx.ModelProto) -> None:
         (lambda model: model.CopyFrom(make_encoder(width=32)), "expected [vocabulary, 16]"),
     ],
 )
-def test_refused_before_onnx_runtime_sees_it(
+def test_invalid_graphs_do_not_reach_onnx_runtime(
     fresh_bundle: Path, change: Callable[[onnx.ModelProto], None], fragment: str
 ) -> None:
     model = make_encoder()
@@ -168,13 +168,13 @@ def test_refused_before_onnx_runtime_sees_it(
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_in_8_bits_is_one(fresh_bundle: Path) -> None:
+def test_an_int8_table_is_accepted(fresh_bundle: Path) -> None:
     model = make_encoder()
     _int8_table(model)
     Bundle.open(make_onnx_encoder_bundle(fresh_bundle, model))
 
 
-def test_a_file_that_is_damaged_or_missing(bundle: Path) -> None:
+def test_a_damaged_or_missing_file(bundle: Path) -> None:
     content = (bundle / "encoder.onnx").read_bytes()
     (bundle / "encoder.onnx").write_bytes(b"\xff" * 64 + content[64:])
     with pytest.raises(ModelError, match=r"encoder\.onnx: "):
@@ -192,7 +192,7 @@ def test_a_file_that_is_damaged_or_missing(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{}, {"quantization": "int8", "backend": "ctranslate2"}], ids=["float32", "ctranslate2"]
 )
-def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object]) -> None:
+def test_contradictions_in_the_manifest(bundle: Path, change: dict[str, object]) -> None:
     content = msgspec.json.decode((bundle / "bundle.json").read_bytes())
     content["encoder"] |= change | {"float32_matrices": ["layers.0.fc1"]}
     with pytest.raises(ModelError, match="float32_matrices require int8 in onnx, found"):

@@ -1,4 +1,4 @@
-"""The LLM in ONNX Runtime: padded batches against plain numpy, and files that no native parser may see."""
+"""The LLM in ONNX Runtime: padded batches compared with NumPy, and files that must not reach a native parser."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def inputs(*lengths: int) -> list[NDArray[np.float32]]:
     return [rng.standard_normal((length, tiny_bundle.N_EMBD), dtype=np.float32) for length in lengths]
 
 
-def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
+def test_a_padded_batch_equals_single_texts(bundle: Path) -> None:
     llm = OnnxLlm(bundle / "llm.onnx", LLM, threads=1)
     batch = inputs(3, 40, 1, 7)
     expected_NE = np.stack([(np.cumsum(inputs_LE, axis=0) @ matrix()).mean(axis=0) for inputs_LE in batch])
@@ -68,7 +68,7 @@ def test_a_padded_batch_is_its_single_texts(bundle: Path) -> None:
         ([np.full((3, tiny_bundle.N_EMBD), 3e38, np.float32)], "returned numbers that are not finite"),
     ],
 )
-def test_numbers_that_cannot_be(bundle: Path, batch: list[NDArray[np.float32]], message: str) -> None:
+def test_invalid_inputs(bundle: Path, batch: list[NDArray[np.float32]], message: str) -> None:
     llm = OnnxLlm(bundle / "llm.onnx", LLM, threads=1)
     with pytest.raises(EngineError, match=message):
         llm.pool(batch)
@@ -82,7 +82,7 @@ def test_closed(bundle: Path) -> None:
         llm.pool(inputs(1))
 
 
-def test_a_graph_that_onnx_runtime_refuses_is_one_line(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_onnx_runtime_is_one_line(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = make_model()
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, bundle / "llm.onnx")
@@ -112,10 +112,10 @@ def test_without_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys
         Embedder.load(bundle)
     assert main(["doctor", str(bundle)]) == 1
     assert "onnxruntime is not installed" in capsys.readouterr().err
-    assert main(["doctor"]) == 0  # nobody needs it then
+    assert main(["doctor"]) == 0  # no bundle requires it
 
 
-def test_the_structure_is_read(bundle: Path) -> None:
+def test_the_structure_of_a_graph(bundle: Path) -> None:
     graph = read_graph(bundle / "llm.onnx")
     rows = (FLOAT, ("texts", "length", tiny_bundle.N_EMBD))
     assert graph.inputs == {"inputs_embeds": rows, "attention_mask": (INT64, ("texts", "length"))}
@@ -123,7 +123,7 @@ def test_the_structure_is_read(bundle: Path) -> None:
     assert graph.initializers["matrix"] == (FLOAT, (tiny_bundle.N_EMBD, tiny_bundle.N_EMBD))
 
 
-def test_every_cut_is_found(bundle: Path, tmp_path: Path) -> None:
+def test_every_truncation_is_detected(bundle: Path, tmp_path: Path) -> None:
     content = (bundle / "llm.onnx").read_bytes()
     for length in [*range(400), *range(400, len(content), 61), len(content) - 1]:
         (tmp_path / "cut.onnx").write_bytes(content[:length])
@@ -180,7 +180,7 @@ def _new(model: onnx.ModelProto) -> None:
         (lambda model: model.CopyFrom(make_model(layers=2)), "has 2 layers, expected 1"),
     ],
 )
-def test_refused_before_onnx_runtime_sees_it(
+def test_invalid_graphs_do_not_reach_onnx_runtime(
     fresh_bundle: Path, change: Callable[[onnx.ModelProto], None], fragment: str
 ) -> None:
     model = make_model()
@@ -200,7 +200,7 @@ def test_refused_before_onnx_runtime_sees_it(
         ({"float32_matrices": ["layers.0.mlp.up_proj"]}, "float32_matrices require int8, found f32"),
     ],
 )
-def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object], fragment: str) -> None:
+def test_contradictions_in_the_manifest(bundle: Path, change: dict[str, object], fragment: str) -> None:
     content = msgspec.json.decode((bundle / "bundle.json").read_bytes())
     content["llm"] |= change
     with pytest.raises(ModelError, match=fragment):
@@ -221,7 +221,9 @@ def test_a_form_that_contradicts_itself(bundle: Path, change: dict[str, object],
         (lambda model: setattr(model.graph.initializer[0].segment, "begin", 1), "is a piece of one"),
     ],
 )
-def test_what_no_llm_needs(bundle: Path, change: Callable[[onnx.ModelProto], object], message: str) -> None:
+def test_operators_that_no_llm_requires(
+    bundle: Path, change: Callable[[onnx.ModelProto], object], message: str
+) -> None:
     model = make_model()
     change(model)
     make_onnx_bundle(bundle, model)
@@ -229,8 +231,8 @@ def test_what_no_llm_needs(bundle: Path, change: Callable[[onnx.ModelProto], obj
         Bundle.open(bundle)
 
 
-def test_a_field_number_that_protobuf_cuts_short(bundle: Path) -> None:
-    """Protobuf keeps 32 bits of a key: a field that is unknown to a reader of 64 could be external data to it."""
+def test_a_field_number_that_protobuf_truncates(bundle: Path) -> None:
+    """Protobuf reads 32 bits of a key: an unknown field for a reader of 64 bits could be external data for it."""
     path = bundle / "llm.onnx"
     path.write_bytes(path.read_bytes() + bytes([0xB8, 0x80, 0x80, 0x80, 0x10, 0]))
     with pytest.raises(DamagedFileError, match="a field of key 4294967352"):

@@ -1,4 +1,4 @@
-"""The engine dies, hangs or lies in a child process; the parent lives and chooses what works."""
+"""Probing of llama.cpp: it may crash, hang or miscompute in a child process; the parent selects working settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[bool, bool], str]], list[tuple[bool, bool]]]:
-    """Replace the children of given settings by given programs; returns the list of settings that were tried."""
+    """Replace the child processes of some settings by programs; return the list of tried settings."""
     real = llama_cpp._child_command
 
     def replace(programs: dict[tuple[bool, bool], str]) -> list[tuple[bool, bool]]:
@@ -61,45 +61,47 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[tuple[bool, bool
 _NO_CORE = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))" if sys.platform != "win32" else "pass"
 
 
-def ask(bundle: Path, *, use_cache: bool = True) -> EngineSettings:
+def probe(bundle: Path, *, use_cache: bool = True) -> EngineSettings:
     return engine_settings(bundle / "llm.gguf", Bundle.open(bundle).manifest.llm, use_cache=use_cache)
 
 
-def test_this_machine_computes_right(own_cache: Path, tiny_bundle: Path) -> None:
-    settings = ask(tiny_bundle)
+def test_the_probe_on_this_machine(own_cache: Path, tiny_bundle: Path) -> None:
+    settings = probe(tiny_bundle)
     assert settings.switches in (FAST, NO_EXTRA_BUFFERS, PLAIN)
     assert settings.note.startswith("tried here: the ")
 
 
-def test_answer_is_kept(own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]) -> None:
+def test_results_are_cached(
+    own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]
+) -> None:
     tried = children({PLAIN: GOOD, FAST: GOOD})
-    assert ask(tiny_bundle) == ask(tiny_bundle)
+    assert probe(tiny_bundle) == probe(tiny_bundle)
     assert tried == [PLAIN, FAST]
     assert len(list(own_cache.iterdir())) == 1
-    ask(tiny_bundle, use_cache=False)
+    probe(tiny_bundle, use_cache=False)
     assert tried == [PLAIN, FAST] * 2
 
 
-def test_another_kind_of_weights_is_another_question(
+def test_each_quantization_is_probed(
     own_cache: Path, tiny_variant: Callable[..., Path], children: Callable[..., list[tuple[bool, bool]]]
 ) -> None:
     tried = children({PLAIN: GOOD, FAST: GOOD})
-    ask(tiny_variant(quantization="q8_0"))
-    ask(tiny_variant(quantization="q4_0"))
-    ask(tiny_variant(quantization="q4_0"))
+    probe(tiny_variant(quantization="q8_0"))
+    probe(tiny_variant(quantization="q4_0"))
+    probe(tiny_variant(quantization="q4_0"))
     assert len(tried) == 4
 
 
-def test_another_build_is_another_question(
+def test_each_build_is_probed(
     own_cache: Path,
     tiny_bundle: Path,
     children: Callable[..., list[tuple[bool, bool]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried = children({PLAIN: GOOD, FAST: GOOD})
-    ask(tiny_bundle)
+    probe(tiny_bundle)
     monkeypatch.setattr(llama_cpp, "engine_build", lambda: "9.9.9 rebuilt")
-    ask(tiny_bundle)
+    probe(tiny_bundle)
     assert len(tried) == 4
 
 
@@ -117,7 +119,7 @@ def test_another_build_is_another_question(
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
-def test_falls_back(
+def test_fallback_settings(
     own_cache: Path,
     tiny_bundle: Path,
     children: Callable[..., list[tuple[bool, bool]]],
@@ -125,20 +127,22 @@ def test_falls_back(
     reason: str,
 ) -> None:
     children({FAST: program, NO_EXTRA_BUFFERS: CLOSE, PLAIN: GOOD})
-    settings = ask(tiny_bundle)
+    settings = probe(tiny_bundle)
     assert settings.switches == NO_EXTRA_BUFFERS
     assert f"the fast settings {reason}" in settings.note
-    assert ask(tiny_bundle) == settings
+    assert probe(tiny_bundle) == settings
 
 
-def test_last_resort(own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]) -> None:
+def test_plain_kernels_are_the_last_fallback(
+    own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]
+) -> None:
     children({FAST: CRASHES, NO_EXTRA_BUFFERS: WRONG, PLAIN: GOOD})
-    settings = ask(tiny_bundle)
+    settings = probe(tiny_bundle)
     assert settings.switches == PLAIN
     assert settings.note.startswith("tried here: the plain kernels work; the fast settings ended the process")
 
 
-def test_hanging_child_is_given_up(
+def test_a_hanging_child_is_killed(
     own_cache: Path,
     tiny_bundle: Path,
     children: Callable[..., list[tuple[bool, bool]]],
@@ -146,37 +150,37 @@ def test_hanging_child_is_given_up(
 ) -> None:
     children({FAST: HANGS, NO_EXTRA_BUFFERS: GOOD, PLAIN: GOOD})
     monkeypatch.setattr(child_process, "TIMEOUT_SECONDS", 3.0)
-    settings = ask(tiny_bundle)
+    settings = probe(tiny_bundle)
     assert settings.switches == NO_EXTRA_BUFFERS
     assert "the fast settings gave no answer in 3 s" in settings.note
 
 
-def test_fast_without_a_reference(
+def test_fast_settings_without_a_reference(
     own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]
 ) -> None:
     children({FAST: GOOD, PLAIN: CRASHES})
-    settings = ask(tiny_bundle)
+    settings = probe(tiny_bundle)
     assert settings.switches == FAST
     assert "the plain kernels ended the process" in settings.note
 
 
-def test_nothing_works(own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]) -> None:
+def test_no_settings_work(own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]) -> None:
     children({FAST: CRASHES, NO_EXTRA_BUFFERS: CRASHES, PLAIN: CRASHES})
     with pytest.raises(EngineError, match=r"llm\.gguf: llama\.cpp does not work here .*run `mtllm-edge doctor`"):
-        ask(tiny_bundle)
+        probe(tiny_bundle)
     assert not own_cache.exists()  # tomorrow's build may work
 
 
-def test_refused_file_is_not_the_machines_fault(
+def test_a_refused_file_is_not_cached(
     own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]
 ) -> None:
     tried = children({PLAIN: REFUSES})
     with pytest.raises(EngineError, match=r"llm\.gguf: no memory; run `mtllm-edge doctor`"):
-        ask(tiny_bundle)
+        probe(tiny_bundle)
     assert tried == [PLAIN]
 
 
-def test_real_child_reports_a_refusal(own_cache: Path, fresh_bundle: Path) -> None:
+def test_the_child_reports_a_refused_file(own_cache: Path, fresh_bundle: Path) -> None:
     llm = Bundle.open(fresh_bundle).manifest.llm
     path = fresh_bundle / "llm.gguf"
     path.write_bytes(path.read_bytes().replace(b"tokenizer.ggml.model", b"tokenizer.ggml.modem"))
@@ -184,7 +188,7 @@ def test_real_child_reports_a_refusal(own_cache: Path, fresh_bundle: Path) -> No
         engine_settings(path, llm)
 
 
-def test_cache_that_cannot_be_written(
+def test_an_unwritable_cache(
     tiny_bundle: Path,
     children: Callable[..., list[tuple[bool, bool]]],
     tmp_path: Path,
@@ -193,22 +197,22 @@ def test_cache_that_cannot_be_written(
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     children({PLAIN: GOOD, FAST: GOOD})
-    assert ask(tiny_bundle).switches == FAST
+    assert probe(tiny_bundle).switches == FAST
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"key": {}, "settings": {"extra_buffers": true}}', b"\xff"])
-def test_damaged_cache(
+def test_a_damaged_cache(
     own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]], content: bytes
 ) -> None:
     tried = children({PLAIN: GOOD, FAST: GOOD})
-    settings = ask(tiny_bundle)
+    settings = probe(tiny_bundle)
     (file,) = own_cache.iterdir()
     file.write_bytes(content)
-    assert ask(tiny_bundle) == settings
+    assert probe(tiny_bundle) == settings
     assert len(tried) == 4
 
 
-def test_packaged_application_starts_no_child(
+def test_a_frozen_application_starts_no_child(
     own_cache: Path,
     tiny_bundle: Path,
     children: Callable[..., list[tuple[bool, bool]]],
@@ -216,7 +220,7 @@ def test_packaged_application_starts_no_child(
 ) -> None:
     tried = children({})
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert ask(tiny_bundle).switches == PLAIN
+    assert probe(tiny_bundle).switches == PLAIN
     assert tried == []
 
 
@@ -227,39 +231,39 @@ def test_packaged_application_starts_no_child(
         ([sys.executable, "-c", "import no_such_thing"], "(ModuleNotFoundError: No module named 'no_such_thing')"),
     ],
 )
-def test_where_no_child_can_run(
+def test_no_child_process(
     own_cache: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], reason: str
 ) -> None:
     monkeypatch.setattr(llama_cpp, "_child_command", lambda *_: command)
-    settings = ask(tiny_bundle)
+    settings = probe(tiny_bundle)
     assert settings.switches == PLAIN
     assert settings.note.startswith("not tried: ")
     assert reason in settings.note
     assert not own_cache.exists()
 
 
-def test_child_does_not_import_from_the_users_folder(
+def test_the_child_does_not_import_from_the_working_folder(
     own_cache: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("numpy", "msgspec", "llama_cpp"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a trap')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert "trap" not in ask(tiny_bundle).note
-    assert ask(tiny_bundle).note.startswith("tried here")
+    assert "trap" not in probe(tiny_bundle).note
+    assert probe(tiny_bundle).note.startswith("tried here")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
-def test_classifier_lives_where_the_fast_settings_crash(
+def test_a_classifier_works_if_the_fast_settings_crash(
     own_cache: Path, tiny_bundle: Path, children: Callable[..., list[tuple[bool, bool]]]
 ) -> None:
     tried = children({FAST: CRASHES, NO_EXTRA_BUFFERS: ABORTS})
-    with Classifier.load(tiny_bundle, task="topic") as careful:
-        found = careful.classify(["the team is good"])
+    with Classifier.load(tiny_bundle, task="topic") as classifier:
+        predictions = classifier.classify(["the team is good"])
     assert tried == [PLAIN, FAST, NO_EXTRA_BUFFERS]
-    assert found[0].label in careful.labels
+    assert predictions[0].label in classifier.labels
 
 
-def test_death_is_named() -> None:
+def test_signals_have_names() -> None:
     assert child_process.exit_reason(-int(signal.SIGILL)) == "SIGILL"
     assert child_process.exit_reason(-120) == "signal 120"
     assert child_process.exit_reason(0xC0000005) == "exit code 3221225477"

@@ -1,4 +1,4 @@
-"""Damaged model files are refused in Python: no native parser sees them."""
+"""Damaged model files are refused in Python, before a native parser reads them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fixtures import tiny_bundle
 
 
 def relist(bundle: Path) -> None:
-    """Make the manifest's sizes and digests those of the damaged files, so that only the headers can tell."""
+    """Update sizes and digests in the manifest, so that only the header checks can detect the damage."""
     path = bundle / "bundle.json"
     content = msgspec.json.decode(path.read_bytes())
     content["files"] = msgspec.to_builtins(list_files(bundle))
@@ -43,7 +43,7 @@ def refuses(bundle: Path, *fragments: str) -> None:
         assert fragment in message
 
 
-def test_gguf_header_is_read_as_gguf_py_reads_it(tiny_bundle: Path) -> None:
+def test_gguf_headers_equal_those_of_gguf_py(tiny_bundle: Path) -> None:
     header = gguf_format.read_header(tiny_bundle / "llm.gguf")
     reader = gguf.GGUFReader(tiny_bundle / "llm.gguf")
     assert header.shapes == {tensor.name: tuple(map(int, tensor.shape)) for tensor in reader.tensors}
@@ -52,7 +52,7 @@ def test_gguf_header_is_read_as_gguf_py_reads_it(tiny_bundle: Path) -> None:
         assert value == reader.fields[key].contents()
 
 
-def test_gguf_arrays_are_walked(tmp_path: Path) -> None:
+def test_gguf_arrays(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     writer.add_array("words", ["a", "", "ccc"])
     writer.add_array("numbers", [1, 2, 3])
@@ -67,7 +67,7 @@ def test_gguf_arrays_are_walked(tmp_path: Path) -> None:
     assert header.shapes == {"t": (32, 2)}
 
 
-def test_gguf_truth_values_in_arrays(tmp_path: Path) -> None:
+def test_gguf_booleans_in_arrays(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "gemma2")
     writer.add_sliding_window_pattern([True, False, True])
@@ -83,12 +83,12 @@ def test_gguf_truth_values_in_arrays(tmp_path: Path) -> None:
         gguf_format.read_header(path)
 
 
-def test_block_sizes_are_those_of_gguf_py() -> None:
+def test_block_sizes_equal_those_of_gguf_py() -> None:
     for kind, (block, width) in gguf_format._TENSOR_TYPES.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)] == (block, width)
 
 
-def test_real_files_pass(tiny_variant: Callable[..., Path]) -> None:
+def test_valid_files_are_accepted(tiny_variant: Callable[..., Path]) -> None:
     for quantization in ("f32", "q8_0", "q4_0"):
         Bundle.open(tiny_variant(quantization=quantization)).verify()
     Bundle.open(tiny_variant(encoder_quantization="int8")).verify()
@@ -103,7 +103,7 @@ def test_truncated_anywhere(fresh_bundle: Path, name: str, share: float) -> None
     refuses(fresh_bundle, f"{name}: ")
 
 
-def test_every_cut_of_the_gguf_header_is_found(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_every_truncation_of_the_gguf_header_is_detected(tiny_bundle: Path, tmp_path: Path) -> None:
     content = (tiny_bundle / "llm.gguf").read_bytes()
     for length in range(0, 2400, 7):
         (tmp_path / "cut.gguf").write_bytes(content[:length])
@@ -128,7 +128,7 @@ def test_header_readers_only_raise_their_own_error(tiny_bundle: Path, tmp_path: 
     for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)):
         content[place] = value
     (tmp_path / "damaged").write_bytes(content)
-    with contextlib.suppress(DamagedFileError):  # a changed name or value may be legal
+    with contextlib.suppress(DamagedFileError):  # a changed name or value may be valid
         read(tmp_path / "damaged")
 
 
@@ -143,7 +143,7 @@ def test_header_readers_only_raise_their_own_error(tiny_bundle: Path, tmp_path: 
         (24, struct.pack("<Q", 2**63), f"{2**63} bytes"),
     ],
 )
-def test_gguf_numbers_that_lie(fresh_bundle: Path, offset: int, value: bytes, fragment: str) -> None:
+def test_wrong_numbers_in_a_gguf_header(fresh_bundle: Path, offset: int, value: bytes, fragment: str) -> None:
     content = bytearray((fresh_bundle / "llm.gguf").read_bytes())
     content[offset : offset + len(value)] = value
     (fresh_bundle / "llm.gguf").write_bytes(content)
@@ -169,7 +169,7 @@ def test_gguf_fields_against_the_manifest(
     weights = tiny_bundle.llm_weights(np.random.default_rng(tiny_bundle.SEED))
     for name, value in fields.items():
         monkeypatch.setattr(tiny_bundle, name, value)
-    if fields.get("N_HEAD") == 0:  # the writer itself divides by it
+    if fields.get("N_HEAD") == 0:  # the writer divides by it
         monkeypatch.setattr(gguf.GGUFWriter, "add_rope_dimension_count", lambda *_: None)
         monkeypatch.setattr(tiny_bundle, "N_EMBD", _Quotient(32))
     tiny_bundle.write_llm(fresh_bundle / "llm.gguf", weights)
@@ -177,7 +177,7 @@ def test_gguf_fields_against_the_manifest(
 
 
 class _Quotient(int):
-    """An integer that bears division by zero."""
+    """An integer that can be divided by zero."""
 
     def __floordiv__(self, _: int) -> int:
         return 0
@@ -212,16 +212,18 @@ def test_gguf_with_other_tensors(
     weights = tiny_bundle.llm_weights(np.random.default_rng(tiny_bundle.SEED))
     change(weights)
     add = gguf.GGUFWriter.add_tensor
-    monkeypatch.setattr(  # the maker of the tiny bundle has norms in float32 only
+    monkeypatch.setattr(  # the tiny bundle has norms in float32 only
         gguf.GGUFWriter,
         "add_tensor",
-        lambda writer, name, tensor, **more: add(writer, name, tensor.astype(weights.get(name, tensor).dtype), **more),
+        lambda writer, name, tensor, **options: add(
+            writer, name, tensor.astype(weights.get(name, tensor).dtype), **options
+        ),
     )
     tiny_bundle.write_llm(fresh_bundle / "llm.gguf", weights)
     refuses(fresh_bundle, "llm.gguf: ", fragment)
 
 
-def test_gguf_tensors_lie_one_after_another(fresh_bundle: Path) -> None:
+def test_gguf_tensors_must_be_contiguous(fresh_bundle: Path) -> None:
     path = fresh_bundle / "llm.gguf"
     content = bytearray(path.read_bytes())
     name = b"blk.0.attn_k.weight"
@@ -249,7 +251,7 @@ def test_gguf_tensors_lie_one_after_another(fresh_bundle: Path) -> None:
         ("vocabulary", "{}", "no vocabulary"),
     ],
 )
-def test_json_beside_the_encoder(fresh_bundle: Path, name: str, text: str, fragment: str) -> None:
+def test_json_files_of_the_encoder(fresh_bundle: Path, name: str, text: str, fragment: str) -> None:
     (fresh_bundle / "encoder" / f"{name}.json").write_text(text, encoding="utf-8")
     refuses(fresh_bundle, "encoder/", fragment)
 
@@ -272,7 +274,7 @@ def test_settings_of_the_encoder(fresh_bundle: Path, setting: bytes, value: byte
     refuses(fresh_bundle, "encoder/model.bin: ", fragment)
 
 
-def test_gguf_without_a_tensor(fresh_bundle: Path) -> None:
+def test_gguf_with_a_missing_tensor(fresh_bundle: Path) -> None:
     weights = tiny_bundle.llm_weights(np.random.default_rng(tiny_bundle.SEED))
     del weights["blk.1.ffn_gate.weight"]
     tiny_bundle.write_llm(fresh_bundle / "llm.gguf", weights)
@@ -324,6 +326,6 @@ def test_arrays_of_another_type(fresh_bundle: Path) -> None:
     refuses(fresh_bundle, "head.safetensors: tensor weight has type F16, expected F32")
 
 
-def test_tokenizer_is_other_json(fresh_bundle: Path) -> None:
+def test_a_tokenizer_file_with_other_json(fresh_bundle: Path) -> None:
     (fresh_bundle / "tokenizer.json").write_text('{"words": []}', encoding="utf-8")
     refuses(fresh_bundle, "tokenizer.json: no tokenizer")

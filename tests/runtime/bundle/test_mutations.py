@@ -1,4 +1,4 @@
-"""A few hundred mutants of every format, as `tests.tools.fuzz.run` makes them by the ten thousands."""
+"""A few hundred mutants of every format; `tests.tools.fuzz.run` tries ten thousands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NATIVE_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[dict[str, Path]]:
+def bundle_folders() -> Iterator[dict[str, Path]]:
     with bundles() as folders:
         yield folders
 
@@ -38,18 +38,18 @@ def runner() -> Iterator[Runner]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_mutant_ends_the_process(name: str, made: dict[str, Path], runner: Runner) -> None:
-    tally = try_format(name, MUTANTS, made, runner, seed=1, native_seconds=NATIVE_SECONDS)
+def test_no_mutant_crashes_the_process(name: str, bundle_folders: dict[str, Path], runner: Runner) -> None:
+    tally = try_format(name, MUTANTS, bundle_folders, runner, seed=1, native_seconds=NATIVE_SECONDS)
     assert (tally.crashed, tally.hung, tally.python_errors, tally.digest_missed) == (0, 0, 0, 0), tally.examples
     assert tally.mutants == MUTANTS
     assert tally.refused_before_native_load > MUTANTS // 4
-    assert tally.ran + tally.refused_by_engine > 0  # else nothing native was tried
+    assert tally.ran + tally.refused_by_engine > 0  # otherwise no engine was tried
     assert tally.digest_checked == (0 if name == "manifest" else MUTANTS)
-    for folder in made.values():
-        Bundle.open(folder).verify()  # as they were
+    for folder in bundle_folders.values():
+        Bundle.open(folder).verify()  # unchanged
 
 
-def test_the_runner_sees_deaths(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_detects_crashes(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner((False, False))
     assert runner.run(tiny_bundle) == ("ran", "")
     assert runner._child is not None
@@ -80,7 +80,7 @@ GgufLlm(Path(sys.argv[1]), LLM, settings=EngineSettings(False, False, ""), threa
     ("key", "value"),
     [("llama.expert_count", 100_000), ("llama.nextn_predict_layers", 3), ("llama.rope.scaling.type", "sideways")],
 )
-def test_what_llama_cpp_dies_of_is_refused_before(
+def test_files_that_crash_llama_cpp_are_refused(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: int | str
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "hostile"))
@@ -96,17 +96,20 @@ def test_what_llama_cpp_dies_of_is_refused_before(
     command = [sys.executable, "-c", _LOAD_UNCHECKED, str(folder / "llm.gguf")]
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
     child = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
-    assert child.returncode == -signal.SIGABRT  # else the check below would guard nothing
+    assert child.returncode == -signal.SIGABRT  # otherwise the check is unnecessary
     with pytest.raises(ModelError, match=rf"llm\.gguf: (holds the field '{key}'|{key} is '{value}', expected)"):
         Bundle.open(folder)
 
 
-def test_names_of_variables_end_at_their_nul(fresh_bundle: Path) -> None:
+def test_names_of_variables_end_at_the_first_nul(fresh_bundle: Path) -> None:
     path = fresh_bundle / "encoder" / "model.bin"
     content = path.read_bytes()
     name = b"encoder/num_heads"
     assert struct.pack("<H", len(name) + 1) + name + b"\0" in content
-    for other in (name + b"x", name[:-2] + b"\0s\0"):  # the engine would read past the first, and less of the second
+    for other in (
+        name + b"x",
+        name[:-2] + b"\0s\0",
+    ):  # the engine would read beyond the first name, and a part of the second
         path.write_bytes(content.replace(name + b"\0", other, 1))
         tiny.write_manifest(fresh_bundle)
         with pytest.raises(ModelError, match=r"model\.bin: a name that does not end at its NUL"):

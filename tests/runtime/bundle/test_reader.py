@@ -1,4 +1,4 @@
-"""Opening, verifying and writing bundles; damage of every kind is one line that names the file."""
+"""Opening, verifying and writing bundles; each kind of damage is a one-line error with the file's name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_opens_and_verifies(tiny_bundle: Path) -> None:
     bundle.verify()
 
 
-def test_path_is_no_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_paths_that_are_not_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
     refuses(tmp_path / "none", UsageError, "none does not exist")
     refuses(tiny_bundle / "bundle.json", UsageError, "bundle.json is a file")
     archive = shutil.make_archive(str(tmp_path / "shipped"), "zip", tiny_bundle)
@@ -54,7 +54,7 @@ def test_path_is_no_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     refuses(tmp_path, ModelError, f"{tmp_path} holds no bundle.json")
 
 
-def test_manifest_without_a_stride_is_of_a_linear_bridge(fresh_bundle: Path) -> None:
+def test_a_bridge_without_stride_is_linear(fresh_bundle: Path) -> None:
     edit_manifest(fresh_bundle, lambda content: content["bridge"].pop("stride"))
     assert Bundle.open(fresh_bundle).manifest.bridge.stride == 1
 
@@ -79,7 +79,7 @@ def test_manifest_with_another_bridge(fresh_bundle: Path, bridge: dict[str, Any]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": "1"}', b"{}"])
-def test_manifest_is_none(fresh_bundle: Path, content: bytes) -> None:
+def test_files_that_are_not_manifests(fresh_bundle: Path, content: bytes) -> None:
     (fresh_bundle / "bundle.json").write_bytes(content)
     refuses(fresh_bundle, ModelError, "bundle.json is not a bundle manifest")
 
@@ -96,7 +96,7 @@ def test_manifest_with_an_unknown_key(fresh_bundle: Path) -> None:
     refuses(fresh_bundle, ModelError, "bundle.json", "atention")
 
 
-def test_manifest_that_contradicts_itself(fresh_bundle: Path) -> None:
+def test_contradictory_manifests(fresh_bundle: Path) -> None:
     edit_manifest(fresh_bundle, lambda content: content["tasks"]["topic"].update(head="tasks/none.safetensors"))
     refuses(fresh_bundle, ModelError, "task 'topic' names the head 'tasks/none.safetensors'")
 
@@ -105,25 +105,25 @@ def test_manifest_that_contradicts_itself(fresh_bundle: Path) -> None:
     "name",
     ["../outside.txt", "/etc/hostname", "LICENSES/../../outside.txt", "a\\b", "C:x", "./a", "a//b", "a/", "nul."],
 )
-def test_listed_path_leaves_the_folder(fresh_bundle: Path, name: str) -> None:
+def test_listed_paths_outside_the_folder(fresh_bundle: Path, name: str) -> None:
     (fresh_bundle.parent / "outside.txt").write_text("x", encoding="utf-8")
     edit_manifest(fresh_bundle, lambda content: content["files"].update({name: {"size": 1, "sha256": "0"}}))
     refuses(fresh_bundle, ModelError, "leaves the bundle")
 
 
-def test_link_leaves_the_folder(fresh_bundle: Path, tiny_bundle: Path) -> None:
+def test_links_out_of_the_folder(fresh_bundle: Path, tiny_bundle: Path) -> None:
     (fresh_bundle / "llm.gguf").unlink()
     (fresh_bundle / "llm.gguf").symlink_to(tiny_bundle / "llm.gguf")
     refuses(fresh_bundle, ModelError, "llm.gguf: a link, to ")
 
 
-def test_linked_manifest_leaves_the_folder(fresh_bundle: Path, tiny_bundle: Path) -> None:
+def test_the_manifest_must_not_be_a_link(fresh_bundle: Path, tiny_bundle: Path) -> None:
     (fresh_bundle / "bundle.json").unlink()
     (fresh_bundle / "bundle.json").symlink_to(tiny_bundle / "bundle.json")
     refuses(fresh_bundle, ModelError, "bundle.json is a link; copy the file itself")
 
 
-def test_no_file_and_no_folder_is_a_link(fresh_bundle: Path) -> None:
+def test_files_and_folders_must_not_be_links(fresh_bundle: Path) -> None:
     (fresh_bundle / "llm.gguf").rename(fresh_bundle / "weights")
     (fresh_bundle / "llm.gguf").symlink_to("weights")
     refuses(fresh_bundle, ModelError, "llm.gguf: a link, to ")
@@ -134,12 +134,12 @@ def test_no_file_and_no_folder_is_a_link(fresh_bundle: Path) -> None:
     refuses(fresh_bundle, ModelError, "encoder/model.bin: a link, to ")
 
 
-def test_the_folder_itself_may_be_a_link(fresh_bundle: Path, tmp_path: Path) -> None:
+def test_the_bundle_folder_may_be_a_link(fresh_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(fresh_bundle)
     Bundle.open(tmp_path / "current").verify()
 
 
-def test_file_that_only_the_engine_knows_of(fresh_bundle: Path) -> None:
+def test_unlisted_files_in_the_encoder_folder(fresh_bundle: Path) -> None:
     (fresh_bundle / "encoder" / "vmap.txt").write_text("x", encoding="utf-8")
     refuses(fresh_bundle, ModelError, "encoder/vmap.txt: not a file of an encoder, but the engine would read it")
 
@@ -167,7 +167,7 @@ def test_file_that_only_the_engine_knows_of(fresh_bundle: Path) -> None:
         (lambda content: content["files"]["llm.gguf"].update(size=-1), "Expected `int` >= 0"),
     ],
 )
-def test_manifest_that_asks_for_too_much(
+def test_too_large_numbers_in_the_manifest(
     fresh_bundle: Path, change: Callable[[dict[str, Any]], object], fragment: str
 ) -> None:
     edit_manifest(fresh_bundle, change)
@@ -175,7 +175,7 @@ def test_manifest_that_asks_for_too_much(
 
 
 @pytest.mark.parametrize("opening", ['{"format_version":1,"x":', "[", '{"format_version":1,"files":{"a":'])
-def test_manifest_that_is_nested_without_end(fresh_bundle: Path, opening: str) -> None:
+def test_deeply_nested_manifests(fresh_bundle: Path, opening: str) -> None:
     (fresh_bundle / "bundle.json").write_text(opening + "[" * 200_000, encoding="utf-8")
     refuses(fresh_bundle, ModelError, "bundle.json")
 
@@ -202,14 +202,14 @@ def test_missing_or_resized_file(fresh_bundle: Path, name: str) -> None:
     refuses(fresh_bundle, ModelError, str(fresh_bundle), f"{name}: missing", "copy or export the bundle again")
 
 
-def test_all_faults_at_once(fresh_bundle: Path) -> None:
+def test_an_error_lists_all_faults(fresh_bundle: Path) -> None:
     (fresh_bundle / "llm.gguf").write_bytes(b"GGUF")
     (fresh_bundle / "tokenizer.json").unlink()
     refuses(fresh_bundle, ModelError, "tokenizer.json: missing", "llm.gguf: 4 bytes, expected ")
 
 
 @pytest.mark.parametrize("name", ["llm.gguf", "bridge.safetensors", "encoder/vocabulary.json"])
-def test_needed_file_is_not_listed(fresh_bundle: Path, name: str) -> None:
+def test_required_files_must_be_listed(fresh_bundle: Path, name: str) -> None:
     edit_manifest(fresh_bundle, lambda content: content["files"].pop(name))
     refuses(fresh_bundle, ModelError, f"bundle.json does not list {name}")
 
@@ -228,7 +228,7 @@ def test_verify_lists_every_changed_file(fresh_bundle: Path) -> None:
     assert "bridge.safetensors" not in str(caught.value)
 
 
-def test_list_files_is_what_sha256sum_says(tmp_path: Path) -> None:
+def test_digests_equal_those_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.txt").write_bytes(b"abc")
     (tmp_path / "bundle.json").write_bytes(b"{}")
@@ -242,7 +242,7 @@ def _fill(folder: Path, text: str = "new") -> None:
     safetensors.numpy.save_file({"x": np.zeros(2, np.float32)}, folder / "x.safetensors")
 
 
-def test_write_renames_when_complete(tmp_path: Path) -> None:
+def test_a_bundle_is_renamed_when_it_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out"
     with atomic_folder(out, force=False, marker=MANIFEST_NAME) as folder:
         assert folder.parent == out.parent
@@ -253,7 +253,7 @@ def test_write_renames_when_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-def test_written_files_can_be_read_by_others(tmp_path: Path) -> None:
+def test_file_permissions_follow_the_umask(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out", force=False, marker=MANIFEST_NAME) as folder:
         _fill(folder)
     readable = (tmp_path / "out").stat().st_mode & 0o444
@@ -261,7 +261,7 @@ def test_written_files_can_be_read_by_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_write_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+def test_failed_writes_leave_no_files(tmp_path: Path, error: type[BaseException]) -> None:
     def write() -> None:
         with atomic_folder(tmp_path / "deep" / "out", force=False, marker=MANIFEST_NAME) as folder:
             _fill(folder)
@@ -272,7 +272,7 @@ def test_write_leaves_nothing_behind(tmp_path: Path, error: type[BaseException])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_refuses_an_existing_folder(tmp_path: Path) -> None:
+def test_an_existing_folder_is_an_error(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with (
@@ -282,7 +282,7 @@ def test_write_refuses_an_existing_folder(tmp_path: Path) -> None:
         pytest.fail("must not be entered")
 
 
-def test_force_replaces_a_bundle_after_success_only(fresh_bundle: Path) -> None:
+def test_force_replaces_a_bundle_only_after_success(fresh_bundle: Path) -> None:
     def fail() -> None:
         with atomic_folder(fresh_bundle, force=True, marker=MANIFEST_NAME) as folder:
             _fill(folder)
@@ -297,7 +297,7 @@ def test_force_replaces_a_bundle_after_success_only(fresh_bundle: Path) -> None:
     assert [path.name for path in fresh_bundle.parent.iterdir()] == [fresh_bundle.name]
 
 
-def test_force_replaces_nothing_else(tmp_path: Path) -> None:
+def test_force_replaces_bundles_only(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work", encoding="utf-8")
     (tmp_path / "file").write_text("x", encoding="utf-8")
@@ -310,7 +310,7 @@ def test_force_replaces_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").is_file()
 
 
-def test_out_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_an_output_created_meanwhile_is_kept(tmp_path: Path) -> None:
     def write() -> None:
         with atomic_folder(tmp_path / "out", force=False, marker=MANIFEST_NAME) as folder:
             _fill(folder)
@@ -322,7 +322,7 @@ def test_out_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_parent_is_a_file(tmp_path: Path) -> None:
+def test_the_parent_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(UsageError, match="cannot write to"),

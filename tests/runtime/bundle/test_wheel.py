@@ -1,4 +1,4 @@
-"""Bundles as wheels: what pip makes of them, and how they are found when they are installed."""
+"""Bundles as wheels: installation by pip, and lookup of installed bundles by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ sys.exit(main(["verify", "my-model"]) or main(["classify", "-b", "my-model", "-t
 
 @pytest.fixture(scope="module")
 def installed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which pip has installed the wheel of the tiny bundle."""
+    """A folder in which pip has installed the wheel of the tiny bundle."""
     folder = tmp_path_factory.mktemp("packaging")
     wheel = write_wheel(Bundle.open(tiny_bundle), "my-model", folder / "dist")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-cache-dir", "--quiet"]
@@ -44,7 +44,7 @@ def installed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "site"
 
 
-def test_pip_installs_it_and_it_is_found_by_name(installed: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_an_installed_bundle_is_loaded_by_name(installed: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     texts = ["the team is good", "не хорошо", "中国 在 这 里"]
     (tmp_path / "empty").mkdir()
     code = f"import os, sys; os.chdir({str(tmp_path / 'empty')!r}); sys.path.insert(0, {str(installed)!r})\n{USE}"
@@ -58,7 +58,7 @@ def test_pip_installs_it_and_it_is_found_by_name(installed: Path, tiny_bundle: P
     assert [label for _, label, _, _ in csv.reader(rows)] == expected
 
 
-def test_a_folder_goes_before_an_installed_bundle(
+def test_a_folder_takes_precedence_over_an_installed_bundle(
     installed: Path, fresh_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(installed)
@@ -74,7 +74,7 @@ def test_a_folder_goes_before_an_installed_bundle(
         assert embedder.bundle.path == Path("my-model")
 
 
-def test_neither_a_folder_nor_installed(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"your-model does not exist, nor is a bundle of that name installed"):
         Bundle.open("your-model")
     monkeypatch.syspath_prepend(installed)
@@ -82,7 +82,7 @@ def test_neither_a_folder_nor_installed(installed: Path, monkeypatch: pytest.Mon
         Bundle.open("your-model")
 
 
-def test_an_installed_bundle_is_not_changed(
+def test_an_installed_bundle_is_read_only(
     run: Run,
     installed: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +96,7 @@ def test_an_installed_bundle_is_not_changed(
     Bundle.open("my-model").verify()
 
 
-def test_the_wheel_is_the_same_every_time(tiny_bundle: Path, fresh_bundle: Path, tmp_path: Path) -> None:
+def test_wheels_are_reproducible(tiny_bundle: Path, fresh_bundle: Path, tmp_path: Path) -> None:
     one = write_wheel(Bundle.open(tiny_bundle), "my-model", tmp_path / "one")
     other = write_wheel(Bundle.open(fresh_bundle), "my-model", tmp_path / "other")
     assert one.name == other.name == WHEEL
@@ -117,7 +117,7 @@ def test_record_lists_every_file(tiny_bundle: Path, tmp_path: Path) -> None:
             assert (digest, size) == expected
 
 
-def test_licenses_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
+def test_licenses_are_in_the_wheel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     manifest = fresh_bundle / "bundle.json"
     text = manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1).replace("CC0-1.0", "MIT OR Apache-2.0", 1)
     manifest.write_text(text)
@@ -133,8 +133,8 @@ def test_licenses_travel(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     assert "encoder: random numbers, CC-BY-NC-4.0. **Non-commercial use only.**" in metadata.get_payload()
 
 
-def test_a_name_adds_no_license(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Not even one that no bundle on disk could have."""
+def test_names_of_files_do_not_add_licenses(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Not even a name that is impossible on disk."""
     bundle = Bundle.open(tiny_bundle)
     renamed = msgspec.structs.replace(bundle.manifest, name="tiny\nLicense: mine")
     wheel = write_wheel(Bundle(tiny_bundle, renamed), "my-model", tmp_path)
@@ -151,7 +151,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_calls(
+def test_invalid_arguments(
     run: Run, tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     (tmp_path / WHEEL).write_text("mine")
@@ -163,7 +163,7 @@ def test_wrong_calls(
     assert run("package", tiny_bundle, "-o", ".", "--name", "my-model", "--force").code == 0
 
 
-def test_a_damaged_bundle_is_not_shipped(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_not_packaged(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     content = bytearray((fresh_bundle / "llm.gguf").read_bytes())
     content[-1] ^= 1
     (fresh_bundle / "llm.gguf").write_bytes(content)

@@ -20,13 +20,13 @@ TEXTS = ["the team is good", "не хорошо", "中国 在 这 里"]
 
 @pytest.fixture
 def classify(run: Run, tiny_bundle: Path) -> Run:
-    """Runs `classify` on the task `topic` of the tiny bundle."""
+    """Run `classify` on the task `topic` of the tiny bundle."""
     return lambda *arguments, stdin=b"": run("classify", "-b", tiny_bundle, "-t", "topic", *arguments, stdin=stdin)
 
 
 @pytest.fixture(scope="module")
 def expected(tiny_bundle: Path) -> list[tuple[str, float]]:
-    """Label and confidence of `TEXTS` by the Python interface."""
+    """Labels and confidences of `TEXTS` from the Python interface."""
     with Classifier.load(tiny_bundle, task="topic") as classifier:
         return [(prediction.label, prediction.confidence) for prediction in classifier.classify(TEXTS)]
 
@@ -35,7 +35,7 @@ def _rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_a_pipe_gets_csv(classify: Run, expected: list[tuple[str, float]]) -> None:
+def test_output_in_a_pipe_is_csv(classify: Run, expected: list[tuple[str, float]]) -> None:
     result = classify(*TEXTS)
     assert result.code == 0
     rows = _rows(result.out)
@@ -47,7 +47,7 @@ def test_a_pipe_gets_csv(classify: Run, expected: list[tuple[str, float]]) -> No
     assert result.err.count("\n") == 1
 
 
-def test_jsonl_has_every_probability(classify: Run) -> None:
+def test_jsonl_output_has_all_probabilities(classify: Run) -> None:
     lines = [json.loads(line) for line in classify(*TEXTS, "--format", "jsonl").out.splitlines()]
     for line, text in zip(lines, TEXTS, strict=True):
         assert list(line) == ["text", "label", "confidence", "truncated", "probabilities"]
@@ -58,7 +58,7 @@ def test_jsonl_has_every_probability(classify: Run) -> None:
         assert line["truncated"] is False
 
 
-def test_a_table_shows_texts_as_they_are_but_harmless(classify: Run) -> None:
+def test_control_characters_in_a_table_are_escaped(classify: Run) -> None:
     result = classify("[bold]text[/bold]", "a \x1b[31mred\nline", "long " * 100, "--format", "table")
     assert result.code == 0
     assert "[bold]text[/bold]" in result.out
@@ -87,7 +87,7 @@ def test_stdin_without_arguments(classify: Run) -> None:
     assert [row["text"] for row in _rows(classify(stdin=b"one\ntwo").out)] == ["one", "two"]
 
 
-def test_columns_of_the_input_keep_their_names(classify: Run, tmp_path: Path) -> None:
+def test_input_columns_keep_their_names(classify: Run, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("label,text,truncated\ngold,hello,\n")
     result = classify("a.csv")
     row = _rows(result.out)[0]
@@ -97,7 +97,7 @@ def test_columns_of_the_input_keep_their_names(classify: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.CSV"])
-def test_the_form_follows_the_name_of_the_output(classify: Run, tmp_path: Path, name: str) -> None:
+def test_the_file_name_selects_the_format(classify: Run, tmp_path: Path, name: str) -> None:
     form = name.lower().partition(".")[2]
     result = classify(*TEXTS, "-o", name)
     assert (result.code, result.out) == (0, "")
@@ -120,14 +120,14 @@ def test_an_output_is_replaced_only_with_force(classify: Run, tmp_path: Path) ->
     assert (tmp_path / "out.csv").read_text().startswith("text,label")
 
 
-def test_a_text_of_100_000_characters_is_cut_and_said_to_be(classify: Run) -> None:
+def test_a_text_of_100_000_characters_is_truncated_with_a_note(classify: Run) -> None:
     result = classify("word " * 20_000, "short")
     assert result.code == 0
     assert [row["truncated"] for row in _rows(result.out)] == ["true", "false"]
     assert f"note: 1 text longer than {MAX_TOKENS} tokens lost the end\n" in result.err
 
 
-def test_embeddings_are_those_of_the_python_interface(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_embeddings_equal_those_of_the_python_interface(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
     with Embedder.load(tiny_bundle) as embedder:
         expected_NE = embedder.embed(TEXTS)
     assert run("embed", "-b", tiny_bundle, *TEXTS, "-o", "out.npy").code == 0
@@ -139,13 +139,13 @@ def test_embeddings_are_those_of_the_python_interface(run: Run, tiny_bundle: Pat
     np.testing.assert_array_equal(np.array([line["embedding"] for line in lines], np.float32), expected_NE)
 
 
-def test_embed_says_what_was_cut(run: Run, tiny_bundle: Path) -> None:
+def test_embed_reports_truncation(run: Run, tiny_bundle: Path) -> None:
     result = run("embed", "-b", tiny_bundle, "word " * 1000, "-o", "out.jsonl")
     assert json.loads(Path("out.jsonl").read_bytes())["truncated"] is True
     assert "note: 1 text longer than" in result.err
 
 
-def test_info_for_people_and_for_programs(run: Run, fresh_bundle: Path) -> None:
+def test_info_as_text_and_json(run: Run, fresh_bundle: Path) -> None:
     manifest = fresh_bundle / "bundle.json"
     manifest.write_text(manifest.read_text().replace("CC0-1.0", "CC-BY-NC-4.0", 1))
     result = run("info", fresh_bundle)
@@ -156,7 +156,7 @@ def test_info_for_people_and_for_programs(run: Run, fresh_bundle: Path) -> None:
     assert run("info", fresh_bundle, "--json").out == manifest.read_text()
 
 
-def test_info_on_a_strided_bridge(run: Run, tiny_variant: Callable[..., Path]) -> None:
+def test_info_of_a_strided_bridge(run: Run, tiny_variant: Callable[..., Path]) -> None:
     assert "strided, 3 states of 16 to 32" in run("info", tiny_variant(stride=3)).out
 
 
@@ -166,7 +166,7 @@ def test_verify(run: Run, tiny_bundle: Path) -> None:
     assert result.out == "9 files, 0.1 MB, all as recorded\n"
 
 
-def test_verify_names_every_bad_file(run: Run, fresh_bundle: Path) -> None:
+def test_verify_lists_all_damaged_files(run: Run, fresh_bundle: Path) -> None:
     for name in ("llm.gguf", "LICENSES/tiny.txt"):
         content = bytearray((fresh_bundle / name).read_bytes())
         content[-1] ^= 1
@@ -178,12 +178,12 @@ def test_verify_names_every_bad_file(run: Run, fresh_bundle: Path) -> None:
 
 
 def test_help_and_version(run: Run) -> None:
-    shown = run("--help")
-    assert (shown.code, shown.err) == (0, "")
+    result = run("--help")
+    assert (result.code, result.err) == (0, "")
     for name in ("classify", "embed", "info", "verify", "doctor"):
-        assert f"  {name} " in shown.out
+        assert f"  {name} " in result.out
         assert run(name, "-h").out.startswith(f"Usage: mtllm-edge {name} ")
-    assert run().out == shown.out
+    assert run().out == result.out
     assert run("--version").out.startswith("mtllm-edge, version ")
 
 
@@ -219,7 +219,7 @@ WRONG_CALLS = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_CALLS.values(), ids=WRONG_CALLS)
-def test_wrong_calls(run: Run, tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_invalid_arguments(run: Run, tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "in.csv").write_text("a,b\n1,2\n")
     result = run(*(str(tiny_bundle) if argument == "B" else argument for argument in arguments))
     assert (result.code, result.out) == (2, "")
@@ -238,11 +238,11 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize(("arguments", "content", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
-def test_bad_inputs(classify: Run, tmp_path: Path, arguments: list[str], content: bytes, message: str) -> None:
+def test_invalid_inputs(classify: Run, tmp_path: Path, arguments: list[str], content: bytes, message: str) -> None:
     if "." in arguments[0]:
         (tmp_path / arguments[0]).write_bytes(content)
     before = list(tmp_path.iterdir())
-    for how in (("-o", "out.csv", "--strict"), ()):  # without an output there is no place beside it for bad rows
+    for how in (("-o", "out.csv", "--strict"), ()):  # without an output file, rejected rows cannot be written beside it
         result = classify(*arguments, *how)
         assert (result.code, result.out) == (1, "")
         _assert_one_line(result, message)
@@ -281,7 +281,7 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["classify", "embed", "info", "verify", "doctor"])
 @pytest.mark.parametrize(("damage", "message"), BAD_BUNDLES.values(), ids=BAD_BUNDLES)
-def test_bad_bundles(
+def test_damaged_bundles(
     run: Run, fresh_bundle: Path, tmp_path: Path, command: str, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(fresh_bundle)
@@ -292,7 +292,7 @@ def test_bad_bundles(
     assert list(tmp_path.iterdir()) == [fresh_bundle]
 
 
-def test_an_error_of_the_system_is_one_line(classify: Run) -> None:
+def test_an_os_error_is_one_line(classify: Run) -> None:
     name = "x" * 300 + ".csv"
     result = classify("text", "-o", name)
     assert result.code == 1

@@ -1,4 +1,4 @@
-"""The command line as the system sees it: signals, terminals, pipes, full disks, absent packages."""
+"""The command line in a child process: signals, terminals, pipes, full disks, missing packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-# SIGINT is set up here because a test runner in the background hands down that it is ignored.
+# SIGINT is reset because a test runner in the background passes on that it is ignored.
 START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from mtllm_edge.cli.main import main; sys.exit(main())"
@@ -45,7 +45,7 @@ sys.exit(main())
 
 @contextmanager
 def start(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A running command line, which does not outlive the block."""
+    """Run the command line in a process that is ended with the block."""
     command = [sys.executable, "-c", START, *map(str, arguments)]
     with subprocess.Popen(command, start_new_session=True, **options) as process:
         try:
@@ -55,7 +55,7 @@ def start(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[bytes
 
 
 def wait_for(file: Path, size: int) -> None:
-    """Wait until a file is there and has `size` bytes or more."""
+    """Wait until a file has at least `size` bytes."""
     deadline = time.monotonic() + PATIENCE
     while not file.exists() or file.stat().st_size < size:
         assert time.monotonic() < deadline, f"no {file} appeared"
@@ -71,9 +71,9 @@ def test_ctrl_c_while_reading_a_slow_pipe(tiny_bundle: Path, tmp_path: Path) -> 
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(b"a line\n" * 100_000)  # more than a pipe holds: it returns when the program reads
+        process.stdin.write(b"a line\n" * 100_000)  # larger than a pipe's buffer: returns when the program reads
         process.stdin.flush()
-        time.sleep(0.3)  # now it waits for more
+        time.sleep(0.3)  # now the program waits for input
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130, process.stderr.read().decode()
         errors = process.stderr.read().decode()
@@ -81,7 +81,7 @@ def test_ctrl_c_while_reading_a_slow_pipe(tiny_bundle: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_at_work(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_ctrl_c_during_a_job(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("".join(f"the team is good and the hotel is bad {n}\n" for n in range(200_000)))
     (tmp_path / "out.csv").write_text("old")
 
@@ -93,22 +93,22 @@ def test_ctrl_c_at_work(tiny_bundle: Path, tmp_path: Path) -> None:
         ) as process:
             assert process.stderr is not None
             wait_for(tmp_path / ".out.csv.job/journal.sqlite", size)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the probe's child gets it too
+            os.killpg(process.pid, signal.SIGINT)  # like a terminal: the probing child process receives it, too
             assert process.wait(PATIENCE) == 130, process.stderr.read().decode()
             return process.stderr.read().decode().strip()
 
     assert interrupted(0) == "stopped; nothing was written"  # while the model is loaded
     assert not list(tmp_path.glob(".*"))
-    said = r"stopped after [\d,]+ rows, which are kept; run the same command again to go on"
-    assert re.fullmatch(said, interrupted(EMPTY_JOURNAL + 1))
+    message = r"stopped after [\d,]+ rows, which are kept; run the same command again to go on"
+    assert re.fullmatch(message, interrupted(EMPTY_JOURNAL + 1))
     size = (tmp_path / ".out.csv.job/journal.sqlite").stat().st_size
     began, _, ended = interrupted(size + 1).partition("\n")
     assert re.fullmatch(r"going on after [\d,]+ rows of an interrupted run", began)
-    assert re.fullmatch(said, ended.strip())
+    assert re.fullmatch(message, ended.strip())
     assert (tmp_path / "out.csv").read_text() == "old"
 
 
-def test_a_reader_that_leaves_early_is_no_error(tiny_bundle: Path) -> None:
+def test_a_closed_output_pipe_is_not_an_error(tiny_bundle: Path) -> None:
     with start(
         *("embed", "-b", tiny_bundle), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -126,7 +126,7 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_file(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a line\n" * 1000)
     for name in ("out.npy", "out.jsonl"):
         with start(
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path:
         assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
-def test_a_full_disk_is_one_line_where_a_workbook_was_begun(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_full_disk_while_a_workbook_is_written(tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.xlsx"
     arguments = ("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "-o", output)
     command = [sys.executable, "-c", SAVE_TO_FULL_DISK, *map(str, arguments)]
@@ -152,39 +152,39 @@ def test_a_full_disk_is_one_line_where_a_workbook_was_begun(tiny_bundle: Path, t
 
 
 def on_terminal(*arguments: object) -> tuple[int, str]:
-    """Run with a terminal on all three streams; returns the exit code and what was shown, without control sequences."""
-    ours, theirs = pty.openpty()
+    """Run with a terminal on all three streams; return exit code and output, without control sequences."""
+    main_end, child_end = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    with start(*arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = bytearray()
+    with start(*arguments, stdin=child_end, stdout=child_end, stderr=child_end, env=environment) as process:
+        os.close(child_end)
+        output = bytearray()
         deadline = time.monotonic() + PATIENCE
-        while select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while select.select([main_end], [], [], max(0.0, deadline - time.monotonic()))[0]:
             try:
-                part = os.read(ours, 65536)
-            except OSError:  # Linux's word for the end
+                part = os.read(main_end, 65536)
+            except OSError:  # end of file on Linux
                 break
             if not part:
                 break
-            shown += part
-        os.close(ours)
+            output += part
+        os.close(main_end)
         code = process.wait(PATIENCE)
-    return code, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    return code, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode())
 
 
 def test_a_terminal_gets_a_table_and_a_progress_bar(tiny_bundle: Path, tmp_path: Path) -> None:
-    code, shown = on_terminal("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "ein Text")
+    code, output = on_terminal("classify", "-b", tiny_bundle, "-t", "topic", "the team is good", "ein Text")
     assert code == 0
-    assert "loading the model" in shown
-    assert "2/2" in shown
-    assert re.search(r"^(science|sports|travel) +\d\.\d{3} +the team is good\r?$", shown, re.MULTILINE)
-    assert re.search(r"2 texts in \d+\.\d s, \d+\.\d texts/s", shown)
+    assert "loading the model" in output
+    assert "2/2" in output
+    assert re.search(r"^(science|sports|travel) +\d\.\d{3} +the team is good\r?$", output, re.MULTILINE)
+    assert re.search(r"2 texts in \d+\.\d s, \d+\.\d texts/s", output)
 
 
-def test_a_terminal_is_not_read_for_texts(tiny_bundle: Path) -> None:
-    code, shown = on_terminal("classify", "-b", tiny_bundle, "-t", "topic")
+def test_texts_are_not_read_from_a_terminal(tiny_bundle: Path) -> None:
+    code, output = on_terminal("classify", "-b", tiny_bundle, "-t", "topic")
     assert code == 2
-    assert shown.startswith("error: no texts; give some in quotes, name a file of texts, or pipe them in")
+    assert output.startswith("error: no texts; give some in quotes, name a file of texts, or pipe them in")
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,7 @@ def test_a_terminal_is_not_read_for_texts(tiny_bundle: Path) -> None:
         (1, ["the team is good"], "error: the standard output is closed; name a file with --output"),
     ],
 )
-def test_a_stream_that_is_closed(
-    tiny_bundle: Path, tmp_path: Path, closed: int, arguments: list[str], error: str
-) -> None:
+def test_closed_streams(tiny_bundle: Path, tmp_path: Path, closed: int, arguments: list[str], error: str) -> None:
     with start(
         *("classify", "-b", tiny_bundle, "-t", "topic", *arguments),
         stderr=subprocess.PIPE,
@@ -214,7 +212,7 @@ def test_a_stream_that_is_closed(
 
 
 def write_plugin(folder: Path) -> None:
-    """An installed package with two more commands: one whose extra is missing, and one that answers."""
+    """Write a package with two additional commands, one of them with a missing extra."""
     (folder / "plugin.py").write_text(
         "import click\n"
         "from mtllm_edge.extras import require\n"
@@ -244,8 +242,8 @@ def run_with_path(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
 def test_commands_of_other_packages(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     code = "import sys; from mtllm_edge.cli.main import main; sys.exit(main({}))"
-    shown = run_with_path(tmp_path, code.format(["--help"]))
-    assert re.search(r"^  hello +Say hello\.$", shown.stdout, re.MULTILINE)
+    result = run_with_path(tmp_path, code.format(["--help"]))
+    assert re.search(r"^  hello +Say hello\.$", result.stdout, re.MULTILINE)
     assert run_with_path(tmp_path, code.format(["hello"])).stdout == "hello\n"
     needy = run_with_path(tmp_path, code.format(["needy"]))
     assert needy.returncode == 2
@@ -254,7 +252,7 @@ def test_commands_of_other_packages(tmp_path: Path) -> None:
     assert run_with_path(tmp_path, own).stdout == "False\n", "a command imports only itself"
 
 
-def test_every_help_page_opens_without_the_extras(tmp_path: Path) -> None:
+def test_all_help_pages_work_without_extras(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     code = (
         "import sys\n"

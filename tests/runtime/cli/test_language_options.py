@@ -36,9 +36,11 @@ def _rows(text: str) -> list[dict[str, str]]:
 def test_texts_of_several_languages_in_one_batch(language_bundle: Path) -> None:
     with Classifier.load(language_bundle, task="topic") as classifier:
         together = classifier.classify(TEXTS, language=LANGUAGES)
-        alone = [classifier.classify([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
+        single_predictions = [
+            classifier.classify([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)
+        ]
     assert [prediction.language for prediction in together] == CODES_USED
-    for one, other in zip(together, alone, strict=True):
+    for one, other in zip(together, single_predictions, strict=True):
         assert_probabilities_close(one.probabilities, other.probabilities, LLAMA_CPP)
     assert together[0].probabilities != together[4].probabilities  # the same text in two languages
 
@@ -56,11 +58,11 @@ def test_vectors_of_several_languages(language_bundle: Path) -> None:
 
 def test_languages_do_not_change_results_of_an_encoder_without_language_tokens(tiny_bundle: Path) -> None:
     with Classifier.load(tiny_bundle, task="topic") as classifier:
-        plain, tagged = classifier.classify(TEXTS), classifier.classify(TEXTS, language=LANGUAGES)
-        assert classifier.predict(TEXTS, language="auto").tolist() == [prediction.label for prediction in plain]
-    assert [prediction.language for prediction in plain] == [None] * len(TEXTS)
+        untagged, tagged = classifier.classify(TEXTS), classifier.classify(TEXTS, language=LANGUAGES)
+        assert classifier.predict(TEXTS, language="auto").tolist() == [prediction.label for prediction in untagged]
+    assert [prediction.language for prediction in untagged] == [None] * len(TEXTS)
     assert [prediction.language for prediction in tagged] == CODES_USED
-    assert [prediction.probabilities for prediction in plain] == [prediction.probabilities for prediction in tagged]
+    assert [prediction.probabilities for prediction in untagged] == [prediction.probabilities for prediction in tagged]
 
 
 def test_languages_in_the_output_of_commands(run: Run, tiny_bundle: Path) -> None:
@@ -114,7 +116,7 @@ def test_a_column_of_languages(run: Run, language_bundle: Path, tmp_path: Path) 
         ("text,lang\na,en\n", ["--lang", "Germn"], "did you mean German (deu_Latn)?"),
     ],
 )
-def test_wrong_languages(
+def test_invalid_languages(
     run: Run, language_bundle: Path, tmp_path: Path, content: str, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")

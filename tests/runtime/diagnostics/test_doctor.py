@@ -21,7 +21,7 @@ WORKING = doctor.Engine(version="1.0", build="everything")
 
 @pytest.fixture
 def fake_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose modules hide installed ones."""
+    """A folder with modules that shadow installed ones."""
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 

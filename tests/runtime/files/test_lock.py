@@ -1,4 +1,4 @@
-"""Writers of one bundle wait for each other, and lose nothing of one another's."""
+"""Concurrent writers of a bundle wait for each other, and no change is lost."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def head(value: float = 1.0) -> Head:
     return Head("sequence", ("a", "b"), np.full((2, N_EMBD), value, np.float32), None, 1.0)
 
 
-def test_two_processes_lose_none_of_each_others_tasks(fresh_bundle: Path) -> None:
+def test_tasks_of_two_processes_are_all_kept(fresh_bundle: Path) -> None:
     writers = {name: start(ADDS, fresh_bundle, name, TIMES) for name in ("one", "two")}
     deadline = time.monotonic() + 60
     while not all((fresh_bundle.parent / f"{name}.ready").exists() for name in writers):
@@ -86,7 +86,7 @@ def test_two_processes_lose_none_of_each_others_tasks(fresh_bundle: Path) -> Non
     assert not (fresh_bundle / ".lock").exists()
 
 
-def test_two_threads_that_add_and_remove(fresh_bundle: Path) -> None:
+def test_two_threads_add_and_remove_tasks(fresh_bundle: Path) -> None:
     bundle = Bundle.open(fresh_bundle)
     for number in range(6):
         add_task(bundle, f"old{number}", head())
@@ -100,7 +100,7 @@ def test_two_threads_that_add_and_remove(fresh_bundle: Path) -> None:
             errors.append(error)
 
     names = [[f"{kind}{number}" for number in range(6)] for kind in ("old", "new")]
-    threads = [threading.Thread(target=change, args=given) for given in names]
+    threads = [threading.Thread(target=change, args=thread_names) for thread_names in names]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,18 +110,18 @@ def test_two_threads_that_add_and_remove(fresh_bundle: Path) -> None:
     assert set(Bundle.open(fresh_bundle).manifest.tasks) == {"topic", "sentiment", *names[1]}
 
 
-def test_one_name_is_added_once(fresh_bundle: Path) -> None:
-    """Whoever comes second is told so, although the name was free when they opened the bundle."""
-    early = Bundle.open(fresh_bundle)
+def test_only_one_writer_adds_a_name(fresh_bundle: Path) -> None:
+    """The second writer gets an error, although the name was free when it opened the bundle."""
+    bundle = Bundle.open(fresh_bundle)
     with folder_lock(fresh_bundle):
-        late = threading.Thread(target=lambda: outcome.append(_refusal(early)))
+        thread = threading.Thread(target=lambda: outcome.append(_refusal(bundle)))
         outcome: list[str] = []
-        late.start()
+        thread.start()
         time.sleep(0.05)
-        assert outcome == []  # it waits
-    late.join()
+        assert outcome == []  # the thread waits
+    thread.join()
     assert outcome == [""]
-    assert "has a task 'mood' already" in _refusal(early)
+    assert "has a task 'mood' already" in _refusal(bundle)
 
 
 def _refusal(bundle: Bundle) -> str:
@@ -132,7 +132,7 @@ def _refusal(bundle: Bundle) -> str:
     return ""
 
 
-def test_a_lock_that_is_held_too_long(run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_times_out(run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_head(Path("head.safetensors"))
     monkeypatch.setattr(lock, "SECONDS", 0.1)
     holder = start(HOLDS, fresh_bundle)
@@ -148,7 +148,7 @@ def test_a_lock_that_is_held_too_long(run: Run, fresh_bundle: Path, monkeypatch:
         holder.kill()
         holder.communicate()
     result = run("task", "add", fresh_bundle, "mood", "--head", "head.safetensors", "--label", "a", "--label", "b")
-    assert result.code == 0, result.err  # the lock of the dead is nobody's
+    assert result.code == 0, result.err  # the lock of a killed process is released
     Bundle.open(fresh_bundle).verify()
 
 

@@ -1,4 +1,4 @@
-"""From arguments to rows: what is found, how its columns are chosen, and what is wrong with a row."""
+"""Input files: expansion of arguments, choice of columns, errors of rows."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def inspect(*arguments: str, stdin: bytes = b"", reader: InputReader = PLAIN) ->
 
 
 def inputs(*arguments: str, stdin: bytes = b"", reader: InputReader = PLAIN) -> list[Input | RowError]:
-    """What is read of the arguments; every time the same."""
+    """Read the inputs of the arguments twice, with the same result."""
     job_inputs = inspect(*arguments, stdin=stdin, reader=reader)
-    found = list(map(text_of, reader.read(job_inputs)))
-    assert list(map(text_of, reader.read(job_inputs))) == found
-    return found
+    rows = list(map(text_of, reader.read(job_inputs)))
+    assert list(map(text_of, reader.read(job_inputs))) == rows
+    return rows
 
 
 def text_of(row: ParsedRow) -> Input | RowError:
-    """What a row asks of a model, without the language."""
+    """Return the input of a row, without its language."""
     item = row[3]
     return item if isinstance(item, RowError) else item[1]
 
 
 def errors_of(name: str, content: bytes, reader: InputReader = PLAIN) -> list[str | Input]:
-    """The inputs of one file, faults as a strict reader says them."""
+    """Return the inputs of one file, or the error messages of a strict reader."""
     Path(name).write_bytes(content)
     job_inputs = inspect(name, reader=reader)
     return [
@@ -75,7 +75,7 @@ def write_parquet(path: Path, columns: dict[str, Any]) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
-def test_all_kinds_of_inputs_in_their_order(folder: Path) -> None:
+def test_all_kinds_of_inputs_in_order(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"one\n\ntwo\n")
     (folder / "b.csv").write_bytes(b"id,text\n7,three\n")
     (folder / "c.JSONL").write_bytes(b'{"text": "four", "n": [1]}\n')
@@ -85,8 +85,8 @@ def test_all_kinds_of_inputs_in_their_order(folder: Path) -> None:
     (folder / "g.csv.gz").write_bytes(gzip.compress(b"text\nnine\n") + gzip.compress(b"ten\n"))
     (folder / "h.txt.zst").write_bytes(zstandard.compress(b"eleven\n") + zstandard.compress(b"twelve\n"))
     names = ("a.txt", "b.csv", "c.JSONL", "d.tsv", "e.parquet", "f.xlsx", "g.csv.gz", "h.txt.zst")
-    found = inputs("zero", *names, "-", "last", stdin=b"piped\r\n")
-    assert found == [
+    texts = inputs("zero", *names, "-", "last", stdin=b"piped\r\n")
+    assert texts == [
         *("zero", "one", "two", "three", "four", "five, or so", "six", "seven", "eight", "nine", "ten", "eleven"),
         *("twelve", "piped", "last"),
     ]
@@ -119,8 +119,8 @@ def test_folders_and_globs(folder: Path) -> None:
         (folder / name).write_text(name)
     assert inputs("in") == ["in/a.txt", "in/b.txt", "in/deep/c.txt", "in/out.txt"]
     assert inputs("in/*.txt", "in/*/*.txt") == ["in/a.txt", "in/b.txt", "in/out.txt", "in/deep/c.txt"]
-    left = find_sources(["in", "in/*.txt", "in/a.txt"], io.BytesIO(), [Path("in/out.txt"), Path("in/a.txt")])
-    assert [source.name for source in left] == ["in/b.txt", "in/deep/c.txt", "in/b.txt", "in/a.txt"]
+    sources = find_sources(["in", "in/*.txt", "in/a.txt"], io.BytesIO(), [Path("in/out.txt"), Path("in/a.txt")])
+    assert [source.name for source in sources] == ["in/b.txt", "in/deep/c.txt", "in/b.txt", "in/a.txt"]
     assert inputs("What is a*b?", "really?", "[this]") == ["What is a*b?", "really?", "[this]"]
     assert inputs("x" * 100_000 + ".txt", "first line\nsee notes.txt") == [
         "x" * 100_000 + ".txt",
@@ -206,27 +206,25 @@ FAULTY: dict[str, tuple[str, bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), FAULTY.values(), ids=FAULTY)
-def test_an_unreadable_row_does_not_hide_the_others(
-    folder: Path, name: str, content: bytes, expected: list[str]
-) -> None:
-    found = errors_of(name, content)
-    assert len(found) == len(expected), found
-    for item, start in zip(found, expected, strict=True):
+def test_rows_around_an_unreadable_row_are_read(folder: Path, name: str, content: bytes, expected: list[str]) -> None:
+    items = errors_of(name, content)
+    assert len(items) == len(expected), items
+    for item, start in zip(items, expected, strict=True):
         assert str(item).startswith(start)
 
 
 @pytest.mark.parametrize("argument", ["in", "in/locked/a.csv"])
 def test_a_missing_permission_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
-    """As if without permission, which those who may do everything have always."""
+    """Simulated, since root has all permissions."""
     (folder / "in/locked").mkdir(parents=True)
     for name in ("in/a.csv", "in/locked/a.csv"):
         (folder / name).write_text("text\na\n")
 
     def guarded(function: Callable[..., Any], locked: str) -> Callable[..., Any]:
-        def call(path: Any, *more: Any) -> Any:
+        def call(path: Any, *arguments: Any) -> Any:
             if str(path).endswith(locked):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-            return function(path, *more)
+            return function(path, *arguments)
 
         return call
 
@@ -239,9 +237,9 @@ def test_a_missing_permission_is_an_error(folder: Path, monkeypatch: pytest.Monk
 
 def test_a_row_error_has_its_line_and_row(folder: Path) -> None:
     Path("a.csv").write_bytes(b'id,text\n1,"a\nb"\n\n2,"c\nd",3\n4,caf\xe9\n')
-    found = [item for item in inputs("a.csv") if isinstance(item, RowError)]
-    assert [(fault.line, fault.raw) for fault in found] == [(5, '2,"c\nd",3'), (7, "4,caf\\xe9")]
-    assert found[0].reason.startswith("has 3 cells")
+    errors = [item for item in inputs("a.csv") if isinstance(item, RowError)]
+    assert [(fault.line, fault.raw) for fault in errors] == [(5, '2,"c\nd",3'), (7, "4,caf\\xe9")]
+    assert errors[0].reason.startswith("has 3 cells")
     Path("a.jsonl").write_bytes(b'{"text": 5}\n{"text": "b"}\n')
     assert inputs("a.jsonl")[0] == RowError(", column 'text', is a number, expected a string", 1, '{"text":5}')
 
@@ -257,20 +255,20 @@ def test_the_rows_of_a_truncated_file_are_read(folder: Path, suffix: str) -> Non
     assert fault.reason == f"a.txt{suffix} is cut short; copy or download it again"
 
 
-def test_an_unclosed_quote_loses_one_row_and_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unclosed_quote_costs_one_row_and_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_CELL_LIMIT", 2**14)
     lines = "".join(f"{number},text {number}\n" for number in range(3000))
     Path("a.csv").write_text(f'id,text\n0,"open\n{lines}')
-    found = inputs("a.csv")
-    assert isinstance(found[0], RowError)
-    assert found[1:] == [f"text {number}" for number in range(3000)]
+    parsed = inputs("a.csv")
+    assert isinstance(parsed[0], RowError)
+    assert parsed[1:] == [f"text {number}" for number in range(3000)]
 
 
 def chosen(*arguments: str, reader: InputReader = PLAIN) -> list[tuple[str | None, str | None]]:
     return [(job_input.text_column, job_input.note) for job_input in inspect(*arguments, reader=reader)]
 
 
-def test_the_text_column_is_named_or_guessed_with_a_note(folder: Path) -> None:
+def test_choice_of_the_text_column(folder: Path) -> None:
     (folder / "text.csv").write_text("subject,text\na long subject,no\n")
     (folder / "only.csv").write_text("review\nyes\n")
     (folder / "body.csv").write_text("id,url,when,body\nA1,https://example.org/a/long/one,2020-01-01,short\n")

@@ -1,4 +1,4 @@
-"""Whole files as one table; what else the command line reads is in `test_jobs_reading`."""
+"""Several files as one table; `test_sources` covers the streaming readers."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def test_byte_order_mark_and_line_ends(folder: Path, line_end: bytes, mark: byte
     assert table.texts == ["eins", "zwei", "drei", "vier", "five", "six"]
 
 
-def test_only_line_ends_end_a_line(folder: Path) -> None:
+def test_other_separators_do_not_end_a_line(folder: Path) -> None:
     (folder / "a.txt").write_text("a\u2028b\x0bc\x85d\n", encoding="utf-8")
     assert read("a.txt").texts == ["a\u2028b\x0bc\x85d"]
 
 
-def test_csv_cells_with_commas_quotes_line_ends_and_great_length(folder: Path) -> None:
+def test_csv_cells_with_commas_quotes_line_ends_and_long_texts(folder: Path) -> None:
     long = "word " * 60_000
     (folder / "a.csv").write_text(f'text,n\n"one, ""two""\nthree",1\n{long},2\n', newline="")
     assert read("a.csv").texts == ['one, "two"\nthree', long]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_delimiters_of_spreadtables(folder: Path, delimiter: str) -> None:
+def test_csv_delimiters_of_spreadsheets(folder: Path, delimiter: str) -> None:
     (folder / "a.csv").write_text(f"id{delimiter}text\n1{delimiter}hello\n")
     assert read("a.csv").rows == [{"id": "1", "text": "hello"}]
 
 
-def test_text_column_by_name_else_text_else_the_only_one(folder: Path) -> None:
+def test_choice_of_the_text_column(folder: Path) -> None:
     (folder / "named.csv").write_text("text,review\nno,yes\n")
     (folder / "only.csv").write_text("review\nyes\n")
     (folder / "only.jsonl").write_text('{"review": "yes"}\n')
@@ -90,7 +90,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize(("arguments", "text_column", "message"), USAGE.values(), ids=USAGE)
-def test_wrong_calls(folder: Path, arguments: list[str], text_column: str | None, message: str) -> None:
+def test_invalid_arguments(folder: Path, arguments: list[str], text_column: str | None, message: str) -> None:
     (folder / "folder.txt").mkdir()
     (folder / "data.json").write_text("{}")
     (folder / "a.csv").write_text("id,review\n1,x\n")

@@ -1,4 +1,4 @@
-"""Batch jobs whose rows have languages, are read in windows, and may leave the model unsure."""
+"""Batch jobs with languages per row, windows of long texts, and abstention."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ READ_AS = ["eng_Latn", "deu_Latn", "swh_Latn", "zho_Hans", "deu_Latn"]
 """With `--lang de` for the row that names none."""
 UNKNOWN, ROWS, THRESHOLD = 13, 40, 0.9
 LONG = "the team is good and the match was bad " * 20
-OPTIONS = ("--language-column", "spoken", "--lang", "de", "--long", "pool")
+OPTIONS = ("--language-column", "lang", "--lang", "de", "--long", "pool")
 
 
 @pytest.fixture(scope="module")
-def told_bundle(tiny_variant: Callable[..., Path]) -> Path:
-    """A bundle whose encoder must be told the language, as NLLB."""
+def language_bundle(tiny_variant: Callable[..., Path]) -> Path:
+    """A bundle with an encoder that requires a language code, like NLLB."""
     return tiny_variant(languages=CODES)
 
 
 @pytest.fixture
-def classify(run: Run, told_bundle: Path) -> Iterator[Run]:
-    """Runs `classify` on a file where the same text comes in several languages, and one row's language is unknown."""
+def classify(run: Run, language_bundle: Path) -> Iterator[Run]:
+    """Run `classify` on a file with the same text in several languages, and one row with an unknown language."""
     with Path("in.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "text", "spoken"])
+        writer.writerow(["id", "text", "lang"])
         for number in range(ROWS):
-            spoken = "Klingonese" if number == UNKNOWN else LANGUAGES[number % 5]
-            writer.writerow([number, text_of(number), spoken])
+            language = "Klingonese" if number == UNKNOWN else LANGUAGES[number % 5]
+            writer.writerow([number, text_of(number), language])
 
     def classify(*arguments: object, output: str = "out.csv") -> Result:
-        return run("classify", "-b", told_bundle, "-t", "topic", "in.csv", "-o", output, *OPTIONS, *arguments)
+        return run("classify", "-b", language_bundle, "-t", "topic", "in.csv", "-o", output, *OPTIONS, *arguments)
 
     yield classify
-    assert not list(Path().glob(".*")), "a journal is left"
+    assert not list(Path().glob(".*")), "a journal remains"
 
 
 def text_of(number: int) -> str:
@@ -55,7 +55,7 @@ def rows_of(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_languages_windows_and_abstaining_over_an_interruption(classify: Run, told_bundle: Path, stop: Stop) -> None:
+def test_languages_windows_and_abstention_in_a_resumed_job(classify: Run, language_bundle: Path, stop: Stop) -> None:
     stop.after(2, KeyboardInterrupt())
     assert classify("--threshold", THRESHOLD).code == 130
     assert "(--threshold was 0.9, not 0.8)" in classify("--threshold", 0.8).err
@@ -63,12 +63,12 @@ def test_languages_windows_and_abstaining_over_an_interruption(classify: Run, to
     assert result.err.startswith("going on after 21 rows of an interrupted run\n"), "16 texts, 4 repeated, 1 bad"
     rows = rows_of("out.csv")
     assert list(rows[0]) == [
-        *("id", "text", "spoken", "label", "confidence", "truncated", "language", "windows", "abstained")
+        *("id", "text", "lang", "label", "confidence", "truncated", "language", "windows", "abstained")
     ]
     numbers = [number for number in range(ROWS) if number != UNKNOWN]
     assert [int(row["id"]) for row in rows] == numbers
     assert [row["language"] for row in rows] == [READ_AS[number % 5] for number in numbers]
-    with Classifier.load(told_bundle, task="topic") as classifier:
+    with Classifier.load(language_bundle, task="topic") as classifier:
         expected = classifier.classify(
             [text_of(number) for number in numbers],
             language=[READ_AS[number % 5] for number in numbers],
@@ -90,27 +90,27 @@ def test_languages_windows_and_abstaining_over_an_interruption(classify: Run, to
     assert summary == [["deu_Latn", "16"], ["eng_Latn", "8"], ["swh_Latn", "8"], ["zho_Hans", "7"]]
 
 
-def test_a_row_of_an_unknown_language_is_set_aside(classify: Run) -> None:
+def test_a_row_with_an_unknown_language_is_rejected(classify: Run) -> None:
     result = classify(output="out.parquet")
     assert result.code == 0
     assert "note: 1 row rejected, see out.rejected.csv; the first: in.csv row 15, " in result.err
     (rejected,) = rows_of("out.rejected.csv")
     assert rejected["line"] == str(UNKNOWN + 2)
-    assert rejected["reason"].startswith("column 'spoken': unknown language 'Klingonese'; ")
+    assert rejected["reason"].startswith("column 'lang': unknown language 'Klingonese'; ")
     table = pyarrow.parquet.read_table("out.parquet")
     assert table.num_rows == ROWS - 1
     assert table.schema.field("windows").type == pyarrow.int64()
     assert set(table.column("language").to_pylist()) == set(CODES)
 
 
-def test_the_same_text_in_another_language_is_another_text(classify: Run) -> None:
+def test_results_are_cached_per_language(classify: Run) -> None:
     assert classify().code == 0
-    said = {row["language"]: row["confidence"] for row in rows_of("out.csv") if int(row["id"]) in range(5, 10)}
-    assert len(set(said.values())) == len(CODES)
+    confidences = {row["language"]: row["confidence"] for row in rows_of("out.csv") if int(row["id"]) in range(5, 10)}
+    assert len(set(confidences.values())) == len(CODES)
 
 
 def test_a_strict_job_stops_at_an_unknown_language(classify: Run) -> None:
     result = classify("--strict")
     assert result.code == 1
-    assert result.err.startswith("error: in.csv row 15, column 'spoken': unknown language 'Klingonese'; ")
+    assert result.err.startswith("error: in.csv row 15, column 'lang': unknown language 'Klingonese'; ")
     assert not Path("out.csv").exists()

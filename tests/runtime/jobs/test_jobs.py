@@ -1,4 +1,4 @@
-"""Batch jobs by the command line: formats, rows set aside, repetitions, and going on after an interruption."""
+"""Batch jobs on the command line: formats, rejected rows, repeated texts, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ COLUMNS = ["label", "confidence", "truncated"]
 
 @pytest.fixture
 def classify(run: Run, tiny_bundle: Path) -> Run:
-    """Runs `classify` on the task `topic` of the tiny bundle."""
+    """Run `classify` on the task `topic` of the tiny bundle."""
     return lambda *arguments, stdin=b"": run("classify", "-b", tiny_bundle, "-t", "topic", *arguments, stdin=stdin)
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[list[Input]]:
-    """The texts of every call of the classifier."""
+    """The texts of each call of the classifier."""
     calls: list[list[Input]] = []
     classify = Classifier.classify
 
@@ -83,10 +83,10 @@ def test_all_formats_have_the_same_content(classify: Run) -> None:
     ]
     header = ["n", "text", "tags", "more", *COLUMNS]
     flat = [["1", "one", '["a"]', ""], ["2.5", "=1+1", "", ""]]
-    said = [[str(row["label"]), str(row["confidence"]), "false"] for row in expected]
+    result_cells = [[str(row["label"]), str(row["confidence"]), "false"] for row in expected]
     for form, delimiter in (("csv", ","), ("tsv", "\t")):
-        found = list(csv.reader(io.StringIO(Path(f"out.{form}").read_text()), delimiter=delimiter))
-        assert found == [header, *(cells + answer for cells, answer in zip(flat, said, strict=True))]
+        rows = list(csv.reader(io.StringIO(Path(f"out.{form}").read_text()), delimiter=delimiter))
+        assert rows == [header, *(cells + answer for cells, answer in zip(flat, result_cells, strict=True))]
     table = pyarrow.parquet.read_table("out.parquet")
     assert table.column_names == [*header, "probabilities"]
     assert table.schema.field("n").type == pyarrow.float64()
@@ -118,8 +118,8 @@ def test_parquet_keeps_the_types_of_parquet(classify: Run) -> None:
     )
     pyarrow.parquet.write_table(table, "in.parquet")
     assert classify("in.parquet", "-o", "out.parquet").code == 0
-    found = pyarrow.parquet.read_table("out.parquet")
-    assert found.select(table.column_names).equals(table)
+    output = pyarrow.parquet.read_table("out.parquet")
+    assert output.select(table.column_names).equals(table)
     assert classify("in.parquet", "-o", "out.csv").code == 0
     assert {name: rows_of("out.csv")[0][name] for name in ("price", "day", "at")} == {
         "price": "1.50",
@@ -180,8 +180,8 @@ def test_unreadable_rows_are_rejected(classify: Run) -> None:
     assert "note: 1 file without texts left out, the first: empty.txt holds no text" in result.err
     assert "note: 5 rows rejected, see out.rejected.csv; the first: a.csv row 3 is not valid UTF-8" in result.err
     assert names() == ["a.csv", "b.jsonl", "empty.txt", "out.csv", "out.rejected.csv"]
-    again = classify("b.jsonl", "-o", "out.csv")
-    assert (again.code, again.err) == (
+    second_run = classify("b.jsonl", "-o", "out.csv")
+    assert (second_run.code, second_run.err) == (
         2,
         "error: out.csv exists; add --force to replace it, or name another --output\n",
     )
@@ -232,15 +232,15 @@ def test_repeated_texts_are_computed_once_across_chunks(
     texts = [f"the team is good {number}" for number in (0, 1, 2, 1, 0, *range(3, 20), 5, 5, 19, *range(20, 25), 3)]
     Path("in.txt").write_text("\n".join(texts))
     assert classify("in.txt", "-o", "out.jsonl").code == 0
-    asked = [text for call in computed for text in call]
-    assert sorted(asked) == sorted(set(texts))
+    computed_texts = [text for call in computed for text in call]
+    assert sorted(computed_texts) == sorted(set(texts))
     assert max(map(len, computed)) == 8
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == texts
     by_text: dict[str, set[float]] = {}
     for row in rows:
         by_text.setdefault(row["text"], set()).add(row["confidence"])
-    assert all(len(found) == 1 for found in by_text.values())
+    assert all(len(confidences) == 1 for confidences in by_text.values())
 
 
 def test_the_result_cache_has_a_limit(
@@ -250,20 +250,20 @@ def test_the_result_cache_has_a_limit(
     texts = [f"the team is good {number}" for number in [*range(40), 0, 39]]
     Path("in.txt").write_text("\n".join(texts))
     assert classify("in.txt", "-o", "out.csv").code == 0
-    asked = [text for call in computed for text in call]
-    assert asked.count(texts[0]) == 2
-    assert asked.count(texts[39]) == 1
+    computed_texts = [text for call in computed for text in call]
+    assert computed_texts.count(texts[0]) == 2
+    assert computed_texts.count(texts[39]) == 1
 
 
 def test_an_interrupted_job_resumes(classify: Run, stop: Stop, computed: list[list[Input]]) -> None:
     texts = write_rows("in.csv", 50)
     assert classify("in.csv", "-o", "whole.csv").code == 0
-    for calls, kept in ((2, 16), (1, 24), (0, 24)):
+    for calls, stored_rows in ((2, 16), (1, 24), (0, 24)):
         stop.after(calls, KeyboardInterrupt())
         result = classify("in.csv", "-o", "out.csv")
         assert result.code == 130
-        said = f"stopped after {kept} rows, which are kept; run the same command again to go on"
-        assert result.err.splitlines()[-1] == said
+        message = f"stopped after {stored_rows} rows, which are kept; run the same command again to go on"
+        assert result.err.splitlines()[-1] == message
         assert not Path("out.csv").exists()
     computed.clear()
     result = classify("in.csv", "-o", "out.csv")
@@ -296,8 +296,8 @@ def test_a_job_over_stdin_resumes(classify: Run, stop: Stop) -> None:
 
 
 @pytest.fixture
-def begun(classify: Run, stop: Stop) -> Run:
-    """As `classify`; `out.csv` is under way from `in.csv`."""
+def interrupted_job(classify: Run, stop: Stop) -> Run:
+    """Like `classify`, with an interrupted job from `in.csv` to `out.csv`."""
     write_rows("in.csv", 30)
     stop.after(2, KeyboardInterrupt())
     assert classify("in.csv", "-o", "out.csv").code == 130
@@ -313,53 +313,53 @@ OTHER_JOBS: dict[str, tuple[Sequence[str], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "difference"), OTHER_JOBS.values(), ids=OTHER_JOBS)
-def test_the_journal_of_another_job_is_refused(begun: Run, arguments: Sequence[str], difference: str) -> None:
+def test_the_journal_of_another_job_is_refused(interrupted_job: Run, arguments: Sequence[str], difference: str) -> None:
     before = sorted(path.name for path in Path(".out.csv.job").iterdir())
-    result = begun(*arguments, "-o", "out.csv")
+    result = interrupted_job(*arguments, "-o", "out.csv")
     assert (result.code, result.out) == (2, "")
     assert result.err == (
         f"error: out.csv was begun by another job ({difference}); run that one again, or discard its results with "
         "--restart\n"
     )
     assert sorted(path.name for path in Path(".out.csv.job").iterdir()) == before
-    assert begun("in.csv", "-o", "out.csv").err.startswith("going on after 16 rows")
+    assert interrupted_job("in.csv", "-o", "out.csv").err.startswith("going on after 16 rows")
 
 
-def test_a_changed_input_is_refused_and_restart_starts_over(begun: Run) -> None:
+def test_a_changed_input_is_refused_and_restart_starts_over(interrupted_job: Run) -> None:
     Path("in.csv").write_text(Path("in.csv").read_text().replace("good", "nice"))
-    assert "in.csv has changed since" in begun("in.csv", "-o", "out.csv").err
-    result = begun("in.csv", "-o", "out.csv", "--restart")
+    assert "in.csv has changed since" in interrupted_job("in.csv", "-o", "out.csv").err
+    result = interrupted_job("in.csv", "-o", "out.csv", "--restart")
     assert (result.code, "going on" in result.err) == (0, False)
     assert rows_of("out.csv")[0]["text"] == "the team is nice 0"
     assert names() == ["in.csv", "out.csv"]
 
 
-def test_a_changed_input_with_its_old_time_is_refused(begun: Run) -> None:
+def test_a_changed_input_with_its_old_time_is_refused(interrupted_job: Run) -> None:
     about = Path("in.csv").stat()
     Path("in.csv").write_text(Path("in.csv").read_text().replace("good", "nice"))
     os.utime("in.csv", ns=(about.st_atime_ns, about.st_mtime_ns))
-    result = begun("in.csv", "-o", "out.csv")
+    result = interrupted_job("in.csv", "-o", "out.csv")
     assert result.code == 2
     assert "error: the texts of the inputs have changed since the job was begun; discard its results" in result.err
 
 
-def test_another_model_is_refused(begun: Run, run: Run, fresh_bundle: Path) -> None:
+def test_another_model_is_refused(interrupted_job: Run, run: Run, fresh_bundle: Path) -> None:
     manifest = fresh_bundle / "bundle.json"
     manifest.write_text(manifest.read_text().replace('"tiny"', '"other"', 1))
     result = run("classify", "-b", fresh_bundle, "-t", "topic", "in.csv", "-o", "out.csv")
     assert "begun by another job (it had another model)" in result.err
 
 
-def test_a_chunk_that_a_kill_interrupted_is_rolled_back(begun: Run) -> None:
+def test_a_chunk_that_a_kill_interrupted_is_rolled_back(interrupted_job: Run) -> None:
     with contextlib.closing(sqlite3.connect(".out.csv.job/journal.sqlite")) as connection:
-        connection.execute("PRAGMA cache_size = 1")  # so that changed pages reach the file before the commit
+        connection.execute("PRAGMA cache_size = 1")  # so that changed pages are written before the commit
         connection.execute("UPDATE job SET read = 24")
         connection.executemany("INSERT INTO results (lines, crc) VALUES (?, 0)", [(b"x" * 5000,)] * 20)
         shutil.copytree(".out.csv.job", "copy")
     assert Path("copy/journal.sqlite-journal").stat().st_size
     shutil.rmtree(".out.csv.job")
     Path("copy").rename(".out.csv.job")
-    assert begun("in.csv", "-o", "out.csv").err.startswith("going on after 16 rows")
+    assert interrupted_job("in.csv", "-o", "out.csv").err.startswith("going on after 16 rows")
     assert [int(row["id"]) for row in rows_of("out.csv")] == list(range(30))
     assert names() == ["in.csv", "out.csv"]
 
@@ -377,18 +377,18 @@ def damage_checksum() -> None:
         damage_checksum,
     ],
 )
-def test_a_damaged_journal_is_one_line(begun: Run, damage: Callable[[], None]) -> None:
+def test_a_damaged_journal_is_one_line(interrupted_job: Run, damage: Callable[[], None]) -> None:
     damage()
-    result = begun("in.csv", "-o", "out.csv")
+    result = interrupted_job("in.csv", "-o", "out.csv")
     assert (result.code, result.err.splitlines()[-1]) == (
         2,
         f"error: the journal {Path('.out.csv.job').resolve()} is damaged; discard it with --restart",
     )
     assert not Path("out.csv").exists()
-    assert begun("in.csv", "-o", "out.csv", "--restart").code == 0
+    assert interrupted_job("in.csv", "-o", "out.csv", "--restart").code == 0
 
 
-def test_a_folder_without_a_journal_is_left_alone(classify: Run) -> None:
+def test_a_folder_without_a_journal_is_kept(classify: Run) -> None:
     write_rows("in.csv", 3)
     Path(".out.csv.job").mkdir()
     Path(".out.csv.job/mine.txt").write_text("mine")
@@ -400,7 +400,7 @@ def test_a_folder_without_a_journal_is_left_alone(classify: Run) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before the names", "rejects named", "all named", "folder half removed"])
-def test_killed_after_the_output_was_complete(classify: Run, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_a_job_killed_after_its_output_is_complete(classify: Run, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     Path("in.csv").write_text("id,text\n1,one\n2,\n3,three\n")
     Path("out.csv").write_text("old")
     with monkeypatch.context() as patched:
@@ -466,7 +466,7 @@ def test_an_output_may_replace_its_input(classify: Run) -> None:
 
 
 def test_the_rejected_rows_of_an_output_cannot_be_its_input(classify: Run) -> None:
-    """With --force they were replaced by those of the job, of which there may be none."""
+    """With --force they would be replaced by the rejected rows of the job."""
     write_rows("out.rejected.csv", 5)
     before = Path("out.rejected.csv").read_bytes()
     result = classify("out.rejected.csv", "-o", "out.csv", "--force")
@@ -547,9 +547,9 @@ def test_progress_lines_in_a_pipe(classify: Run, small_chunks: None, monkeypatch
     assert lines[0].endswith(" texts, 2.0 texts/s, 0 s left"), "of a file that is shorter than what is read at once"
 
 
-def test_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_jobs_killed_at_random_moments(tiny_bundle: Path, tmp_path: Path) -> None:
     """Two of the fifty kills of `python -m tests.tools.kill_jobs`."""
     harness = Harness(tmp_path, tiny_bundle, rows=1500, seed=int.from_bytes(os.urandom(4), "little"))
-    moments, kept = kill_jobs(harness, 2)
+    moments, stored_rows = kill_jobs(harness, 2)
     assert moments.total() >= 2
-    assert kept
+    assert stored_rows

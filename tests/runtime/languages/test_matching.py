@@ -119,8 +119,8 @@ def test_every_code_matches_itself(style: str) -> None:
 def test_every_english_name_matches_its_language() -> None:
     """A name that two scripts share matches the usual script."""
     matcher = MATCHERS["none"]
-    wrong = {code: name for code, name in matcher.titles().items() if matcher.match(name).code[:3] != code[:3]}
-    assert not wrong
+    mismatches = {code: name for code, name in matcher.titles().items() if matcher.match(name).code[:3] != code[:3]}
+    assert not mismatches
 
 
 # requested language -> substitute by NLLB, mBART, M2M100

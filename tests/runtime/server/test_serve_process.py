@@ -100,9 +100,7 @@ def test_the_grace_period_bounds_the_shutdown(tiny_bundle: Path, tmp_path: Path)
     assert "Traceback" not in process.log
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server(
-    run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loading_error_ends_the_server(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise EngineError("no engine here")
 
@@ -113,8 +111,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(
 
 
 def test_a_port_in_use(run: Run, tiny_bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         result = run("serve", tiny_bundle, "--port", port)
     assert result.code == 2
     assert result.err == (

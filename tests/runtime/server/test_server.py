@@ -77,8 +77,8 @@ def test_pairs_and_choices(tmp_path: Path) -> None:
             results = server.post("/classify", {"texts": texts, "task": task}).json()["predictions"]
             expected = classifier.classify(texts, task=task)
             assert [result["label"] for result in results] == [prediction.label for prediction in expected]
-        wrong = error_of(server.post("/classify", {"texts": [pairs[0], "one text"], "task": "nli"}))
-        assert wrong["message"].startswith(
+        error = error_of(server.post("/classify", {"texts": [pairs[0], "one text"], "task": "nli"}))
+        assert error["message"].startswith(
             "task 'nli' reads a pair (text, text_pair) at a time, but text 1 is one text"
         )
 
@@ -131,19 +131,19 @@ def test_an_encoder_that_requires_a_language(tiny_variant: Callable[..., Path]) 
         assert (german["language"], english["language"]) == ("deu_Latn", "eng_Latn")
         assert german["probabilities"] != english["probabilities"], "the same text in two languages"
         for prediction in (german, english):
-            (alone,) = classify(prediction["language"]).json()["predictions"]
-            assert_probabilities_close(prediction["probabilities"], alone["probabilities"], LLAMA_CPP)
+            (single_prediction,) = classify(prediction["language"]).json()["predictions"]
+            assert_probabilities_close(prediction["probabilities"], single_prediction["probabilities"], LLAMA_CPP)
         assert error_of(classify(["de", None], 2))["message"].startswith(
             "this encoder requires the language of text 1; "
         )
         for language, code in (("German", "deu_Latn"), ("lb", "deu_Latn"), ("auto", "eng_Latn")):
             assert classify(language).json()["predictions"][0]["language"] == code
-        for wrong, message in (
+        for languages, message in (
             (None, "this encoder requires the language of the texts"),
             ("zh", "the encoder supports neither Chinese (zh) nor"),
         ):
-            assert classify(wrong).status_code == 422
-            assert error_of(classify(wrong))["message"].startswith(message)
+            assert classify(languages).status_code == 422
+            assert error_of(classify(languages))["message"].startswith(message)
 
 
 def test_languages_share_a_batch(tiny_bundle: Path) -> None:
@@ -317,9 +317,9 @@ def test_requests_before_the_model_is_loaded(tiny_bundle: Path) -> None:
     with run_server(tiny_bundle, load=load, wait=False) as server:
         health = server.get("/healthz")
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
-        early = server.post("/classify", {"texts": ["a"], "task": "topic"})
-        assert (early.status_code, early.headers["retry-after"]) == (503, "1")
-        assert error_of(early)["message"] == "the model is loading; try again in a moment"
+        response = server.post("/classify", {"texts": ["a"], "task": "topic"})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert error_of(response)["message"] == "the model is loading; try again in a moment"
         assert server.get("/v1/models").json()["data"][0]["id"] == "tiny"
         loading.release.set()
         model.release.set()

@@ -1,4 +1,4 @@
-"""Confidence in a bundle: temperatures, thresholds and the label for unsure, from the manifest to the command line."""
+"""Confidence and abstention: temperatures, thresholds and labels of abstentions, in manifest, Python and commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = ("team", "match", "hotel", "good", "bad", "the", "is", "a", "не", "औ
 
 
 def edit_task(bundle: Path, **fields: Any) -> None:
-    """Change the manifest's task `topic` as somebody with an editor would."""
+    """Edit the task `topic` in the manifest."""
     path = bundle / MANIFEST_NAME
     content = json.loads(path.read_bytes())
     content["tasks"]["topic"] |= fields
@@ -43,7 +43,7 @@ def classifier(tiny_bundle: Path) -> Iterator[Classifier]:
         yield loaded
 
 
-def test_older_bundles_are_read_as_before(fresh_bundle: Path, tiny_bundle: Path) -> None:
+def test_bundles_without_confidence_settings(fresh_bundle: Path, tiny_bundle: Path) -> None:
     path = fresh_bundle / MANIFEST_NAME
     content = json.loads(path.read_bytes())
     for task in content["tasks"].values():
@@ -54,7 +54,7 @@ def test_older_bundles_are_read_as_before(fresh_bundle: Path, tiny_bundle: Path)
     assert Bundle.open(fresh_bundle).manifest == Bundle.open(tiny_bundle).manifest
 
 
-def test_what_is_written_is_read(tiny_bundle: Path) -> None:
+def test_settings_are_written_and_read(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     task = msgspec.structs.replace(
         manifest.tasks["topic"], temperature=0.5, temperatures={"deu_Latn": 1.5}, threshold=0.25, abstain="ask"
@@ -89,7 +89,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("fields", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_what_no_manifest_may_say(fresh_bundle: Path, fields: dict[str, Any], message: str) -> None:
+def test_invalid_settings(fresh_bundle: Path, fields: dict[str, Any], message: str) -> None:
     edit_task(fresh_bundle, **fields)
     with pytest.raises(ModelError) as caught:
         Bundle.open(fresh_bundle)
@@ -99,7 +99,7 @@ def test_what_no_manifest_may_say(fresh_bundle: Path, fields: dict[str, Any], me
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "-0.0"])
-def test_numbers_that_json_has_not(fresh_bundle: Path, value: str) -> None:
+def test_numbers_that_json_does_not_support(fresh_bundle: Path, value: str) -> None:
     edit_task(fresh_bundle, temperatures={"x": 123.5}, threshold=None)
     path = fresh_bundle / MANIFEST_NAME
     path.write_text(path.read_text().replace("123.5", value))
@@ -119,44 +119,44 @@ def test_nan_in_python(tiny_bundle: Path, fields: dict[str, Any]) -> None:
     assert "nan" in faults[0]
 
 
-def test_a_threshold_makes_it_abstain(classifier: Classifier) -> None:
-    plain = classifier.classify(TEXTS)
-    limit = sorted(prediction.confidence for prediction in plain)[2]
-    found = classifier.classify(TEXTS, threshold=limit)
-    assert sum(prediction.abstained for prediction in found) == 2
-    for before, after in zip(plain, found, strict=True):
+def test_a_threshold_causes_abstentions(classifier: Classifier) -> None:
+    predictions_without_threshold = classifier.classify(TEXTS)
+    limit = sorted(prediction.confidence for prediction in predictions_without_threshold)[2]
+    predictions = classifier.classify(TEXTS, threshold=limit)
+    assert sum(prediction.abstained for prediction in predictions) == 2
+    for before, after in zip(predictions_without_threshold, predictions, strict=True):
         assert after.abstained == (before.confidence < limit)
         assert after.label == ("unsure" if after.abstained else before.label)
         assert (after.probabilities, after.confidence) == (before.probabilities, before.confidence)
-    (asked,) = classifier.classify(TEXTS[:1], threshold=1, abstain="ask")
-    assert (asked.label, asked.abstained) == ("ask", True)
+    (abstention,) = classifier.classify(TEXTS[:1], threshold=1, abstain="ask")
+    assert (abstention.label, abstention.abstained) == ("ask", True)
     with pytest.raises(UsageError, match="which is one of its labels"):
         classifier.classify(TEXTS, threshold=0.5, abstain="sports")
 
 
-def test_the_bundle_decides_unless_told_otherwise(fresh_bundle: Path) -> None:
+def test_arguments_override_the_bundle(fresh_bundle: Path) -> None:
     edit_task(fresh_bundle, threshold=1.0, abstain="ask somebody")
     with Classifier.load(fresh_bundle, task="topic", threads=2) as classifier:
         assert {prediction.label for prediction in classifier.classify(TEXTS)} == {"ask somebody"}
-        told = classifier.classify(TEXTS, threshold=0)
-        assert not any(prediction.abstained for prediction in told)
+        predictions = classifier.classify(TEXTS, threshold=0)
+        assert not any(prediction.abstained for prediction in predictions)
         assert {prediction.label for prediction in classifier.classify(TEXTS, abstain="x")} == {"x"}
-        # scikit-learn's names are for labels
-        assert classifier.predict(TEXTS).tolist() == [prediction.label for prediction in told]
+        # the method of scikit-learn returns labels
+        assert classifier.predict(TEXTS).tolist() == [prediction.label for prediction in predictions]
         assert classifier.predict_proba(TEXTS).shape == (len(TEXTS), 3)
 
 
-def test_choices_can_be_unsure_too(tiny_variant: Callable[..., Path]) -> None:
+def test_abstention_with_choices(tiny_variant: Callable[..., Path]) -> None:
     bundle = tiny_variant(seed=11)
-    made = tiny_bundle.make_tiny_bundle(bundle.parent / "mc", tasks={"mc": ()}, kinds={"mc": "multiple_choice"})
+    folder = tiny_bundle.make_tiny_bundle(bundle.parent / "mc", tasks={"mc": ()}, kinds={"mc": "multiple_choice"})
     item = ("the team", ["is good", "is bad"])
-    with Classifier.load(made, threads=2) as classifier:
-        (found,) = classifier.classify([item], threshold=1)
-        assert (found.label, found.abstained, [*found.probabilities]) == ("unsure", True, ["0", "1"])
+    with Classifier.load(folder, threads=2) as classifier:
+        (prediction,) = classifier.classify([item], threshold=1)
+        assert (prediction.label, prediction.abstained, [*prediction.probabilities]) == ("unsure", True, ["0", "1"])
         assert classifier.predict([item])[0] in ("0", "1")
 
 
-def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Classifier) -> None:
+def test_temperatures_of_languages(fresh_bundle: Path, classifier: Classifier) -> None:
     edit_task(fresh_bundle, temperature=2.0, temperatures={"deu_Latn": 0.5})
     logits_NC = classifier._head("topic").logits(classifier._embedder.embed(TEXTS))
 
@@ -167,19 +167,21 @@ def test_a_language_has_its_own_temperature(fresh_bundle: Path, classifier: Clas
 
     with Classifier.load(fresh_bundle, task="topic", threads=2) as own:
         for language, value in ((None, 2.0), ("deu_Latn", 0.5), ("swh_Latn", 2.0)):
-            found = [[*prediction.probabilities.values()] for prediction in own.classify(TEXTS, language=language)]
-            assert_probabilities_close(found, expected(value), LLAMA_CPP)
+            predictions = [
+                [*prediction.probabilities.values()] for prediction in own.classify(TEXTS, language=language)
+            ]
+            assert_probabilities_close(predictions, expected(value), LLAMA_CPP)
         (pooled,) = own.classify(["the team is good " * 60], language="deu_Latn", long_texts="pool")
         (other,) = own.classify(["the team is good " * 60], long_texts="pool")
         assert pooled.confidence > other.confidence
-        found = own.classify(TEXTS, language="de", task="sentiment")
-        assert {prediction.language for prediction in found} == {"deu_Latn"}
-        assert [prediction.probabilities for prediction in found] == [
+        predictions = own.classify(TEXTS, language="de", task="sentiment")
+        assert {prediction.language for prediction in predictions} == {"deu_Latn"}
+        assert [prediction.probabilities for prediction in predictions] == [
             prediction.probabilities for prediction in own.classify(TEXTS, task="sentiment")
         ]
 
 
-def test_confidence_goes_into_the_bundle_and_leaves_the_rest(fresh_bundle: Path) -> None:
+def test_settings_change_only_the_manifest(fresh_bundle: Path) -> None:
     bundle = Bundle.open(fresh_bundle)
     sources = (*bundle.manifest.sources, WeightSource(part="task topic", name="somebody's texts", license="CC-BY-4.0"))
     manifest = msgspec.structs.replace(bundle.manifest, sources=sources)
@@ -192,13 +194,13 @@ def test_confidence_goes_into_the_bundle_and_leaves_the_rest(fresh_bundle: Path)
     now = Bundle.open(fresh_bundle)
     now.verify()
     assert now.manifest.tasks["topic"] == task
-    assert "other" in now.manifest.tasks  # which was added meanwhile
+    assert "other" in now.manifest.tasks  # added meanwhile
     assert now.manifest.sources == sources
     changed = {name for name, content in files_of(fresh_bundle).items() if before.get(name) != content}
     assert changed == {MANIFEST_NAME, "tasks/other/head.safetensors"}
 
 
-def test_a_task_that_was_changed_meanwhile(fresh_bundle: Path) -> None:
+def test_a_task_changed_meanwhile(fresh_bundle: Path) -> None:
     bundle = Bundle.open(fresh_bundle)
     head = Head("sequence", ("a", "b"), np.ones((2, tiny_bundle.N_EMBD), np.float32), None, 1.0)
     add_task(bundle, "topic", head, force=True)
@@ -212,20 +214,25 @@ def test_a_task_that_was_changed_meanwhile(fresh_bundle: Path) -> None:
     assert files_of(fresh_bundle) == before
 
 
-def test_a_head_takes_its_confidence_along(fresh_bundle: Path) -> None:
+def test_a_head_keeps_its_settings(fresh_bundle: Path) -> None:
     weight_CE = np.ones((2, tiny_bundle.N_EMBD), np.float32)
     head = Head("sequence", ("a", "b"), weight_CE, None, 2.0, {"deu_Latn": 3.0}, 0.5, "ask")
     task = add_task(Bundle.open(fresh_bundle), "mine", head).manifest.tasks["mine"]
-    found = Head.load(fresh_bundle, task)
-    assert (found.temperature, found.temperatures, found.threshold, found.abstain) == (2, {"deu_Latn": 3}, 0.5, "ask")
+    loaded_head = Head.load(fresh_bundle, task)
+    assert (loaded_head.temperature, loaded_head.temperatures, loaded_head.threshold, loaded_head.abstain) == (
+        2,
+        {"deu_Latn": 3},
+        0.5,
+        "ask",
+    )
 
 
 def write_rows(bundle: Path, path: Path, *, languages: bool = True) -> None:
-    """Texts in two languages with the bundle's own answers, of which every fourth was made wrong."""
-    texts = [f"{one} {two}{end}" for one in WORDS for two in WORDS for end in ("", "!")]
+    """Write texts in two languages, labeled with the bundle's predictions, every fourth of them wrong."""
+    texts = [f"{first} {second}{end}" for first in WORDS for second in WORDS for end in ("", "!")]
     with Classifier.load(bundle, task="topic", threads=2) as classifier:
-        found = [prediction.label for prediction in classifier.classify(texts)]
-    labels = [label if number % 4 else "travel" for number, label in enumerate(found)]
+        predicted_labels = [prediction.label for prediction in classifier.classify(texts)]
+    labels = [label if number % 4 else "travel" for number, label in enumerate(predicted_labels)]
     codes = ["deu_Latn" if number % 2 else "swh_Latn" if number % 3 else "" for number in range(len(texts))]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -236,8 +243,8 @@ def write_rows(bundle: Path, path: Path, *, languages: bool = True) -> None:
 def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     write_rows(fresh_bundle, tmp_path / "rows.csv")
     before = files_of(fresh_bundle)
-    more = ("--language-column", "lang", "--target-accuracy", "0.8", "--abstain", "ask")
-    result = run("calibrate", fresh_bundle, "rows.csv", "-t", "topic", *more)
+    options = ("--language-column", "lang", "--target-accuracy", "0.8", "--abstain", "ask")
+    result = run("calibrate", fresh_bundle, "rows.csv", "-t", "topic", *options)
     assert result.code == 0, result.err
     for words in ("288 texts in 5 folds", "calibration error", "before", "threshold", "deu_Latn", "swh_Latn", "ask"):
         assert words in result.out
@@ -270,7 +277,7 @@ def test_thresholds_on_the_command_line(run: Run, fresh_bundle: Path, tmp_path: 
     line = json.loads(lines[0])
     assert (line["label"], line["abstained"], max(line["probabilities"].values())) == ("?", True, line["confidence"])
     assert "abstained" not in run(*classify, "--threshold", "0").out
-    assert run("calibrate", fresh_bundle, "rows.csv", "-t", "topic").code == 0  # keeps it
+    assert run("calibrate", fresh_bundle, "rows.csv", "-t", "topic").code == 0  # keeps the threshold
     assert Bundle.open(fresh_bundle).manifest.tasks["topic"].threshold == 0.999
     assert run("calibrate", fresh_bundle, "rows.csv", "-t", "topic", "--threshold", "0").code == 0
     assert Bundle.open(fresh_bundle).manifest.tasks["topic"].threshold is None
@@ -289,8 +296,8 @@ BAD_CALLS: dict[str, tuple[list[str], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("more", "code", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_calls_that_are_refused(run: Run, fresh_bundle: Path, more: list[str], code: int, message: str) -> None:
+@pytest.mark.parametrize(("options", "code", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_refused_calls(run: Run, fresh_bundle: Path, options: list[str], code: int, message: str) -> None:
     rows = [
         (f"{one} {two}", "science" if number % 2 else "travel", "x")
         for number, one in enumerate(WORDS)
@@ -299,14 +306,14 @@ def test_calls_that_are_refused(run: Run, fresh_bundle: Path, more: list[str], c
     with Path("rows.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label", "lang"), *rows])
     before = files_of(fresh_bundle)
-    result = run("calibrate", fresh_bundle, "rows.csv", "-t", "topic", *more)
+    result = run("calibrate", fresh_bundle, "rows.csv", "-t", "topic", *options)
     assert (result.code, result.out) == (code, "")
     assert message in result.err
     assert result.err.count("\n") == 1
     assert files_of(fresh_bundle) == before
 
 
-def test_too_few_rows_and_bad_codes(run: Run, fresh_bundle: Path) -> None:
+def test_too_few_rows_and_invalid_codes(run: Run, fresh_bundle: Path) -> None:
     Path("few.csv").write_text("text,label,lang\na,sports,x\nb,travel,y\nb,travel,y\n")
     result = run("calibrate", fresh_bundle, "few.csv", "-t", "topic")
     assert (result.code, result.err.splitlines()[0]) == (
@@ -320,22 +327,22 @@ def test_too_few_rows_and_bad_codes(run: Run, fresh_bundle: Path) -> None:
 
 
 def test_windows_and_thresholds_together(classifier: Classifier) -> None:
-    (found,) = classifier.classify(["a bad match " * 60], long_texts="pool", threshold=1)
-    assert (found.abstained, found.label, found.truncated) == (True, "unsure", False)
-    assert found.windows > 1
+    (prediction,) = classifier.classify(["a bad match " * 60], long_texts="pool", threshold=1)
+    assert (prediction.abstained, prediction.label, prediction.truncated) == (True, "unsure", False)
+    assert prediction.windows > 1
 
 
-def test_an_embedder_knows_no_confidence(fresh_bundle: Path) -> None:
+def test_an_embedder_ignores_the_settings(fresh_bundle: Path) -> None:
     edit_task(fresh_bundle, temperature=9.0)
     with Embedder.load(fresh_bundle, threads=2) as changed:
         one_NE = changed.embed(TEXTS)
     edit_task(fresh_bundle, temperature=1.0)
-    with Embedder.load(fresh_bundle, threads=2) as plain:
-        np.testing.assert_array_equal(plain.embed(TEXTS), one_NE)
+    with Embedder.load(fresh_bundle, threads=2) as embedder:
+        np.testing.assert_array_equal(embedder.embed(TEXTS), one_NE)
 
 
-def test_labels_that_are_called_unsure(tmp_path: Path) -> None:
-    """A task may have such a label, as long as it does not abstain with it."""
+def test_a_label_called_unsure(tmp_path: Path) -> None:
+    """A task may have such a label if it does not use it for abstentions."""
     bundle = tiny_bundle.make_tiny_bundle(tmp_path / "bundle", tasks={"mood": ("sure", "unsure")})
     manifest = Bundle.open(bundle).manifest
     with Classifier.load(bundle, threads=2) as classifier:

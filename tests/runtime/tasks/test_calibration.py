@@ -1,4 +1,4 @@
-"""Temperatures and their error: the arithmetic, on numbers whose answer is known."""
+"""Temperature scaling, calibration error and thresholds, on data with known results."""
 
 from __future__ import annotations
 
@@ -24,58 +24,60 @@ from mtllm_edge.tasks.metrics import BINS, calibration_error, reliability
 Sample = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
-def drawn(texts: int, temperature: float, *, seed: int = 0, labels: int = 4) -> Sample:
-    """Logits that are right about their classes once they are divided by a temperature."""
+def sample(texts: int, temperature: float, *, seed: int = 0, labels: int = 4) -> Sample:
+    """Sample classes from the softmax of logits, and return the logits multiplied by a temperature."""
     rng = np.random.default_rng(seed)
     true_NC = rng.standard_normal((texts, labels)) * 2
     classes_N = (rng.random((texts, 1)) > softmax(true_NC).cumsum(axis=1)).sum(axis=1)
     return true_NC * temperature, classes_N
 
 
-def joined(*samples: Sample) -> Sample:
+def concatenated(*samples: Sample) -> Sample:
     return np.concatenate([one for one, _ in samples]), np.concatenate([other for _, other in samples])
 
 
-@pytest.mark.parametrize("known", [0.3, 1.0, 5.0])
-def test_a_known_temperature_is_found(known: float) -> None:
-    assert fit_temperature(*drawn(5000, known)) == pytest.approx(known, rel=0.06)
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_a_known_temperature_is_recovered(temperature: float) -> None:
+    assert fit_temperature(*sample(5000, temperature)) == pytest.approx(temperature, rel=0.06)
 
 
-def test_no_temperature_nearby_is_likelier() -> None:
-    logits_NC, classes_N = drawn(300, 2.0)
-    found = fit_temperature(logits_NC, classes_N, prior_texts=0)
+def test_the_temperature_minimizes_the_loss() -> None:
+    logits_NC, classes_N = sample(300, 2.0)
+    temperature = fit_temperature(logits_NC, classes_N, prior_texts=0)
 
     def loss(value: float) -> float:
         return float(-np.log(softmax(logits_NC / value)[np.arange(300), classes_N]).sum())
 
-    assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
+    assert loss(temperature) < min(loss(temperature * 1.01), loss(temperature / 1.01))
 
 
-def test_a_head_without_error_does_not_become_infinitely_sure() -> None:
+def test_a_head_without_errors_gets_a_finite_temperature() -> None:
     classes_N = np.arange(30) % 3
     assert 0.1 < fit_temperature(np.eye(3)[classes_N] * 7.0, classes_N) < 7
-    assert fit_temperature(np.zeros((30, 3)), classes_N) > 0  # nothing to be learned, and no error
+    assert fit_temperature(np.zeros((30, 3)), classes_N) > 0  # constant logits
 
 
-def test_what_was_held_before_counts() -> None:
-    logits_NC, classes_N = drawn(60, 4.0)
+def test_the_prior_temperature() -> None:
+    logits_NC, classes_N = sample(60, 4.0)
     prior_NC = softmax(logits_NC / 1.0)
-    alone = fit_temperature(logits_NC, classes_N)
-    drawn_to_one = fit_temperature(logits_NC, classes_N, prior_NC, 60)
-    assert 1 < drawn_to_one < alone
+    without_prior = fit_temperature(logits_NC, classes_N)
+    with_prior = fit_temperature(logits_NC, classes_N, prior_NC, 60)
+    assert 1 < with_prior < without_prior
     assert fit_temperature(logits_NC, classes_N, prior_NC, 10**7) == pytest.approx(1, abs=1e-3)
 
 
-def test_languages_get_their_own_temperatures_where_they_have_texts() -> None:
+def test_languages_with_enough_texts_get_their_own_temperatures() -> None:
     few = LANGUAGE_TEXTS - 1
-    logits_NC, classes_N = joined(drawn(2000, 1.0), drawn(2000, 3.0, seed=1), drawn(few, 9.0, seed=2), drawn(9, 1.0))
+    logits_NC, classes_N = concatenated(
+        sample(2000, 1.0), sample(2000, 3.0, seed=1), sample(few, 9.0, seed=2), sample(9, 1.0)
+    )
     codes = ["deu_Latn"] * 2000 + ["swh_Latn"] * 2000 + ["tpi_Latn"] * few + [None] * 9
     assert frequent_languages(codes) == ["deu_Latn", "swh_Latn"]
-    found = fit_temperatures(logits_NC, classes_N, codes, frequent_languages(codes))
-    assert 1.2 < found.temperature < 3
-    assert found.temperatures == pytest.approx({"deu_Latn": 1.0, "swh_Latn": 3.0}, rel=0.1)
-    expected_N = [found.temperatures["swh_Latn"], found.temperature, found.temperature]
-    assert select_temperatures(found, ["swh_Latn", "tpi_Latn", None]).tolist() == expected_N
+    fit = fit_temperatures(logits_NC, classes_N, codes, frequent_languages(codes))
+    assert 1.2 < fit.temperature < 3
+    assert fit.temperatures == pytest.approx({"deu_Latn": 1.0, "swh_Latn": 3.0}, rel=0.1)
+    expected_N = [fit.temperatures["swh_Latn"], fit.temperature, fit.temperature]
+    assert select_temperatures(fit, ["swh_Latn", "tpi_Latn", None]).tolist() == expected_N
 
 
 def test_the_calibration_error_of_twenty_texts_by_hand() -> None:
@@ -90,7 +92,7 @@ def test_the_calibration_error_of_twenty_texts_by_hand() -> None:
     assert sum(texts for texts, _, _ in rows) == 1
 
 
-def test_errors_of_one_bin_cancel_and_those_of_two_do_not() -> None:
+def test_errors_cancel_within_a_bin_only() -> None:
     one_bin = np.array([[0.61, 0.39], [0.65, 0.35]])
     assert calibration_error(one_bin, np.array([1, 0])) == pytest.approx(abs(0.63 - 0.5))
     two_bins = np.array([[0.59, 0.41], [0.65, 0.35]])
@@ -99,7 +101,7 @@ def test_errors_of_one_bin_cancel_and_those_of_two_do_not() -> None:
 
 
 def test_the_report_is_cross_validated() -> None:
-    logits_NC, classes_N = joined(drawn(1500, 3.0), drawn(1500, 0.7, seed=1))
+    logits_NC, classes_N = concatenated(sample(1500, 3.0), sample(1500, 0.7, seed=1))
     codes = ["aaa_Latn"] * 1500 + ["bbb_Latn"] * 1500
     report = fit_calibration(logits_NC, classes_N, codes, np.ones(3000))
     assert (report.texts, report.folds, report.threshold) == (3000, 5, None)
@@ -113,8 +115,8 @@ def test_the_report_is_cross_validated() -> None:
     assert first.error_before > 0.15 > 0.05 > first.error_after
 
 
-def test_what_is_shown_is_not_what_was_fitted() -> None:
-    """Labels by lot, and 50 texts a language: on the rows that they were fitted to, temperatures would look good."""
+def test_the_report_uses_held_out_texts() -> None:
+    """Random labels, and 50 texts per language: temperatures improve the loss only on the rows used for fitting."""
     rng = np.random.default_rng(0)
     logits_NC, classes_N = rng.standard_normal((2000, 2)) * 3, rng.integers(0, 2, 2000)
     codes = [f"l{number // 50:02}" for number in range(2000)]
@@ -124,8 +126,8 @@ def test_what_is_shown_is_not_what_was_fitted() -> None:
     assert report.loss_after > own_loss
 
 
-def test_a_threshold_is_judged_on_texts_that_it_has_not_seen() -> None:
-    logits_NC, classes_N = drawn(4000, 2.0)
+def test_the_accuracy_above_a_threshold_is_of_held_out_texts() -> None:
+    logits_NC, classes_N = sample(4000, 2.0)
     report = fit_calibration(logits_NC, classes_N, [None] * 4000, np.ones(4000), threshold=0.8)
     probabilities_NC = softmax(logits_NC / 2)
     sure_N = probabilities_NC.max(axis=1) >= 0.8
@@ -133,14 +135,14 @@ def test_a_threshold_is_judged_on_texts_that_it_has_not_seen() -> None:
     assert report.threshold == 0.8
     assert report.coverage == pytest.approx(sure_N.mean(), abs=0.03)
     assert report.accuracy_above == pytest.approx(right_N[sure_N].mean(), abs=0.02)
-    found = fit_calibration(logits_NC, classes_N, [None] * 4000, np.ones(4000), target_accuracy=0.85)
-    assert found.threshold is not None
-    assert 0.3 < found.threshold < 0.9
-    assert found.accuracy_above == pytest.approx(0.85, abs=0.02)
-    assert found.coverage > report.coverage
+    calibration = fit_calibration(logits_NC, classes_N, [None] * 4000, np.ones(4000), target_accuracy=0.85)
+    assert calibration.threshold is not None
+    assert 0.3 < calibration.threshold < 0.9
+    assert calibration.accuracy_above == pytest.approx(0.85, abs=0.02)
+    assert calibration.coverage > report.coverage
 
 
-def test_the_lowest_threshold_that_is_good_enough() -> None:
+def test_the_lowest_sufficient_threshold() -> None:
     sure_N = np.linspace(0.99, 0.6, 40)
     probabilities_NC = np.stack([sure_N, 1 - sure_N], axis=1)
     classes_N = np.array([0] * 20 + [1, 0] * 10)
@@ -152,27 +154,27 @@ def test_the_lowest_threshold_that_is_good_enough() -> None:
     assert find_threshold(probabilities_NC, classes_N, 0.5) == 0.0
     assert find_threshold(probabilities_NC, 1 - classes_N, 0.9) is None
     equal_NC = np.full((40, 2), [0.7, 0.3])
-    assert find_threshold(equal_NC, classes_N, 0.95) is None  # no threshold tells them apart
+    assert find_threshold(equal_NC, classes_N, 0.95) is None  # no threshold separates them
     few = slice(MIN_THRESHOLD_TEXTS - 1)
     assert find_threshold(probabilities_NC[few], classes_N[few], 0.1) is None
 
 
-def test_what_cannot_be_calibrated() -> None:
-    logits_NC, classes_N = drawn(200, 1.0)
+def test_refused_calibrations() -> None:
+    logits_NC, classes_N = sample(200, 1.0)
     with pytest.raises(DataError, match="there are 19 different labeled texts; give 20 or more"):
         fit_calibration(logits_NC[:19], classes_N[:19], [None] * 19, np.ones(19))
     with pytest.raises(DataError, match="no threshold gives an accuracy of 1 on 10 texts or more; lower the target"):
         fit_calibration(logits_NC, np.zeros(200, int), [None] * 200, np.ones(200), target_accuracy=1.0)
 
 
-def test_when_and_how_a_task_abstains() -> None:
+def test_resolution_of_threshold_and_label() -> None:
     weight_CE = np.ones((2, 3), np.float32)
     head = Head("sequence", ("a", "b"), weight_CE, None, 1.0, threshold=0.7, abstain="ask")
     assert resolve_abstention(head, None, None) == (0.7, "ask")
     assert resolve_abstention(head, 0, None) == (0, "ask")
     assert resolve_abstention(head, 0.5, "who knows") == (0.5, "who knows")
-    plain = TaskSpec(kind="sequence", labels=("a", "unsure"), head="x")
-    assert resolve_abstention(plain, None, None)[0] == 0
+    task = TaskSpec(kind="sequence", labels=("a", "unsure"), head="x")
+    assert resolve_abstention(task, None, None)[0] == 0
     for limit, label, message in (
         (1.5, None, "the threshold is 1.5, expected 0 to 1"),
         (float("nan"), None, "the threshold is nan"),
@@ -182,7 +184,7 @@ def test_when_and_how_a_task_abstains() -> None:
         (0.5, "x\ny", "expected a word"),
     ):
         with pytest.raises(UsageError, match=message):
-            resolve_abstention(plain, limit, label)
+            resolve_abstention(task, limit, label)
     choices = TaskSpec(kind="multiple_choice", labels=(), head="x")
     with pytest.raises(UsageError, match="abstains with the label '1', which is one of its labels"):
         resolve_abstention(choices, 0.5, "1")

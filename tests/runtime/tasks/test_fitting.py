@@ -1,4 +1,4 @@
-"""Heads fitted to labeled texts: the arithmetic against plain numpy, the Python interface, and the command."""
+"""Heads fitted to labeled texts: computation compared with NumPy, the Python interface, and the command."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ TEXTS = [f"{word}{end}" for end in ("", "!", " a", " the", " is") for words in W
 LABELS = [label for _ in range(5) for label, words in WORDS.items() for _ in words]
 
 
-def clouds(counts: dict[str, int], *, distance: float = 3.0, width: int = 12) -> tuple[NDArray[np.float32], list[str]]:
-    """Normal clouds a `distance` from each other, in dimensions of very different sizes as an LLM's are."""
+def make_clusters(
+    counts: dict[str, int], *, distance: float = 3.0, width: int = 12
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Gaussian clusters with a `distance`, in dimensions of very different scales like those of an LLM."""
     rng = np.random.default_rng(1)
     labels = [label for label, count in counts.items() for _ in range(count)]
     centres = {label: distance * rng.standard_normal(width) / np.sqrt(width) for label in counts}
@@ -47,54 +49,54 @@ def embedder(tiny_bundle: Path) -> Iterator[Embedder]:
 
 
 @pytest.mark.parametrize("labels", [("a", "b"), ("a", "b", "c")])
-def test_a_head_on_raw_vectors_is_the_regression_on_standardised_ones(labels: tuple[str, ...]) -> None:
+def test_a_head_equals_a_regression_on_standardized_vectors(labels: tuple[str, ...]) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    vectors_NE, given = clouds(dict.fromkeys(labels, 30))
-    head, report = fit_head(vectors_NE, Examples([], given, None, "sequence"))
+    vectors_NE, text_labels = make_clusters(dict.fromkeys(labels, 30))
+    head, report = fit_head(vectors_NE, Examples([], text_labels, None, "sequence"))
     assert (head.labels, head.kind) == (labels, "sequence")
     assert head.weight_CE.shape == (len(labels), 12)
     wide_NE = vectors_NE.astype(np.float64)
     standard_NE = (wide_NE - wide_NE.mean(axis=0)) / wide_NE.std(axis=0)
-    model = LogisticRegression(C=report.c, max_iter=1000).fit(standard_NE, given)
+    model = LogisticRegression(C=report.c, max_iter=1000).fit(standard_NE, text_labels)
     expected_NC = model.predict_proba(standard_NE)
-    found_NC = softmax(head.logits(vectors_NE))
-    np.testing.assert_allclose(found_NC, expected_NC, atol=1e-4)
+    probabilities_NC = softmax(head.logits(vectors_NE))
+    np.testing.assert_allclose(probabilities_NC, expected_NC, atol=1e-4)
     np.testing.assert_allclose(
         head.probabilities(vectors_NE), softmax(np.log(expected_NC) / head.temperature), atol=1e-3
     )
 
 
-def test_the_report_is_of_texts_that_the_judge_had_not_seen() -> None:
-    """Labels drawn by lot: whoever judged what it has seen would find them all."""
+def test_the_report_is_of_held_out_texts() -> None:
+    """Random labels, which a head reproduces only on its training texts."""
     rng = np.random.default_rng(2)
     vectors_NE = rng.standard_normal((120, 200)).astype(np.float32)
     labels = [*rng.choice(["heads", "tails"], 120)]
     head, report = fit_head(vectors_NE, Examples([], labels, None, "sequence"))
-    own = (head.logits(vectors_NE).argmax(axis=1) == (np.array(labels) == "tails")).mean()
-    assert own > 0.8
+    training_accuracy = (head.logits(vectors_NE).argmax(axis=1) == (np.array(labels) == "tails")).mean()
+    assert training_accuracy > 0.8
     assert 0.3 < report.accuracy < 0.7
-    assert report.calibration_error < 0.2  # it knows that it does not know
+    assert report.calibration_error < 0.2  # low confidence
 
 
-def test_the_report_tells_labels_apart() -> None:
-    vectors_NE, labels = clouds({"far": 40, "left": 20, "right": 20}, distance=1.5)
+def test_the_report_has_scores_per_label() -> None:
+    vectors_NE, labels = make_clusters({"far": 40, "left": 20, "right": 20}, distance=1.5)
     rng = np.random.default_rng(3)
     vectors_NE[:40, 0] += 1e5
-    vectors_NE[40:] = vectors_NE[40:][rng.permutation(40)]  # left and right are one cloud
+    vectors_NE[40:] = vectors_NE[40:][rng.permutation(40)]  # left and right are one cluster
     _, report = fit_head(vectors_NE, Examples([], labels, None, "sequence"))
     assert (report.texts, report.folds, report.commonest) == (80, 5, 0.5)
     far, left, right = report.labels.values()
     assert (far.texts, far.precision, far.recall, far.f1) == (40, 1.0, 1.0, 1.0)
     assert max(left.f1, right.f1) < 0.8
     assert report.macro_f1 == pytest.approx((far.f1 + left.f1 + right.f1) / 3)
-    right_ones = far.texts + left.recall * left.texts + right.recall * right.texts
-    assert report.accuracy == pytest.approx(right_ones / 80)
+    correct = far.texts + left.recall * left.texts + right.recall * right.texts
+    assert report.accuracy == pytest.approx(correct / 80)
 
 
 def test_counts_of_labels_and_folds() -> None:
     assert prepare_examples(list("vwxyz"), ["b", "a", "b", "a", "a"]).counts == {"a": 3, "b": 2}
-    vectors_NE, labels = clouds({"a": 9, "b": 3})
+    vectors_NE, labels = make_clusters({"a": 9, "b": 3})
     _, report = fit_head(vectors_NE, Examples([], labels, None, "sequence"))
     assert report.folds == 3
 
@@ -111,7 +113,7 @@ def test_counts_of_labels_and_folds() -> None:
         (["a", "b\nc"], r"the label of text 1 is 'b\\nc', which has control characters"),
     ],
 )
-def test_labels_that_nothing_can_be_learned_from(labels: list[str], message: str) -> None:
+def test_invalid_labels(labels: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         validate_labels(labels)
 
@@ -122,7 +124,7 @@ def test_distinct_texts() -> None:
     assert unique_indices([("x", "y"), ("x", "z"), ("x", "y")], ["a", "a", "a"]) == [0, 1]
 
 
-def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle: Path) -> None:
+def test_fit_predict_and_save(embedder: Embedder, fresh_bundle: Path) -> None:
     with Embedder.load(fresh_bundle, threads=2) as own:
         classifier = Classifier(own)
         with pytest.raises(UsageError, match=r"no task yet; call fit"):
@@ -145,17 +147,17 @@ def test_a_classifier_is_fitted_used_and_saved(embedder: Embedder, fresh_bundle:
         assert classifier.task == "words"
         with pytest.raises(UsageError, match=r"has a task 'words' already; .* --force"):
             classifier.save_task("words")
-        (again,) = classifier.classify(TEXTS[:1], task="words")
+        (prediction,) = classifier.classify(TEXTS[:1], task="words")
     Bundle.open(fresh_bundle).verify()
     with Classifier.load(fresh_bundle, task="words", threads=2) as loaded:
         assert_probabilities_close(loaded.predict_proba(TEXTS), probabilities_NC, LLAMA_CPP)
-        assert loaded.classify(TEXTS[:1])[0].label == again.label
+        assert loaded.classify(TEXTS[:1])[0].label == prediction.label
         assert list(Bundle.open(fresh_bundle).manifest.tasks) == ["topic", "sentiment", "words"]
     source = Bundle.open(fresh_bundle).manifest.sources[-1]
     assert (source.part, source.name, source.license) == ("task words", "labeled texts", "CC-BY-4.0")
 
 
-def test_pairs_are_learned_and_choices_are_not(embedder: Embedder) -> None:
+def test_fit_accepts_pairs_but_no_choices(embedder: Embedder) -> None:
     pairs = [(text, text if label == "animals" else "elm oak") for text, label in zip(TEXTS, LABELS, strict=True)]
     classifier = Classifier(embedder).fit(pairs, LABELS)
     assert classifier.kind == "pair"
@@ -168,7 +170,7 @@ def test_pairs_are_learned_and_choices_are_not(embedder: Embedder) -> None:
         Classifier(embedder).fit(TEXTS, ["a", "b"])
 
 
-def test_probabilities_of_choices_are_no_matrix(tiny_variant: Callable[..., Path]) -> None:
+def test_predict_proba_refuses_choices(tiny_variant: Callable[..., Path]) -> None:
     bundle = tiny_variant(tasks=None, kinds=None, seed=5)
     choices = tiny_bundle.make_tiny_bundle(bundle.parent / "choices", tasks={"mc": ()}, kinds={"mc": "multiple_choice"})
     with Classifier.load(choices, threads=2) as classifier:
@@ -177,7 +179,7 @@ def test_probabilities_of_choices_are_no_matrix(tiny_variant: Callable[..., Path
             classifier.predict_proba([("the team", ["is good", "is bad"])])
 
 
-def test_fit_warns_of_cuts_and_refuses_bad_texts(embedder: Embedder) -> None:
+def test_fit_warns_of_truncation_and_refuses_invalid_texts(embedder: Embedder) -> None:
     with pytest.warns(TruncationWarning, match="1 of 56 texts were truncated"):
         Classifier(embedder).fit([*TEXTS, "z" * 500], [*LABELS, "plants"])
     with warnings.catch_warnings():
@@ -187,13 +189,13 @@ def test_fit_warns_of_cuts_and_refuses_bad_texts(embedder: Embedder) -> None:
         Classifier(embedder).fit(["a", " ", "b", "c"], list("xxyy"))
 
 
-def write_sheet(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> None:
+def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
 
 
 def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
-    write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True), ("cat", "animals")])
+    write_csv(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True), ("cat", "animals")])
     Path("more.jsonl").write_text('{"text": "bee", "label": "animals", "n": 1}\n', encoding="utf-8")
     before = (fresh_bundle / "bundle.json").read_bytes()
     result = run("fit", fresh_bundle, "in.csv", "more.jsonl", "--task", "words")
@@ -210,15 +212,15 @@ def test_the_command(run: Run, fresh_bundle: Path, tmp_path: Path) -> None:
     assert "temperature" in (fresh_bundle / "bundle.json").read_text()
     assert (fresh_bundle / "bundle.json").read_bytes() != before
     assert run("verify", fresh_bundle).code == 0
-    shown = run("classify", "-b", fresh_bundle, "-t", "words", "cat", "--format", "jsonl").out
-    assert '"label":"animals"' in shown
+    output = run("classify", "-b", fresh_bundle, "-t", "words", "cat", "--format", "jsonl").out
+    assert '"label":"animals"' in output
 
 
 def test_the_license_of_a_fitted_task(run: Run, fresh_bundle: Path) -> None:
-    write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
+    write_csv(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
     before = Bundle.open(fresh_bundle).manifest.sources
-    for wrong in ("", "two\nlines", "x" * 201):
-        refused = run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", wrong)
+    for license_text in ("", "two\nlines", "x" * 201):
+        refused = run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", license_text)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
         assert "is no license; give an SPDX identifier" in refused.err
     assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--license", "CC-BY-NC-4.0").code == 0
@@ -227,12 +229,12 @@ def test_the_license_of_a_fitted_task(run: Run, fresh_bundle: Path) -> None:
     assert Bundle.open(fresh_bundle).manifest.sources == (*before, source)
     (line,) = (line for line in run("info", fresh_bundle).out.splitlines() if "task words" in line and "in.csv" in line)
     assert "CC-BY-NC-4.0 (NON-COMMERCIAL USE ONLY)" in line
-    assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--force").code == 0  # another task, not known where from
+    assert run("fit", fresh_bundle, "in.csv", "-t", "words", "--force").code == 0  # a new task without a known source
     assert Bundle.open(fresh_bundle).manifest.sources == before
 
 
 def test_force_replaces_a_task(run: Run, fresh_bundle: Path) -> None:
-    write_sheet(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
+    write_csv(Path("in.csv"), [*zip(TEXTS, LABELS, strict=True)])
     refused = run("fit", fresh_bundle, "in.csv", "-t", "topic")
     assert refused.code == 2
     assert "has a task 'topic' already" in refused.err
@@ -259,18 +261,18 @@ BAD_SHEETS = {
 }
 
 
-@pytest.mark.parametrize(("rows", "more", "code", "message"), BAD_SHEETS.values(), ids=BAD_SHEETS)
-def test_sheets_that_cannot_be_learned(
+@pytest.mark.parametrize(("rows", "options", "code", "message"), BAD_SHEETS.values(), ids=BAD_SHEETS)
+def test_unusable_files(
     run: Run,
     fresh_bundle: Path,
     rows: list[tuple[str, ...]],
-    more: list[str],
+    options: list[str],
     code: int,
     message: str,
 ) -> None:
-    write_sheet(Path("in.csv"), rows)
+    write_csv(Path("in.csv"), rows)
     before = sorted(path for path in fresh_bundle.rglob("*"))
-    result = run("fit", fresh_bundle, "in.csv", "-t", "words", *more)
+    result = run("fit", fresh_bundle, "in.csv", "-t", "words", *options)
     assert (result.code, result.out) == (code, "")
     assert message in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
@@ -278,13 +280,13 @@ def test_sheets_that_cannot_be_learned(
 
 
 def test_choices_are_refused(run: Run, fresh_bundle: Path) -> None:
-    write_sheet(Path("in.csv"), [("a", "0", '["b", "c"]')], ("text", "label", "choices"))
+    write_csv(Path("in.csv"), [("a", "0", '["b", "c"]')], ("text", "label", "choices"))
     result = run("fit", fresh_bundle, "in.csv", "-t", "words")
     assert result.code == 2
     assert "mtllm-edge train finetune" in result.err
 
 
-def test_an_interrupted_write_leaves_the_old_bundle(
+def test_an_interrupted_write_keeps_the_bundle(
     embedder: Embedder, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in fresh_bundle.rglob("*") if path.is_file()}
@@ -305,7 +307,7 @@ def test_an_interrupted_write_leaves_the_old_bundle(
     Bundle.open(fresh_bundle).verify()
 
 
-def test_a_task_folder_that_leaves_the_bundle(embedder: Embedder, fresh_bundle: Path, tmp_path: Path) -> None:
+def test_a_task_folder_outside_the_bundle(embedder: Embedder, fresh_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (fresh_bundle / "tasks" / "words").symlink_to(tmp_path / "elsewhere")
     with (

@@ -1,4 +1,4 @@
-"""Tasks in and out of a bundle on disk."""
+"""Adding tasks to a bundle on disk, and removing them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.fixtures.cli_result import Run
 from tests.fixtures.tiny_bundle import N_EMBD
 
 
-def save_head(path: Path, rows: int = 2, width: int = N_EMBD, **more: np.ndarray) -> Path:
+def save_head(path: Path, rows: int = 2, width: int = N_EMBD, **arrays: np.ndarray) -> Path:
     rng = np.random.default_rng(rows)
     weight = rng.standard_normal((rows, width), dtype=np.float32)
-    safetensors.numpy.save_file({"weight": weight, "bias": np.arange(rows, dtype=np.float32), **more}, path)
+    safetensors.numpy.save_file({"weight": weight, "bias": np.arange(rows, dtype=np.float32), **arrays}, path)
     return path
 
 
@@ -37,8 +37,8 @@ def test_list_add_and_remove(run: Run, fresh_bundle: Path, tmp_path: Path) -> No
     save_head(tmp_path / "head.safetensors")
     listed = run("task", "list", fresh_bundle)
     assert listed.out == "topic\tscience, sports, travel\nsentiment\tnegative, neutral, positive\n"
-    more = ["--label", "up, up", "--label", "down", "--kind", "pair", "--temperature", "2.5"]
-    added = run("task", "add", fresh_bundle, "mood", "--head", "head.safetensors", *more)
+    options = ["--label", "up, up", "--label", "down", "--kind", "pair", "--temperature", "2.5"]
+    added = run("task", "add", fresh_bundle, "mood", "--head", "head.safetensors", *options)
     assert (added.code, added.out) == (0, ""), added.err
     bundle = Bundle.open(fresh_bundle)
     bundle.verify()
@@ -52,7 +52,7 @@ def test_list_add_and_remove(run: Run, fresh_bundle: Path, tmp_path: Path) -> No
     assert not (fresh_bundle / "tasks" / "mood").exists()
 
 
-def test_the_last_task_can_go(fresh_bundle: Path) -> None:
+def test_the_last_task_can_be_removed(fresh_bundle: Path) -> None:
     for name in ("topic", "sentiment"):
         remove_task(Bundle.open(fresh_bundle), name)
     bundle = Bundle.open(fresh_bundle)
@@ -61,15 +61,15 @@ def test_the_last_task_can_go(fresh_bundle: Path) -> None:
     assert not (fresh_bundle / "tasks").exists() or not any((fresh_bundle / "tasks").iterdir())
 
 
-def test_tasks_that_were_added_meanwhile_stay(fresh_bundle: Path) -> None:
-    early = Bundle.open(fresh_bundle)
+def test_tasks_added_meanwhile_are_kept(fresh_bundle: Path) -> None:
+    bundle = Bundle.open(fresh_bundle)
     head = Head("sequence", ("a", "b"), np.ones((2, N_EMBD), np.float32), None, 1.0)
-    add_task(early, "one", head)
-    add_task(early, "two", head)
+    add_task(bundle, "one", head)
+    add_task(bundle, "two", head)
     assert [*Bundle.open(fresh_bundle).manifest.tasks] == ["topic", "sentiment", "one", "two"]
 
 
-def test_names_that_some_file_systems_confuse(fresh_bundle: Path) -> None:
+def test_names_that_differ_in_case_only(fresh_bundle: Path) -> None:
     head = Head("sequence", ("a", "b"), np.ones((2, N_EMBD), np.float32), None, 1.0)
     manifest = add_task(Bundle.open(fresh_bundle), "Topic", head).manifest
     heads = [task.head.lower() for task in manifest.tasks.values()]
@@ -138,19 +138,19 @@ BAD_HEADS: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "more", "code", "message"), BAD_HEADS.values(), ids=BAD_HEADS)
-def test_heads_that_cannot_be_added(
+@pytest.mark.parametrize(("make", "options", "code", "message"), BAD_HEADS.values(), ids=BAD_HEADS)
+def test_refused_heads(
     run: Run,
     fresh_bundle: Path,
     make: Callable[[Path], object],
-    more: list[str],
+    options: list[str],
     code: int,
     message: str,
 ) -> None:
     make(Path("head.safetensors"))
     before = files_of(fresh_bundle)
     name = "topic" if "already" in message else "mood"
-    arguments = ["--head", "head.safetensors", "--label", "a", "--label", "b", *more]
+    arguments = ["--head", "head.safetensors", "--label", "a", "--label", "b", *options]
     result = run("task", "add", fresh_bundle, name, *arguments)
     assert (result.code, result.out) == (code, "")
     assert message in result.err
@@ -158,14 +158,14 @@ def test_heads_that_cannot_be_added(
     assert files_of(fresh_bundle) == before
 
 
-def test_removing_what_is_not_there(run: Run, fresh_bundle: Path) -> None:
+def test_removing_an_unknown_task(run: Run, fresh_bundle: Path) -> None:
     result = run("task", "remove", fresh_bundle, "mood")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "has no task 'mood'; it has topic, sentiment" in result.err
 
 
 @pytest.mark.parametrize("command", [["fit", "-t", "mood"], ["calibrate", "-t", "sentiment"]])
-def test_a_bundle_without_permission_is_refused_before_the_work(
+def test_missing_permission_is_detected_before_the_work(
     run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     Path("in.csv").write_text("text,label\n" + "".join(f"{n} text,{('neg', 'pos')[n % 2]}\n" for n in range(20)))
@@ -178,7 +178,7 @@ def test_a_bundle_without_permission_is_refused_before_the_work(
     )
 
 
-def test_a_full_disk_is_named(run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(run: Run, fresh_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -10,7 +10,7 @@ from mtllm_edge.tokenization.batching import plan_batches
 
 
 @given(lengths=st.lists(st.integers(1, 40)), max_tokens=st.integers(40, 200), max_texts=st.integers(1, 20))
-def test_batches_keep_their_promises(lengths: list[int], max_tokens: int, max_texts: int) -> None:
+def test_batches_are_full_and_bounded(lengths: list[int], max_tokens: int, max_texts: int) -> None:
     batches = plan_batches(lengths, max_tokens=max_tokens, max_texts=max_texts)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -18,13 +18,13 @@ def test_batches_keep_their_promises(lengths: list[int], max_tokens: int, max_te
         assert sum(lengths[index] for index in batch) <= max_tokens
     in_order = [lengths[index] for batch in batches for index in batch]
     assert in_order == sorted(lengths, reverse=True)
-    for batch, following in itertools.pairwise(batches):  # none is closed before it is full
+    for batch, following in itertools.pairwise(batches):  # each batch is full
         full = sum(lengths[index] for index in batch) + lengths[following[0]] > max_tokens
         assert full or len(batch) == max_texts
 
 
 @given(lengths=st.lists(st.integers(1, 40)), max_tokens=st.integers(40, 200))
-def test_padding_counts_where_there_is_any(lengths: list[int], max_tokens: int) -> None:
+def test_padding_counts_as_tokens(lengths: list[int], max_tokens: int) -> None:
     batches = plan_batches(lengths, max_tokens=max_tokens, padded=True)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:

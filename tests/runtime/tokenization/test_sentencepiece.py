@@ -20,7 +20,7 @@ TEXTS = ["The rocket", " a  rocket\tand\nrockets ", "Ｒｏｃｋｅｔ ①", "\
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, Any]:
-    """XLM-R's frame and normaliser around a few pieces."""
+    """A tokenizer file with a few pieces, and XLM-R's template and normalizer."""
     file: dict[str, Any] = json.loads(REFERENCE.read_bytes())
     special = [(token["content"], 0.0) for token in file["added_tokens"][:4]]
     pieces = ["▁", "▁a", "▁rock", "et", "s", "▁the", *"abcdefghijklmnoprtTRE1"]
@@ -39,33 +39,33 @@ def save(file: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def test_ids_of_the_reference_tokenizer_in_48_languages() -> None:
+def test_ids_equal_those_of_tokenizers_in_48_languages() -> None:
     with (ROOT / "benchmarks/demo_topics.csv").open(encoding="utf-8", newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
-    lean = SentencePieces.open(REFERENCE)
-    assert lean is not None
+    pieces = SentencePieces.open(REFERENCE)
+    assert pieces is not None
     raw = tokenizers.Tokenizer.from_file(str(REFERENCE))
-    assert lean.size == raw.get_vocab_size()
-    assert lean.encode(texts) == [found.ids for found in raw.encode_batch(texts, add_special_tokens=False)]
+    assert pieces.size == raw.get_vocab_size()
+    assert pieces.encode(texts) == [encoded.ids for encoded in raw.encode_batch(texts, add_special_tokens=False)]
     end = raw.token_to_id("</s>")
-    assert lean.separator == [end, end]
-    assert (lean.id("</s>"), lean.id("no such token")) == (end, None)
+    assert pieces.separator == [end, end]
+    assert (pieces.id("</s>"), pieces.id("no such token")) == (end, None)
 
 
 @pytest.mark.parametrize("text", TEXTS[:5])
 def test_ids_of_a_small_tokenizer(small: dict[str, Any], tmp_path: Path, text: str) -> None:
     path = save(small, tmp_path)
-    lean = SentencePieces.open(path)
-    assert lean is not None
+    pieces = SentencePieces.open(path)
+    assert pieces is not None
     raw = tokenizers.Tokenizer.from_file(str(path)).encode(text.strip(), add_special_tokens=False)
-    assert lean.encode([text]) == [raw.ids]
+    assert pieces.encode([text]) == [raw.ids]
 
 
 def test_names_of_special_tokens_in_a_text_are_text(small: dict[str, Any], tmp_path: Path) -> None:
-    lean = SentencePieces.open(save(small, tmp_path))
-    assert lean is not None
-    (ids,) = lean.encode(["</s> rock"])
-    assert lean.id("</s>") not in ids
+    pieces = SentencePieces.open(save(small, tmp_path))
+    assert pieces is not None
+    (ids,) = pieces.encode(["</s> rock"])
+    assert pieces.id("</s>") not in ids
 
 
 def _bytes(file: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _other_words(file: dict[str, Any]) -> None:
     file["pre_tokenizer"] = {"type": "Whitespace"}
 
 
-def _twice(file: dict[str, Any]) -> None:
+def _repeated_piece(file: dict[str, Any]) -> None:
     file["model"]["vocab"].append(file["model"]["vocab"][-1])
 
 
@@ -114,11 +114,11 @@ def _added_beyond(file: dict[str, Any]) -> None:
     file["added_tokens"].append(dict(file["added_tokens"][0], id=len(file["model"]["vocab"]), content="<new>"))
 
 
-def _other_frame(file: dict[str, Any]) -> None:
+def _other_template(file: dict[str, Any]) -> None:
     file["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
-def _no_frame(file: dict[str, Any]) -> None:
+def _no_template(file: dict[str, Any]) -> None:
     file["post_processor"] = {"type": "TemplateProcessing", "pair": [{"Sequence": "A"}, 3]}
 
 
@@ -130,12 +130,12 @@ def _special_alone(file: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(_no_frame, _special_alone),
+        *(_no_template, _special_alone),
         *(_bytes, _other_model, _no_normalizer, _other_characters, _lower_case, _other_words),
-        *(_twice, _unlikely, _no_unknown, _added_word, _added_beyond, _other_frame),
+        *(_repeated_piece, _unlikely, _no_unknown, _added_word, _added_beyond, _other_template),
     ],
 )
-def test_what_sentencepiece_would_read_otherwise_is_left(
+def test_unsupported_tokenizers_are_left_to_the_other_library(
     small: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     file = json.loads(json.dumps(small))
@@ -144,19 +144,21 @@ def test_what_sentencepiece_would_read_otherwise_is_left(
     assert SentencePieces.open(save(file, tmp_path)) is None
 
 
-def test_a_lean_tokenizer_of_another_kind_is_read_all_the_same(small: dict[str, Any], tmp_path: Path) -> None:
+def test_unsupported_tokenizers_are_read_by_the_other_library(small: dict[str, Any], tmp_path: Path) -> None:
     file = json.loads(json.dumps(small))
     file["pre_tokenizer"] = {"type": "Whitespace"}
     path = save(file, tmp_path)
-    lean, full = (
-        Tokenizer(path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=10, use_sentencepiece=lean)
-        for lean in (True, False)
+    with_sentencepiece, without_sentencepiece = (
+        Tokenizer(
+            path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=10, use_sentencepiece=with_sentencepiece
+        )
+        for with_sentencepiece in (True, False)
     )
-    assert lean.encode(["the rockets"]) == full.encode(["the rockets"])
+    assert with_sentencepiece.encode(["the rockets"]) == without_sentencepiece.encode(["the rockets"])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": {"type": "Unigram", "vocab": 3}}', b"\xff\xfe"])
-def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
+def test_damaged_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     assert SentencePieces.open(path) is None
@@ -164,12 +166,14 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         Tokenizer(path, prefix_tokens=[], suffix_tokens=[], max_tokens=10, use_sentencepiece=True)
 
 
-def test_frames_and_pairs_as_by_the_other_reader(small: dict[str, Any], tmp_path: Path) -> None:
+def test_templates_and_pairs_with_both_libraries(small: dict[str, Any], tmp_path: Path) -> None:
     path = save(small, tmp_path)
-    lean, full = (
-        Tokenizer(path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=20, use_sentencepiece=lean)
-        for lean in (True, False)
+    with_sentencepiece, without_sentencepiece = (
+        Tokenizer(
+            path, prefix_tokens=["<s>"], suffix_tokens=["</s>"], max_tokens=20, use_sentencepiece=with_sentencepiece
+        )
+        for with_sentencepiece in (True, False)
     )
     inputs = ["the rock", ("a rocket", "rockets"), ("rock", ["et", "s", "the"])]
-    assert lean.encode(inputs) == full.encode(inputs)
-    assert lean.vocabulary_size == full.vocabulary_size
+    assert with_sentencepiece.encode(inputs) == without_sentencepiece.encode(inputs)
+    assert with_sentencepiece.vocabulary_size == without_sentencepiece.vocabulary_size

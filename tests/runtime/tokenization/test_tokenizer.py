@@ -27,7 +27,7 @@ def tokenizer(file: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def language_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny tokenizer with two language tokens, as NLLB has them."""
+    """The tiny tokenizer with two language tokens, like NLLB."""
     path = tmp_path_factory.mktemp("languages") / "tokenizer.json"
     tiny_bundle.write_tokenizer(path)
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -36,7 +36,7 @@ def language_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_frame_and_text(file: Path, tokenizer: Tokenizer) -> None:
+def test_special_tokens_and_text(file: Path, tokenizer: Tokenizer) -> None:
     raw = tokenizers.Tokenizer.from_file(str(file))
     (encoded,) = tokenizer.encode(["the team"])
     assert encoded.ids[0] == raw.token_to_id("<s>")
@@ -45,8 +45,8 @@ def test_frame_and_text(file: Path, tokenizer: Tokenizer) -> None:
     assert not encoded.truncated
 
 
-def test_truncation_keeps_the_frame_and_says_so(tokenizer: Tokenizer) -> None:
-    fits, cut = tokenizer.encode(["b" * 7, "b" * 8])  # and one token for the word's beginning
+def test_truncation_keeps_the_special_tokens_and_is_reported(tokenizer: Tokenizer) -> None:
+    fits, cut = tokenizer.encode(["b" * 7, "b" * 8])  # plus one token for the beginning of the word
     assert (len(fits.ids), fits.truncated) == (10, False)
     assert (len(cut.ids), cut.truncated) == (10, True)
     assert cut.ids == fits.ids
@@ -66,7 +66,7 @@ def test_hundred_thousand_characters(tokenizer: Tokenizer) -> None:
         (None, "text 1 has the type NoneType, expected str"),
     ],
 )
-def test_texts_that_are_none(tokenizer: Tokenizer, text: str, message: str) -> None:
+def test_invalid_texts(tokenizer: Tokenizer, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         tokenizer.encode(["good", text])
 
@@ -82,12 +82,12 @@ def test_text_of_dropped_characters(tmp_path: Path) -> None:
         bare.encode(["xxx"])
 
 
-def test_one_string_is_no_list(tokenizer: Tokenizer) -> None:
+def test_one_string_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="put it into a list"):
         tokenizer.encode("the team")
 
 
-def test_a_table_is_no_list(tokenizer: Tokenizer) -> None:
+def test_a_table_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="came as a dict; give the column"):
         tokenizer.encode({"text": ["the team"]})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="came as a Table; give the column"):
@@ -98,7 +98,7 @@ def test_no_texts(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode([]) == []
 
 
-def test_language_takes_its_place(language_file: Path) -> None:
+def test_language_tokens(language_file: Path) -> None:
     tokenizer = Tokenizer(
         language_file,
         prefix_tokens=["{language}"],
@@ -127,16 +127,18 @@ def test_a_language_for_each_text(language_file: Path) -> None:
     mixed_codes = ["swh_Latn", "deu_Latn", "swh_Latn"]
     mixed = tokenizer.encode(texts, language=["sw", "German", "swh_Latn"])
     assert [text.language for text in mixed] == mixed_codes
-    alone = [tokenizer.encode([text], language=code)[0] for text, code in zip(texts, mixed_codes, strict=True)]
-    assert mixed == alone
+    single_encodings = [
+        tokenizer.encode([text], language=code)[0] for text, code in zip(texts, mixed_codes, strict=True)
+    ]
+    assert mixed == single_encodings
     assert mixed[0].ids[-1] != mixed[1].ids[-1]
 
 
-def test_language_where_none_is_taken(tokenizer: Tokenizer) -> None:
-    """It is noted, and nothing else changes."""
-    (plain,), (told,) = tokenizer.encode(["timu"]), tokenizer.encode(["timu"], language="sw")
-    assert (plain.language, told.language) == (None, "swh_Latn")
-    assert plain.ids == told.ids
+def test_language_of_an_encoder_without_language_tokens(tokenizer: Tokenizer) -> None:
+    """It is part of the result and changes nothing else."""
+    (untagged,), (tagged,) = tokenizer.encode(["timu"]), tokenizer.encode(["timu"], language="sw")
+    assert (untagged.language, tagged.language) == (None, "swh_Latn")
+    assert untagged.ids == tagged.ids
     with pytest.raises(UsageError, match="unknown language 'swahilly'"):
         tokenizer.encode(["timu"], language="swahilly")
 
@@ -169,8 +171,8 @@ _FIRST, _SECOND = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
         },
     ],
 )
-def test_a_panic_is_one_line(file: Path, tmp_path: Path, change: dict[str, object]) -> None:
-    """The Rust library's panics are no `Exception`."""
+def test_a_panic_in_rust_is_one_line(file: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """A panic of the Rust library is not a subclass of `Exception`."""
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(file.read_bytes()) | change), encoding="utf-8")
     with pytest.raises(ModelError, match=r"tokenizer\.json is not a readable tokenizer") as caught:
@@ -212,7 +214,7 @@ def test_steps_that_exhaust_memory_or_time(file: Path, change: dict[str, object]
         tokenizer_json.validate_tokenizer(json.dumps(json.loads(file.read_bytes()) | change).encode())
 
 
-def test_the_pieces_of_real_files_pass(file: Path) -> None:
+def test_steps_of_published_files_are_accepted(file: Path) -> None:
     replaced = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
     steps = [{"type": "NFKC"}, replaced, {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}]
     change = {"normalizer": {"type": "Sequence", "normalizers": steps}}

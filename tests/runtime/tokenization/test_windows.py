@@ -1,4 +1,4 @@
-"""Texts longer than the encoder takes, read in windows."""
+"""Windows of texts that are longer than the encoder's maximum."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def embedder(tiny_bundle: Path) -> Iterator[Embedder]:
 
 
 @given(length=st.integers(1, 5000), room=st.integers(1, 600))
-def test_windows_cover_a_text_evenly_and_share_what_they_should(length: int, room: int) -> None:
+def test_windows_cover_a_text_evenly_and_overlap(length: int, room: int) -> None:
     spans = window_spans(length, room)
     if length <= room:
         assert spans == [(0, length)]
@@ -54,12 +54,12 @@ def test_windows_cover_a_text_evenly_and_share_what_they_should(length: int, roo
     assert max(sizes) <= room
     assert max(sizes) - min(sizes) <= 1
     assert all(end - begin == overlap for (_, end), (begin, _) in itertools.pairwise(spans))
-    assert (len(spans) - 1) * (room - overlap) + overlap < length  # one less would not do
+    assert (len(spans) - 1) * (room - overlap) + overlap < length  # one window fewer would not suffice
 
 
 def test_an_encoder_of_512_tokens() -> None:
-    (whole,) = (Encoding([1, *range(10, 1010), 2], False),)
-    windows = split_into_windows([whole], prefix=1, suffix=1, max_tokens=512)
+    (full_text,) = (Encoding([1, *range(10, 1010), 2], False),)
+    windows = split_into_windows([full_text], prefix=1, suffix=1, max_tokens=512)
     assert windows.counts == [3]
     first, second, third = (window.ids for window in windows.encodings)
     assert {ids[0] for ids in (first, second, third)} == {1}
@@ -75,19 +75,19 @@ def test_an_encoder_without_special_tokens() -> None:
     assert [window.ids for window in windows.encodings] == [[0, 1, 2, 3], [3, 4, 5, 6]]
 
 
-@pytest.mark.parametrize("lean", [False, True])
-def test_every_token_of_a_long_text_is_in_a_window(tiny_bundle: Path, lean: bool) -> None:
-    keywords: Any = {"prefix_tokens": ["<s>"], "suffix_tokens": ["</s>"], "use_sentencepiece": lean}
+@pytest.mark.parametrize("use_sentencepiece", [False, True])
+def test_every_token_of_a_long_text_is_in_a_window(tiny_bundle: Path, use_sentencepiece: bool) -> None:
+    keywords: Any = {"prefix_tokens": ["<s>"], "suffix_tokens": ["</s>"], "use_sentencepiece": use_sentencepiece}
     short = Tokenizer(tiny_bundle / "tokenizer.json", max_tokens=20, **keywords)
-    roomy = Tokenizer(tiny_bundle / "tokenizer.json", max_tokens=5000, **keywords)
+    tokenizer = Tokenizer(tiny_bundle / "tokenizer.json", max_tokens=5000, **keywords)
     texts = [LONG, "a", LONGER]
     windows = short.windows(short.encode(texts, truncate=False))
     assert windows.counts[1] == 1
-    for pieces, whole in zip(windows.by_text, roomy.encode(texts), strict=True):
+    for pieces, full_text in zip(windows.by_text, tokenizer.encode(texts), strict=True):
         joined = pieces[0].ids[:-1]
         for piece in pieces[1:]:
             joined += piece.ids[1 + 18 // 4 : -1]
-        assert [*joined, whole.ids[-1]] == whole.ids
+        assert [*joined, full_text.ids[-1]] == full_text.ids
         assert all(len(piece.ids) <= 20 and not piece.truncated for piece in pieces)
 
 
@@ -103,24 +103,28 @@ def test_the_mean_is_weighted_by_tokens() -> None:
     assert Windows([], []).mean(np.empty((0, 7), np.float32)).shape == (0, 7)
 
 
-def test_pool_is_the_mean_of_the_windows_read_one_by_one(embedder: Embedder) -> None:
+def test_pool_is_the_mean_of_single_windows(embedder: Embedder) -> None:
     windows = embedder.windows([LONG], long_texts="pool")
     assert len(windows.encodings) > 3
     single_WE = np.concatenate([embedder.pool([window]) for window in windows.encodings])
     expected_E = np.average(single_WE, axis=0, weights=[len(window.ids) for window in windows.encodings])
-    found_NE = embedder.embed([SHORT[0], LONG, SHORT[1]], long_texts="pool")
-    assert_vectors_close(found_NE[1], expected_E, LLAMA_CPP)
+    pooled_NE = embedder.embed([SHORT[0], LONG, SHORT[1]], long_texts="pool")
+    assert_vectors_close(pooled_NE[1], expected_E, LLAMA_CPP)
     cut_NE = embedder.pool(embedder.encode([LONG]))
-    assert np.abs(found_NE[1] - cut_NE[0]).max() > 0.05
+    assert np.abs(pooled_NE[1] - cut_NE[0]).max() > 0.05
 
 
 def test_a_batch_of_long_texts_equals_its_single_texts(classifier: Classifier) -> None:
     texts = [SHORT[0], LONG, SHORT[1], LONGER, SHORT[2], LONG[:400]]
     together = classifier.classify(texts, long_texts="pool")
-    for text, found in zip(texts, together, strict=True):
-        (alone,) = classifier.classify([text], long_texts="pool")
-        assert (found.tokens, found.windows, found.truncated) == (alone.tokens, alone.windows, False)
-        assert_probabilities_close(found.probabilities, alone.probabilities, LLAMA_CPP)
+    for text, prediction in zip(texts, together, strict=True):
+        (single_prediction,) = classifier.classify([text], long_texts="pool")
+        assert (prediction.tokens, prediction.windows, prediction.truncated) == (
+            single_prediction.tokens,
+            single_prediction.windows,
+            False,
+        )
+        assert_probabilities_close(prediction.probabilities, single_prediction.probabilities, LLAMA_CPP)
     assert [prediction.windows > 1 for prediction in together] == [False, True, False, True, False, True]
 
 
@@ -140,7 +144,7 @@ def test_short_texts_are_unchanged_to_the_last_bit(classifier: Classifier) -> No
     assert classifier.classify([], long_texts="pool") == []
 
 
-def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_all_texts_share_batches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Embedder.load(tiny_bundle, threads=2) as embedder:
         encode, calls = embedder._encoder.encode, []
 
@@ -149,16 +153,16 @@ def test_windows_share_the_batches_of_all_texts(tiny_bundle: Path, monkeypatch: 
             return encode(batch)
 
         monkeypatch.setattr(embedder._encoder, "encode", counted)
-        done: list[int] = []
+        text_counts: list[int] = []
         texts = [" ".join(str(number * factor) for factor in range(60)) for number in range(1, 11)]
-        embedder.embed(texts, long_texts="pool", progress=done.append)
+        embedder.embed(texts, long_texts="pool", progress=text_counts.append)
     assert sum(map(len, calls)) >= 30
     assert len(calls) < 10
-    assert sum(done) == 10
-    assert len(done) == len(calls)
+    assert sum(text_counts) == 10
+    assert len(text_counts) == len(calls)
 
 
-def test_embed_warns_only_of_what_was_cut(embedder: Embedder) -> None:
+def test_embed_warns_of_truncated_texts_only(embedder: Embedder) -> None:
     embedder.embed([LONG], long_texts="pool")  # warnings are errors
     with pytest.warns(TruncationWarning):
         embedder.embed([LONG])
@@ -175,8 +179,8 @@ def test_windows_are_for_single_texts(tiny_variant: Callable[..., Path], embedde
     bundle = tiny_variant(tasks=None, kinds=None, seed=9)
     tasks: dict[str, tuple[str, ...]] = {"nli": ("yes", "no"), "mc": ()}
     kinds = {"nli": "pair", "mc": "multiple_choice"}
-    made = tiny.make_tiny_bundle(bundle.parent / "kinds", tasks=tasks, kinds=kinds)  # type: ignore[arg-type]
-    with Classifier.load(made, task="nli", threads=2) as classifier:
+    folder = tiny.make_tiny_bundle(bundle.parent / "kinds", tasks=tasks, kinds=kinds)  # type: ignore[arg-type]
+    with Classifier.load(folder, task="nli", threads=2) as classifier:
         (cut,) = classifier.classify([(LONG, "a team")])
         assert (cut.truncated, cut.windows) == (True, 1)
         for task, item in (("nli", (LONG, "a team")), ("mc", (LONG, ["a", "b"]))):
@@ -186,19 +190,19 @@ def test_windows_are_for_single_texts(tiny_variant: Callable[..., Path], embedde
         embedder.windows(["a", ("a", "b")], long_texts="pool")
 
 
-def test_ways_that_there_are_not(classifier: Classifier, embedder: Embedder) -> None:
+def test_unknown_values_of_long_texts(classifier: Classifier, embedder: Embedder) -> None:
     with pytest.raises(UsageError, match="long_texts is 'all', expected 'cut' or 'pool'"):
         classifier.classify(SHORT, long_texts="all")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="long_texts is 'vote', expected 'cut' or 'pool'"):
         embedder.embed(SHORT, long_texts="vote")  # type: ignore[arg-type]
 
 
-def test_predictions_of_old_callers() -> None:
+def test_predictions_without_windows() -> None:
     prediction = Prediction(label="a", probabilities={"a": 1.0}, tokens=3, truncated=False)
     assert (prediction.windows, prediction.abstained) == (1, False)
 
 
-def test_the_command_tells_the_windows(run: Run, tiny_bundle: Path) -> None:
+def test_windows_in_the_output_of_classify(run: Run, tiny_bundle: Path) -> None:
     arguments = ("classify", "-b", tiny_bundle, "-t", "topic", "short", LONG, "--long", "pool")
     result = run(*arguments)
     assert result.code == 0
