@@ -95,12 +95,12 @@ def test_the_quickstart_runs_from_the_wheel(environment: Path, tmp_path: Path) -
     python = next(block for block in blocks_of(README) if block.language == "python")
     lines = run(environment / "python", "-c", python.text, cwd=tmp_path).splitlines()
     assert [line.split()[0] in TOPICS for line in lines] == [True, True]
-    shown = run(
+    output = run(
         *(environment / "mtllm-edge", "classify", "-b", "build/reference", "-t", "sentiment", "mails.csv"),
         *("-o", "labeled.csv"),
         cwd=tmp_path,
     )
-    assert shown == ""
+    assert output == ""
     header, *rows = (tmp_path / "labeled.csv").read_text(encoding="utf-8").splitlines()
     assert header.startswith("id,text,label,confidence")
     assert [row.split(",")[0] for row in rows] == ["1", "2"]

@@ -74,15 +74,16 @@ def test_the_quickstart_prints_what_the_readme_shows(
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "reference").symlink_to(bundle)
     monkeypatch.chdir(tmp_path)
-    program, shown = (block.text for block in blocks_of(ROOT / "README.md") if block.language in ("python", "text"))
+    program, documented_output = (
+        block.text for block in blocks_of(ROOT / "README.md") if block.language in ("python", "text")
+    )
     exec(compile(program, "README.md", "exec"), {})
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    expected = [line.split() for line in shown.splitlines()]
+    expected = [line.split() for line in documented_output.splitlines()]
     assert [label for label, _ in printed] == [label for label, _ in expected]
     for (_, confidence), (_, expected_confidence) in zip(printed, expected, strict=True):
-        assert float(confidence) == pytest.approx(
-            float(expected_confidence), abs=0.1
-        )  # int8 differs between processors
+        # int8 differs between processors
+        assert float(confidence) == pytest.approx(float(expected_confidence), abs=0.1)
 
 
 def test_a_batch_equals_single_texts(bundle: Path, topics: dict[str, list[tuple[str, str]]]) -> None:

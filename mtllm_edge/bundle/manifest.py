@@ -60,7 +60,7 @@ class EncoderSpec(_Part, frozen=True):
     max_tokens: _Tokens
     """Maximum length of an input in tokens, special tokens included."""
     prefix_tokens: _SpecialTokens
-    """Tokens before the text; ``{language}`` stands for the language's code, alone or as in ``__{language}__``."""
+    """Tokens before the text; ``{language}`` is replaced by the language code, alone or as in ``__{language}__``."""
     suffix_tokens: _SpecialTokens
     """Tokens after the text, ``{language}`` as above."""
     float32_matrices: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
 
     Args:
         file: The file.
-        name: Its name; the suffix tells whether it is compressed.
+        name: Its name; the suffix shows whether it is compressed.
 
     Raises:
         DataError: It is compressed, and damaged or truncated.

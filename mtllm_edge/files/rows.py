@@ -35,7 +35,7 @@ class RowError:
     line: int
     """First line of the row, counted from 1; in formats without lines, the number of the row."""
     raw: str
-    """The row as it stands in the file, with invalid bytes escaped; in formats without lines, its cells in JSON."""
+    """The row as in the file, with invalid bytes escaped; in formats without lines, its cells in JSON."""
 
     @property
     def reason(self) -> str:

@@ -53,7 +53,7 @@ class Progress(NamedTuple):
     rejected: int = 0
     """Those of them that are rejected."""
     crc: int = 0
-    """CRC-32 of the texts of these rows, which tells whether the inputs are unchanged."""
+    """CRC-32 of the texts of these rows, to detect changed inputs."""
 
 
 class Journal:
@@ -272,7 +272,7 @@ def clear(folder: Path) -> None:
 
 
 def rejected_path(path: Path) -> Path:
-    """Return the file of rejected rows, which lies beside the output; beside its target if `path` is a link."""
+    """Return the file of rejected rows, beside the output, or beside its target if `path` is a link."""
     path = path.resolve() if path.is_symlink() else path
     return path.with_name(f"{path.stem}.rejected.csv")
 

@@ -197,8 +197,8 @@ class LanguageMatcher:
             return Match(exact)
         language = _ParsedLanguage.parse(name)
         if language is None:
-            shown = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}..."
-            return f"unknown language {shown!r}; {self._spelling_hint(shown)}"
+            short_name = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}..."
+            return f"unknown language {short_name!r}; {self._spelling_hint(short_name)}"
         candidates = sorted(self._candidates(language))
         substitutes = [candidate for candidate in candidates if candidate.language_distance <= _MAX_SUBSTITUTE]
         if substitutes and substitutes[0].distance <= _SAME:

@@ -23,5 +23,5 @@ def warn(notes: Iterable[str | None]) -> None:
 
 def abbreviate(codes: Sequence[str]) -> str:
     """Return the first codes and their total number, for a message."""
-    shown = ", ".join(codes[:_MAX_SHOWN])
-    return shown if len(codes) <= _MAX_SHOWN else f"{shown} ... ({len(codes)} in all)"
+    first_codes = ", ".join(codes[:_MAX_SHOWN])
+    return first_codes if len(codes) <= _MAX_SHOWN else f"{first_codes} ... ({len(codes)} in all)"

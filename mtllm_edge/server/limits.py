@@ -90,8 +90,8 @@ def _content_length(scope: Scope) -> int:
 
 
 async def _drain(receive: Receive) -> None:
-    drained, more = 0, True
-    while more and drained < _MAX_DRAINED_BYTES:
+    drained, has_more = 0, True
+    while has_more and drained < _MAX_DRAINED_BYTES:
         message = await receive()
         drained += len(message.get("body", b""))
-        more = message.get("more_body", False)
+        has_more = message.get("more_body", False)

@@ -1,4 +1,4 @@
-"""`mtllm-edge bench` on tiny models: what is counted, what is written, what is refused."""
+"""`mtllm-edge bench` on tiny models: counts, reports, errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _fewer_processes() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle, a translator, a teacher and texts labelled by the bundle, side by side: read only."""
+    """A bundle, a translator, a teacher, and texts labeled by the bundle; read only."""
     folder = tmp_path_factory.mktemp("bench")
     make_tiny_bundle(folder / "bundle", tasks={"topic": LABELS}, stride=2)
     save_teacher(folder / "teacher", TASKS)
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test_train_translator.run(folder / "trained", test_train_translator.tiny_bert(folder / "bert"), steps=1)
     export_translator(folder / "trained", folder / "translator", quantization="float32", force=False)
     with Classifier.load(folder / "bundle") as classifier:
-        labels = [found.label for found in classifier.classify(TEXTS)]
+        labels = [prediction.label for prediction in classifier.classify(TEXTS)]
     with (folder / "texts.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *zip(TEXTS, labels, strict=True)])
     return folder
@@ -82,7 +82,7 @@ def written(folder: Path) -> tuple[Path, Report]:
     return out, msgspec.json.decode((out / "bench.json").read_bytes(), type=Report)
 
 
-def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None:
+def test_the_report_is_complete(written: tuple[Path, Report], folder: Path) -> None:
     out, report = written
     (setup,) = report.setups.values()
     assert list(setup.measured) == ["mt_llm", "translate_test", "translate_test_beam4", "engines"]
@@ -94,8 +94,8 @@ def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None
     for measured in setup.measured.values():
         for figure in (measured.texts_per_s, measured.peak_rss_mb, measured.load_s, measured.cold_start_s):
             assert 0 < figure.low <= figure.median <= figure.high
-    wanted = {"over_translate_test", "over_translate_test_beam4", "pipeline_over_engines", "rss_over_bundle"}
-    assert set(report.ratios) == set(setup.ratios) == wanted
+    ratio_names = {"over_translate_test", "over_translate_test_beam4", "pipeline_over_engines", "rss_over_bundle"}
+    assert set(report.ratios) == set(setup.ratios) == ratio_names
     assert all(ratio is not None and ratio > 0 for ratio in report.ratios.values())
     assert report.cold_start_s == setup.measured["mt_llm"].cold_start_s.median
     assert report.machine.versions["ctranslate2"] == ctranslate2.__version__
@@ -107,20 +107,20 @@ def test_the_report_is_whole(written: tuple[Path, Report], folder: Path) -> None
     assert (out / "bench-throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tokens_and_labels_are_those_of_the_models(written: tuple[Path, Report], folder: Path) -> None:
+def test_tokens_and_labels_equal_those_of_the_models(written: tuple[Path, Report], folder: Path) -> None:
     (setup,) = written[1].setups.values()
     lengths = [len(text.ids) for text in load_tokenizer(Bundle.open(folder / "bundle")).encode(TEXTS)]
     expected = {"encoder": sum(lengths), "llm": sum(-(-length // 2) for length in lengths)}
     for name in ("mt_llm", "engines"):
-        found = setup.measured[name].tokens_per_text
-        assert found == {key: float(f"{count / len(TEXTS):.4g}") for key, count in expected.items()}
-    assert setup.measured["mt_llm"].accuracy == 1  # the labels are its own answers
+        measured_tokens = setup.measured[name].tokens_per_text
+        assert measured_tokens == {key: float(f"{count / len(TEXTS):.4g}") for key, count in expected.items()}
+    assert setup.measured["mt_llm"].accuracy == 1  # the labels are its own predictions
     with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
         labels = [row["label"] for row in csv.DictReader(file)]
     english = [text if text.strip() else "." for text in Translator.load(folder / "translator").translate(TEXTS)]
-    answers = CheckpointClassifier(folder / "teacher").predict("topic", english)
-    right = sum(mine == label for mine, label in zip(answers, labels, strict=True))
-    assert setup.measured["translate_test"].accuracy == pytest.approx(right / len(TEXTS), abs=1e-4)
+    predictions = CheckpointClassifier(folder / "teacher").predict("topic", english)
+    correct = sum(predicted == label for predicted, label in zip(predictions, labels, strict=True))
+    assert setup.measured["translate_test"].accuracy == pytest.approx(correct / len(TEXTS), abs=1e-4)
 
 
 def test_the_last_line_is_the_report(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_the_english_llm_predicts_the_labels_of_the_teacher_in_torch(folder: Pat
     assert reader.labels("topic", pooled_NE) == CheckpointClassifier(folder / "teacher").predict("topic", TEXTS)
     single_NE = np.concatenate([reader.pool([text]) for text in encoded])
     assert_vectors_close(pooled_NE, single_NE, LLAMA_CPP)
-    assert list(made.tasks) == ["topic"]  # the others do not read single texts
+    assert list(made.tasks) == ["topic"]  # the other tasks are not of single texts
     assert made.tasks["topic"].labels == LABELS
 
 
@@ -219,7 +219,7 @@ def test_an_error_of_the_measuring_process_is_reported(
     assert caught.value.exit_code == 1
 
 
-def test_a_process_that_dies_is_named(
+def test_a_crash_of_the_measuring_process(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -231,7 +231,7 @@ def test_a_process_that_dies_is_named(
     assert not any(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_nothing(
+def test_ctrl_c_leaves_no_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
@@ -317,5 +317,5 @@ def test_an_existing_folder_is_kept(written: tuple[Path, Report], folder: Path) 
     assert (written[0] / "bench.json").read_bytes() == before
 
 
-def test_help_is_light() -> None:
+def test_help_imports_no_torch() -> None:
     assert not {"torch", "transformers", "matplotlib", "ctranslate2", "llama_cpp"} & imported_by("mtllm_edge_bench.cli")

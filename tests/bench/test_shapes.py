@@ -1,4 +1,4 @@
-"""Models of given shapes with random weights, the same stack in torch, and the run over all setups."""
+"""Models with random weights in given shapes, the same stack in torch, and the script for all setups."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def job(folder: Path) -> Job:
     )
 
 
-def test_a_random_bundle_is_a_bundle(folder: Path, job: Job) -> None:
+def test_a_random_bundle_is_valid(folder: Path, job: Job) -> None:
     bundle = Bundle.open(folder / "bundle")
     bundle.verify()
     assert [len(text.ids) for text in load_tokenizer(bundle).encode(job.texts)] == [length + 2 for length in LENGTHS]
@@ -185,7 +185,7 @@ def measured(rate: float) -> SystemResult:
 
 
 def setup(llm_parameters: int, **rates: float) -> Setup:
-    made = {name: measured(rate) for name, rate in rates.items()}
+    results = {name: measured(rate) for name, rate in rates.items()}
     return Setup(
         description="made up",
         real_weights=False,
@@ -195,8 +195,8 @@ def setup(llm_parameters: int, **rates: float) -> Setup:
         bundle_mb=150.0,
         texts=4,
         repeats=1,
-        measured=made,
-        ratios=setup_ratios(made, 150.0),
+        measured=results,
+        ratios=setup_ratios(results, 150.0),
     )
 
 
@@ -207,9 +207,9 @@ def test_torch_is_compared_with_the_default_backend() -> None:
     assert both.ratios["serial_pipeline_over_engines"] == 0.625
     for form, ratio in (("gguf", 2.0), ("onnx", 3.0)):
         setups = {"nllb600m_135m_linear": msgspec.structs.replace(both, form=form)}
-        found = load_throughput().ratios(setups)
-        assert (found["over_torch_fp32"], found["over_torch_fp32_gguf"]) == (ratio, 2.0)
-        assert found["nllb600m_135m_linear"] == 3.0
+        ratios = load_throughput().ratios(setups)
+        assert (ratios["over_torch_fp32"], ratios["over_torch_fp32_gguf"]) == (ratio, 2.0)
+        assert ratios["nllb600m_135m_linear"] == 3.0
 
 
 def load_throughput() -> ModuleType:
@@ -221,7 +221,7 @@ def load_throughput() -> ModuleType:
     return module
 
 
-def test_the_ratios_of_a_run_and_its_files(tmp_path: Path) -> None:
+def test_ratios_and_output_files_of_a_run(tmp_path: Path) -> None:
     script = load_throughput()
     setups = {
         "nllb600m_135m_linear": setup(10**8, mt_llm=6.0, translate_test=2.0, torch_float32=3.0, engines=8.0),

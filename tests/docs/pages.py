@@ -1,9 +1,9 @@
-"""Markdown pages as the tests see them: fenced blocks with the comment before them, and links.
+"""Fenced blocks of Markdown pages, with the comment before each, and links.
 
-A comment before a fence says what a test cannot guess::
+A comment before a fence controls the test of the block::
 
-    <!-- not run: needs pip -->     the block is for people alone; `NOT_RUN` says what such blocks may hold
-    <!-- exit code 2 -->            its last command fails, and says what the `text` block after it shows
+    <!-- not run: needs pip -->     the block is not run; `NOT_RUN` lists what such blocks may contain
+    <!-- exit code 2 -->            its last command fails with the message in the `text` block after it
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ class Block:
 
     @property
     def place(self) -> str:
-        """As an editor finds it."""
+        """Page and line number."""
         return f"{self.page}:{self.line}"
 
     @property
     def is_run(self) -> bool:
-        """Whether a test runs it."""
+        """Whether the block is run."""
         return self.language in ("sh", "python") and not (self.mark or "").startswith("not run")
 
     @property
     def exit_code(self) -> int:
-        """What its last command ends with."""
+        """Expected exit code of the last command."""
         return int(self.mark.removeprefix("exit code ")) if self.mark and self.mark.startswith("exit code ") else 0
 
     def commands(self) -> list[str]:
-        """The lines of a shell block: continued ones joined, comments and empty ones left out."""
+        """Commands of a shell block: continued lines joined, comments and empty lines removed."""
         lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
         return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """The fenced blocks of a page, in their order."""
+    """Return the fenced blocks of a page, in order."""
     blocks: list[Block] = []
     lines = path.read_text(encoding="utf-8").splitlines()
     opening: tuple[int, str, str, str] | None = None
@@ -73,13 +73,13 @@ def blocks_of(path: Path) -> list[Block]:
         elif opening is not None:
             inner.append(line)
         elif line.strip():
-            found = _MARK.fullmatch(line)
-            mark = found[1] if found else None
+            comment = _MARK.fullmatch(line)
+            mark = comment[1] if comment else None
     assert opening is None, f"{path.name}:{opening and opening[0]} is not closed"
     return blocks
 
 
 def links_of(path: Path) -> list[str]:
-    """Targets of the links and images of a page, outside of its blocks."""
+    """Return the targets of links and images of a page, outside of its blocks."""
     text = re.sub(r"^(\s*)(`{3,}).*?^\1\2\s*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return _LINK.findall(text)

@@ -1,7 +1,7 @@
-"""Runs the blocks of a page in a folder: `mtllm-edge` in this process, all else by bash.
+"""Run the blocks of a page in a folder: `mtllm-edge` in this process, other commands by bash.
 
-Training and measuring take hours with the settings that a page shows, so the last word is the test's: click takes the
-last of an option that is given twice.
+Training and measuring take hours with the settings of a page, so the test appends cheaper options: click uses the last
+value of a repeated option.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SHELL = set("|<>;&$`")
 
 
 class Server:
-    """The server of a page: one for all of its blocks, on a port of its own instead of the page's."""
+    """Server of a page, shared by its blocks, on a free port instead of the page's."""
 
     SHOWN = "127.0.0.1:8000"
 
@@ -50,11 +50,11 @@ class Server:
         self._child: subprocess.Popen[bytes] | None = None
 
     def moved(self, text: str) -> str:
-        """A block's text with the server's real address."""
+        """Replace the server's address in a block."""
         return text.replace(self.SHOWN, self._address).replace("localhost:8000", self._address)
 
     def start(self, words: list[str]) -> None:
-        """Run `mtllm-edge serve`, and wait until it has loaded its model."""
+        """Run `mtllm-edge serve`, and wait until the model is loaded."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -69,7 +69,7 @@ class Server:
         pytest.fail(f"{PROGRAM} {shlex.join(words)} did not get ready")
 
     def stop(self) -> None:
-        """End it, as Ctrl-C would."""
+        """Stop the server with SIGINT."""
         if self._child is not None:
             self._child.terminate()
             self._child.wait(_PATIENCE)
@@ -80,33 +80,33 @@ def run_blocks(
     capsys: pytest.CaptureFixture[str],
     instead: Callable[[list[str]], bool] = lambda _: False,
 ) -> None:
-    """Run the blocks of one page in the working folder; names of the Python blocks live on to the next.
+    """Run the blocks of one page in the working folder; Python blocks share their names.
 
-    A command for whose words `instead` is true has been dealt with there.
+    A command is skipped if `instead` handles it and returns True.
     """
     server = Server()
     with contextlib.ExitStack() as stack:
         stack.callback(server.stop)
         names: dict[str, Any] = {"__name__": "page"}
-        said = ""
+        error_output = ""
         for block in blocks:
-            if block.language == "text" and said and block.text.startswith("error:"):
-                assert block.text.split() == said.split(), f"{block.place} shows another error"
-            said = ""
+            if block.language == "text" and error_output and block.text.startswith("error:"):
+                assert block.text.split() == error_output.split(), f"{block.place} shows another error"
+            error_output = ""
             if block.is_run and block.language == "python":
                 exec(compile(server.moved(block.text), block.place, "exec"), names)
                 capsys.readouterr()
             elif block.is_run:
-                said = _run_commands(block, server, capsys, instead)
+                error_output = _run_commands(block, server, capsys, instead)
 
 
 def _run_commands(
     block: Block, server: Server, capsys: pytest.CaptureFixture[str], instead: Callable[[list[str]], bool]
 ) -> str:
-    """Run a shell block; returns what its last command said on stderr."""
+    """Run a shell block, and return stderr of its last command."""
     commands = block.commands()
     assert commands, f"{block.place} holds no command"
-    said = ""
+    error_output = ""
     for number, command in enumerate(commands, 1):
         words = split(command)
         if words[:2] == [PROGRAM, "serve"]:
@@ -116,20 +116,20 @@ def _run_commands(
             continue
         assert not command.startswith(NOT_RUN), f"{block.place}: mark the block as not run, or keep it from {command}"
         expected = block.exit_code if number == len(commands) else 0
-        code, out, said = run(server.moved(command), capsys)
-        assert code == expected, f"{block.place}: {command}\n{out}\n{said}"
-    return said
+        code, out, error_output = run(server.moved(command), capsys)
+        assert code == expected, f"{block.place}: {command}\n{out}\n{error_output}"
+    return error_output
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Run one line; returns exit code, stdout, stderr."""
+    """Run one command, and return exit code, stdout and stderr."""
     words = split(command)
     if words[0] == PROGRAM and not _SHELL & set("".join(_unquoted(command))):
         code = main([*words[1:], *_affordable(words[1:])])
         return code, *capsys.readouterr()
     if words[0] == "python":
         return _run_script(words[1:]), *capsys.readouterr()
-    # As in an activated environment: `python` and `mtllm-edge` are those of this one.
+    # As in an activated environment: `python` and `mtllm-edge` are those of the tests.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     child = subprocess.run(
         ["bash", "-o", "pipefail", "-ec", command],
@@ -144,7 +144,7 @@ def run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str
 
 
 def _run_script(words: list[str]) -> int:
-    """Run a script as `python SCRIPT ...` would, in this process, which has torch already; returns the exit code."""
+    """Run a script in this process, which has imported torch already, and return the exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)
         try:
@@ -155,19 +155,19 @@ def _run_script(words: list[str]) -> int:
 
 
 def split(command: str) -> list[str]:
-    """The words of a command, as a shell has them."""
+    """Split a command into words, like a shell."""
     return shlex.split(command, comments=True)
 
 
 def _unquoted(command: str) -> list[str]:
-    """The pieces of a command outside of quotes and comments."""
+    """Return the parts of a command outside of quotes and comments."""
     words = shlex.shlex(command, posix=False, punctuation_chars=True)
     words.commenters = "#"
     return [word for word in words if not word.startswith(('"', "'"))]
 
 
 def _affordable(words: list[str]) -> tuple[str, ...]:
-    """What is added to a command, unless it only asks for help."""
+    """Return the options that are appended to a command, none if it shows its help."""
     if "--help" in words:
         return ()
-    return next((more for start, more in AFFORDABLE.items() if tuple(words[: len(start)]) == start), ())
+    return next((options for start, options in AFFORDABLE.items() if tuple(words[: len(start)]) == start), ())

@@ -1,7 +1,7 @@
-"""The pages of docs/ and the README: every command runs, every link leads somewhere, the site builds.
+"""The pages of docs/ and the README: all commands run, all links are valid, and the site builds.
 
-Each page has a folder of its own in which its blocks run from the first to the last, beside the files of
-`workbench.py`. In a page's commands nothing is replaced; `running.AFFORDABLE` says what is added to some.
+The blocks of a page run in order, in a folder with the files of `workbench.py`. Commands are run as printed, except
+that `running.AFFORDABLE` appends options to some.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def runtime_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes the folder of a page, and goes there."""
+    """Make the folder of a page the working folder."""
 
     def make(page: str) -> Path:
         folder = tmp_path / "page"
@@ -68,7 +68,7 @@ def page_folder(tmp_path: Path, runtime_files: Path, monkeypatch: pytest.MonkeyP
 
 
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer sizes of batches, each of which is a process, and fewer sentences to compare with torch."""
+    """Measure fewer batch sizes, each of which is a process, and compare fewer sentences with torch."""
     from mtllm_edge_bench.runner import measure
     from mtllm_edge_export import bundle
 
@@ -78,7 +78,7 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
-def test_the_blocks_run(page: Path, page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_run(page: Path, page_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     page_folder(page.name)
     run_blocks(blocks_of(page), capsys)
 
@@ -98,9 +98,9 @@ def parsed(words: list[str]) -> bool:
     name, *rest = words
     while isinstance(command, click.Group):
         name, *rest = rest
-        found = command.get_command(click.Context(command), name)
-        assert found is not None, f"README.md: no command {name}"
-        command = found
+        subcommand = command.get_command(click.Context(command), name)
+        assert subcommand is not None, f"README.md: no command {name}"
+        command = subcommand
     try:
         command.make_context(name, rest)
     except click.UsageError as error:
@@ -109,7 +109,7 @@ def parsed(words: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)
-def test_only_what_nobody_can_test_is_not_run(page: Path) -> None:
+def test_skipped_blocks_contain_untestable_commands_only(page: Path) -> None:
     for block in blocks_of(page):
         if block.mark is None or block.is_run:
             continue
@@ -119,7 +119,7 @@ def test_only_what_nobody_can_test_is_not_run(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     for link in links_of(page):
         target = link.partition("#")[0]
         if target and "://" not in target and not target.removeprefix("docs/").startswith(COMING):
@@ -127,13 +127,13 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda path: path.name)
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     named = re.findall(r"`((?:benchmarks|reference)/[\w./-]+)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 class _Loads(HTMLParser):
-    """What a browser loads by itself for a page, and the page's anchors."""
+    """URLs that a browser loads for a page, and the page's anchors."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -142,17 +142,17 @@ class _Loads(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        if "id" in given:
-            self.anchors.add(given["id"])
-        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
-            self.urls.append(given.get("href", ""))
-        self.urls += [given[name] for name in ("src", "srcset", "poster") if name in given and tag != "a"]
+        attributes = {name: value or "" for name, value in attrs}
+        if "id" in attributes:
+            self.anchors.add(attributes["id"])
+        if tag == "link" and attributes.get("rel") not in ("canonical", "next", "prev"):
+            self.urls.append(attributes.get("href", ""))
+        self.urls += [attributes[name] for name in ("src", "srcset", "poster") if name in attributes and tag != "a"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `make docs` builds it."""
+    """The site, built like by `make docs`."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, folder / "docs")
     shutil.copy(ROOT / "mkdocs.yml", folder)
@@ -167,7 +167,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+def test_the_site_loads_no_external_files(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) >= len(PAGES)
     for page in pages:
@@ -177,7 +177,7 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"url\(\s*[\"']?https?:|@import", sheet.read_text(encoding="utf-8")), sheet.name
 
 
-def test_the_reference_has_the_public_surface(site: Path) -> None:
+def test_the_reference_has_all_public_names(site: Path) -> None:
     anchors = _Loads((site / "api.html").read_text(encoding="utf-8")).anchors
     for name in mtllm_edge.__all__:
         thing = getattr(mtllm_edge, name)
@@ -206,14 +206,14 @@ def test_the_format_page_has_every_key() -> None:
     assert f"`format_version` | whole number | {manifest.FORMAT_VERSION}" in text
 
 
-def test_every_extra_is_in_the_table() -> None:
+def test_all_extras_are_in_the_table() -> None:
     from mtllm_edge.extras import EXTRAS
 
     text = (DOCS / "install.md").read_text(encoding="utf-8")
     assert [extra for extra in EXTRAS if f"`{extra}`" not in text] == []
 
 
-def test_every_kind_of_error_is_explained() -> None:
+def test_all_errors_are_explained() -> None:
     from mtllm_edge import errors
 
     text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")

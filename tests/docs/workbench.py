@@ -1,4 +1,4 @@
-"""The files that the pages' commands find in their folder: tiny bundles, checkpoints and sheets, named as there."""
+"""Files for the commands of the pages: tiny bundles, checkpoints and tables, with the names that the pages use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _NEWS = [
 
 
 def lay_out_runtime(folder: Path) -> None:
-    """What a person has who uses bundles: one of them, mails, notes and the demo's sentences."""
+    """Write files for the runtime: a bundle, mails, notes and the sentences of the demo."""
     make_tiny_bundle(folder / "build" / "reference", tasks={"topic": TOPICS, "sentiment": _MOODS})
     _write_csv(folder / "mails.csv", [row | {"lang": "en"} for row in _MAILS])
     _write_csv(folder / "reports.csv", [{"text": row["text"] * 10} for row in _MAILS])
@@ -71,8 +71,8 @@ def lay_out_runtime(folder: Path) -> None:
 
 
 def lay_out_training(folder: Path) -> None:
-    """What a person has who trains and exports: models under the names of the hub's, texts, labels, a checkpoint."""
-    # Here, so that the pages of the runtime are tested without torch.
+    """Write files for training and export: models with names as on the hub, texts, labels, a checkpoint."""
+    # Imported here, so that the pages of the runtime are tested without torch.
     import torch
 
     from tests.fixtures.tiny_checkpoint import save_checkpoint, save_encoder
@@ -80,7 +80,7 @@ def lay_out_training(folder: Path) -> None:
     from tests.fixtures.tiny_published import save_published
     from tests.train.multilingual import test_train_translator
 
-    torch.set_num_threads(1)  # the models are tiny: a second thread would only wait
+    torch.set_num_threads(1)  # the models are too tiny for several threads
     save_encoder(folder / ENCODER, "m2m_100")
     save_llm_and_tokenizer(folder / LLM)
     save_checkpoint(folder / "trained")
@@ -105,7 +105,7 @@ def lay_out_training(folder: Path) -> None:
 
 
 def lay_out_stack(folder: Path) -> None:
-    """What a person has who has trained: a stack, its teacher and a translator."""
+    """Write trained models: a stack, its teacher and a translator."""
     from mtllm_edge_export.translator import export_translator
     from mtllm_edge_train.checkpoints.config import TaskConfig
     from tests.train.cli.test_eval import save_teacher
@@ -121,7 +121,7 @@ def lay_out_stack(folder: Path) -> None:
 
 
 def _checked(bundle: Path) -> list[dict[str, str]]:
-    """Texts with the topics that they get, one in sixteen wrong: of a bundle that knows nothing, the page asks much."""
+    """Return texts labeled by the random bundle, one in sixteen wrong, so that the target accuracy is reached."""
     texts = [row[column] for column in ("text", "body") for row in _MAILS]
     with Classifier.load(bundle, task="topic", threads=1) as classifier:
         labels = [prediction.label for prediction in classifier.classify(texts)]

@@ -1,9 +1,8 @@
-"""Every family in every form and type of weights: how closely it follows torch, its size, its speed.
+"""Agreement with torch, size and speed of all families, with all backends and quantizations.
 
 ``python -m tests.tools.family_matrix -o benchmarks/results/families`` writes a table and JSON, the last line of
-output. Models of
-true architecture and middling size with random weights, made on the spot, and beside them the LLM of the reference
-model with its real ones, since how much a type loses depends on the weights.
+the output. The models have real architectures, medium size and random weights. The LLM of the reference model is
+included with its trained weights, since the loss of a quantization depends on the weights.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Row:
 
 
 def encoder_rows(family: Family, folder: Path, threads: int) -> Iterator[Row]:
-    """An encoder in both forms."""
+    """Measure an encoder with both backends."""
     save_encoder(folder / "source", family, width=ENCODER_WIDTH, layers=ENCODER_LAYERS)
     encoder = load_encoder(str(folder / "source"))
     rng = np.random.default_rng(0)
@@ -94,13 +93,13 @@ def encoder_rows(family: Family, folder: Path, threads: int) -> Iterator[Row]:
         exact = torch.cat([encoder.module(input_ids=torch.tensor([row])).last_hidden_state[0] for row in ids])
     for backend in get_args(EncoderBackend):
         for quantization in ("float32", "int8"):
-            path, kept = folder / f"{backend}.{quantization}", tuple[str, ...]()
+            path, float32_matrices = folder / f"{backend}.{quantization}", tuple[str, ...]()
             row = partial(Row, "encoder", family, backend, "bidirectional", _REPORTED.get(quantization, quantization))
             try:
                 if backend == "ctranslate2":
                     write_encoder(encoder, path, quantization)
                 else:
-                    kept = write_encoder_onnx(path, encoder, quantization, ids)
+                    float32_matrices = write_encoder_onnx(path, encoder, quantization, ids)
             except ModelError as error:
                 yield row(None, None, None, None, str(error))
                 continue
@@ -112,16 +111,16 @@ def encoder_rows(family: Family, folder: Path, threads: int) -> Iterator[Row]:
                 max_tokens=160,
                 prefix_tokens=encoder.prefix_tokens,
                 suffix_tokens=encoder.suffix_tokens,
-                float32_matrices=kept,
+                float32_matrices=float32_matrices,
             )
             engine = (CTranslate2Encoder if backend == "ctranslate2" else OnnxEncoder)(path, described, threads=threads)
-            found = compare_vectors(family, exact.numpy(), np.concatenate(engine.encode(ids)))
-            yield _measured(row, found, path, partial(engine.encode, ids), _remark(kept))
+            parity = compare_vectors(family, exact.numpy(), np.concatenate(engine.encode(ids)))
+            yield _measured(row, parity, path, partial(engine.encode, ids), _remark(float32_matrices))
             engine.close()
 
 
 def llm_rows(family: str, source: str, folder: Path, attention: Attention, threads: int) -> Iterator[Row]:
-    """An LLM in its forms; `source` is a folder in `folder`, or what else `open_llm` reads."""
+    """Measure an LLM with both backends; `source` is a folder in `folder`, or another source for `open_llm`."""
     weights = open_llm(source, folder)
     body = LlmBody(weights, LLM_LAYERS, attention)
     inputs = _inputs(weights.tensor("embed_tokens.weight"), real=source == _REAL_LLM)
@@ -133,7 +132,7 @@ def llm_rows(family: str, source: str, folder: Path, attention: Attention, threa
         path = folder / f"{attention}.{quantization}.{backend}"
         row = partial(Row, "llm", family, backend, attention, quantization)
         try:
-            written = (
+            result = (
                 write_llm(path, body, quantization)  # type: ignore[arg-type]
                 if backend == "gguf"
                 else write_llm_onnx(path, body, quantization, inputs)  # type: ignore[arg-type]
@@ -143,11 +142,11 @@ def llm_rows(family: str, source: str, folder: Path, attention: Attention, threa
             continue
         described = manifest.LlmSpec(
             backend=backend,
-            architecture=written.architecture,
-            n_embd=written.n_embd,
-            n_layer=written.n_layer,
+            architecture=result.architecture,
+            n_embd=result.n_embd,
+            n_layer=result.n_layer,
             quantization=quantization,  # type: ignore[arg-type]
-            float32_matrices=written.float32_matrices,
+            float32_matrices=result.float32_matrices,
             attention=attention,
             pooling="mean",
         )
@@ -158,13 +157,13 @@ def llm_rows(family: str, source: str, folder: Path, attention: Attention, threa
                 path, described, settings=engine_settings(path, described), threads=threads, max_tokens=sum(LENGTHS)
             )
         )
-        found = compare_vectors(family, exact_ND, engine.pool(inputs))
-        yield _measured(row, found, path, partial(engine.pool, inputs), _remark(written.float32_matrices))
+        parity = compare_vectors(family, exact_ND, engine.pool(inputs))
+        yield _measured(row, parity, path, partial(engine.pool, inputs), _remark(result.float32_matrices))
         engine.close()
 
 
 def _inputs(embeddings_VD: Array, *, real: bool) -> list[Array]:
-    """What the LLM reads: embeddings of tokens, of an English sentence over and over where they mean something."""
+    """Return input embeddings: random ones, or those of a repeated English sentence if the weights are trained."""
     rng = np.random.default_rng(0)
     if real:
         from mtllm_edge_train.checkpoints.config import resolve_source
@@ -195,11 +194,11 @@ def _torch_pooled(folder: Path, source: str, attention: Attention, inputs: Seque
     return pooled_ND
 
 
-def _remark(kept: Sequence[str]) -> str:
-    return f"{len(kept)} matrices in float32" if kept else ""
+def _remark(float32_matrices: Sequence[str]) -> str:
+    return f"{len(float32_matrices)} matrices in float32" if float32_matrices else ""
 
 
-def _measured(row: Callable[..., Row], found: Parity, path: Path, run: Callable[[], object], remark: str) -> Row:
+def _measured(row: Callable[..., Row], parity: Parity, path: Path, run: Callable[[], object], remark: str) -> Row:
     seconds = []
     for _ in range(REPEATS):
         started = time.process_time()
@@ -208,11 +207,11 @@ def _measured(row: Callable[..., Row], found: Parity, path: Path, run: Callable[
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files) / 1e6
     rate = len(LENGTHS) / statistics.median(seconds)
-    return row(round(found.cosine_min, 5), round(found.cosine_mean, 5), round(size, 2), round(rate, 1), remark)
+    return row(round(parity.cosine_min, 5), round(parity.cosine_mean, 5), round(size, 2), round(rate, 1), remark)
 
 
 def all_rows(threads: int) -> Iterator[Row]:
-    """The table."""
+    """Measure all rows of the table."""
     for family in get_args(Family):
         with tempfile.TemporaryDirectory() as scratch:
             yield from encoder_rows(family, Path(scratch), threads)
@@ -226,7 +225,7 @@ def all_rows(threads: int) -> Iterator[Row]:
 
 
 def as_markdown(rows: Sequence[Row], setting: str) -> str:
-    """The table for people."""
+    """Return the table in Markdown."""
     lines = [
         "# Families, forms, types of weights",
         "",
@@ -241,8 +240,8 @@ def as_markdown(rows: Sequence[Row], setting: str) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        shown = ["-" if value is None else str(value) for value in asdict(row).values()]
-        lines.append(f"| {' | '.join(shown)} |")
+        cells = ["-" if value is None else str(value) for value in asdict(row).values()]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -48,7 +48,7 @@ sys.exit(main())
 
 @dataclass
 class Harness:
-    """A job in a folder of its own."""
+    """A job in its own folder."""
 
     folder: Path
     bundle: Path
@@ -158,15 +158,15 @@ class Harness:
         finished = "exists; add --force" in errors and process.returncode == 2
         assert process.returncode == 0 or finished, errors
         rows = read_csv(self.output)
-        assert [row[0] for row in rows] == [row[0] for row in self.expected], "rows are lost, twice, or out of order"
-        tied = 0  # the last digits depend on the other texts of the batch, and with them the better of two equal labels
+        assert [row[0] for row in rows] == [row[0] for row in self.expected], "rows are lost, repeated, or out of order"
+        tied = 0  # the last digits depend on the batch, and so does the label if two probabilities are nearly equal
         for row, expected in zip(rows[1:], self.expected[1:], strict=True):
             assert row[:2] == expected[:2], (row, expected)
             assert abs(float(row[3]) - float(expected[3])) < 1e-3, (row, expected)
             tied += row[2] != expected[2]
         assert tied < 0.002 * len(rows), f"{tied} rows have another label"
         bad = [str(number + 2) for number in range(BAD_EVERY - 1, self.rows, BAD_EVERY)]
-        assert [row[1] for row in read_csv(self.rejected)[1:]] == bad, "rows that are set aside are lost or twice"
+        assert [row[1] for row in read_csv(self.rejected)[1:]] == bad, "rejected rows are lost or repeated"
         assert sorted(path.name for path in self.folder.iterdir()) == ["in.csv", "out.csv", "out.rejected.csv"]
         self.output.unlink()
         self.rejected.unlink()
@@ -195,15 +195,15 @@ def read_csv(path: Path) -> list[list[str]]:
 def kill_jobs(harness: Harness, kills: int) -> tuple[Counter[str], list[int]]:
     """Kill jobs; return the number of kills by phase, and the rows after which each last run resumed."""
     moments: Counter[str] = Counter()
-    kept = []
+    stored_rows = []
     while moments.total() - moments["ended before"] < kills:
         for _ in range(harness.random.randint(1, 3)):
             moment = harness.kill()
             moments[moment] += 1
             if moment in ("ended before", "tidying up"):
                 break
-        kept.append(harness.check())
-    return moments, kept
+        stored_rows.append(harness.check())
+    return moments, stored_rows
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +233,7 @@ def main(kills: int, rows: int, seed: int, output: Path) -> None:
     try:
         (folder / "job").mkdir()
         harness = Harness(folder / "job", make_tiny_bundle(folder / "bundle"), rows, seed)
-        moments, kept = kill_jobs(harness, kills)
+        moments, stored_rows = kill_jobs(harness, kills)
     finally:
         shutil.rmtree(folder)
     ended = moments.pop("ended before", 0)
@@ -244,9 +244,9 @@ def main(kills: int, rows: int, seed: int, output: Path) -> None:
         undisturbed_s=round(harness.starting_s + harness.computing_s + harness.writing_s, 2),
         kills=moments.total(),
         killed_while=dict(moments),
-        jobs=len(kept),
-        jobs_with_every_row_once_and_in_order=len(kept),
-        rows_kept=kept,
+        jobs=len(stored_rows),
+        jobs_with_every_row_once_and_in_order=len(stored_rows),
+        rows_kept=stored_rows,
     )
     click.echo(f"{ended} jobs ended before their kill", err=True)
     output.write_text(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ def run_job(job: Job) -> Sample:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # the child died early; its exit code tells more
+            with contextlib.suppress(BrokenPipeError):  # the child died early; its exit code says more
                 child.stdin.write(msgspec.json.encode(job) + b"\n")
                 child.stdin.flush()  # it stays open: the child ends when it closes
             output = child.stdout.read()

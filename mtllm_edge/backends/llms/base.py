@@ -25,7 +25,7 @@ class Llm(Protocol):
 
         Args:
             batch: Inputs of each text, (length, n_embd).
-            spans: Spans of each text that get a vector each; a text without spans gets one vector. None stands for no
+            spans: Spans of each text that get a vector each; a text without spans gets one vector. None means no
                 spans in any text.
             adapter: Name of the adapter that is applied; None applies none.
 

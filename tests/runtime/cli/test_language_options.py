@@ -48,11 +48,11 @@ def test_texts_of_several_languages_in_one_batch(language_bundle: Path) -> None:
 def test_vectors_of_several_languages(language_bundle: Path) -> None:
     with Embedder.load(language_bundle) as embedder:
         together_NE = embedder.embed(TEXTS, language=LANGUAGES)
-        alone_NE = [embedder.embed([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
+        single_NE = [embedder.embed([text], language=code)[0] for text, code in zip(TEXTS, LANGUAGES, strict=True)]
         with pytest.warns(LanguageWarning, match="Luxembourgish"):
             luxembourgish_NE = embedder.embed(TEXTS[:1], language="lb")
         german_NE = embedder.embed(TEXTS[:1], language="de")
-    assert_vectors_close(together_NE, alone_NE, LLAMA_CPP)
+    assert_vectors_close(together_NE, single_NE, LLAMA_CPP)
     np.testing.assert_array_equal(luxembourgish_NE, german_NE)
 
 

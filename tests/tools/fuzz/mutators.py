@@ -1,6 +1,6 @@
-"""Seeded mutators of file contents, as an attacker or a failing disk would change them.
+"""Seeded mutators of files, which simulate attacks and failing disks.
 
-Every mutator takes a random generator and the content of a valid file, and returns a changed content.
+A mutator takes a random generator and the content of a valid file, and returns changed content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADER = 3_000
 
 
 def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
-    """Flip, cut, grow, overwrite, move or double bytes, one to three times."""
+    """Flip, cut, append, overwrite, move or repeat bytes, one to three times."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         content = rng.choice(_BYTE_MUTATORS)(rng, content) or b"\0"
     return content
@@ -48,7 +48,7 @@ def _overwrite(rng: random.Random, content: bytes) -> bytes:
 
 
 def _number(rng: random.Random, content: bytes) -> bytes:
-    """An extreme in the place of what may be a count, length, offset or type."""
+    """Replace a possible count, length, offset or type by an extreme number."""
     width = rng.choice((1, 2, 4, 8))
     begin = _place(rng, content)
     if len(content) - begin < width:
@@ -67,7 +67,7 @@ def _grow(rng: random.Random, content: bytes) -> bytes:
 
 
 def _splice(rng: random.Random, content: bytes) -> bytes:
-    """A piece of the file in another place: in the place of what stands there, or before it."""
+    """Copy a piece of the file to another place, where it replaces bytes or is inserted."""
     begin, target, length = _place(rng, content), _place(rng, content), rng.choice((1, 4, 8, 24, 64, 200))
     piece = content[begin : begin + length]
     return content[:target] + piece + content[target + (len(piece) if rng.random() < 0.5 else 0) :]
@@ -91,7 +91,7 @@ _VALUES: Sequence[Any] = (
 
 
 def mutate_json(rng: random.Random, content: bytes) -> bytes:
-    """Change values and keys, one to three times; now and then the text itself."""
+    """Change values and keys, one to three times; sometimes change bytes of the text."""
     if rng.random() < 0.15:
         return mutate_bytes(rng, content)
     document = json.loads(content)
@@ -104,7 +104,7 @@ def mutate_json(rng: random.Random, content: bytes) -> bytes:
 
 
 def _changed(rng: random.Random, value: Any) -> Any:
-    """The value with something in it changed: at each level, here or deeper."""
+    """Return the value with one change, at this level or a deeper one."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.15:
         return _another(rng, value)
     if isinstance(value, list):
@@ -175,7 +175,7 @@ _MODELS: Sequence[dict[str, Any]] = (
 
 
 def mutate_tokenizer(rng: random.Random, content: bytes) -> bytes:
-    """Change the JSON, put hostile steps in, damage character maps, or change the model's kind."""
+    """Change the JSON, insert hostile steps, damage character maps, or change the kind of the model."""
     kind = rng.randrange(6)
     if kind > 2:
         return mutate_json(rng, content)
@@ -199,7 +199,7 @@ def mutate_tokenizer(rng: random.Random, content: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-# Formats with a structure of their own
+# Binary formats
 
 _KEYS = (
     *("llama.expert_count", "llama.expert_used_count", "llama.attention.value_length", "llama.attention.key_length"),
@@ -214,7 +214,7 @@ _KEYS = (
 
 
 def mutate_gguf(rng: random.Random, content: bytes) -> bytes:
-    """Change bytes, add a field that llama.cpp knows, rename fields and tensors, or change a field's number."""
+    """Change bytes, add a field that llama.cpp reads, rename fields and tensors, or change the number of a field."""
     kind = rng.randrange(5)
     if kind < 2:
         return mutate_bytes(rng, content)
@@ -229,7 +229,7 @@ def mutate_gguf(rng: random.Random, content: bytes) -> bytes:
 
 
 def _with_field(rng: random.Random, content: bytes) -> bytes:
-    """A field more, before the others, and the padding before the weights mended."""
+    """Insert a field before the others, and correct the padding before the weights."""
     key = rng.choice(_KEYS).encode()
     number = rng.choice(_EXTREMES)
     kind, value = rng.choice(
@@ -246,18 +246,18 @@ def _with_field(rng: random.Random, content: bytes) -> bytes:
     field = struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
     n_fields = struct.unpack_from("<Q", content, 16)[0]
     field += b"" if rng.random() < 0.1 else _filler(-len(field) % 32)
-    more = 1 if len(field) % 32 else 2
-    return content[:16] + struct.pack("<Q", n_fields + more) + field + content[24:]
+    count = 1 if len(field) % 32 else 2
+    return content[:16] + struct.pack("<Q", n_fields + count) + field + content[24:]
 
 
 def _filler(size: int) -> bytes:
-    """A harmless field of a size, modulo 32."""
+    """Return a harmless field with a given size modulo 32."""
     size += 32 if size < 28 else 0
     return struct.pack("<Q", 3) + b"z.z" + struct.pack("<IQ", 8, size - 23) + b"z" * (size - 23)
 
 
 def _renamed(rng: random.Random, content: bytes) -> bytes:
-    """A name in the place of another of its length, so that it stands twice or is not known."""
+    """Replace a name by another of the same length, so that it is repeated or unknown."""
     names = [f"blk.{layer}.{part}.weight".encode() for layer in (0, 1) for part in ("attn_q", "attn_k", "ffn_up")]
     old = rng.choice([name for name in names if name in content] or [content[:4]])
     new = rng.choice([name for name in names if len(name) == len(old)] or [rng.randbytes(len(old))])
@@ -265,12 +265,12 @@ def _renamed(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutate_ctranslate2(rng: random.Random, content: bytes) -> bytes:
-    """Change bytes, or the numbers behind the names of settings, shapes and types."""
+    """Change bytes, or the numbers after the names of settings, shapes and types."""
     if rng.random() < 0.4:
         return mutate_bytes(rng, content)
     names = (b"num_heads", b"pre_norm", b"activation", b"embeddings_merge", b"scale_embeddings", b"weight", b"gamma")
     name = rng.choice([*names, b"bias", b"encodings", b"weight_scale"])
-    places = [found.start() for found in re.finditer(re.escape(name) + b"\0", content)]
+    places = [occurrence.start() for occurrence in re.finditer(re.escape(name) + b"\0", content)]
     begin = rng.choice(places or [0]) + len(name) + 1
     match rng.randrange(4):
         case 0:
@@ -283,7 +283,7 @@ def mutate_ctranslate2(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutate_safetensors(rng: random.Random, content: bytes) -> bytes:
-    """Change bytes, or the header's JSON under a length that fits it."""
+    """Change bytes, or the JSON of the header, with its length updated."""
     if rng.random() < 0.4:
         return mutate_bytes(rng, content)
     length = struct.unpack_from("<Q", content)[0]
@@ -296,7 +296,7 @@ _OPERATORS += ("NonZero", "Slice", "Pad", "MatMulInteger", "ConstantOfShape", "T
 
 
 def mutate_onnx(rng: random.Random, content: bytes) -> bytes:
-    """Change bytes, or operators, edges, shapes, types and places of tensors."""
+    """Change bytes, or operators, edges, shapes, types and locations of tensors."""
     if rng.random() < 0.4:
         return mutate_bytes(rng, content)
     model = onnx.load_from_string(content)

@@ -162,7 +162,7 @@ class Runner:
             stderr=subprocess.DEVNULL,
             env=os.environ | {"GGML_NO_BACKTRACE": "1"},
         )
-        self._child.stdin.write(b"/nonexistent\n")  # type: ignore[union-attr]  # what it imports takes seconds
+        self._child.stdin.write(b"/nonexistent\n")  # type: ignore[union-attr]  # the imports of the child process take seconds
         self._child.stdin.flush()  # type: ignore[union-attr]
         self._child.stdout.readline()  # type: ignore[union-attr]
         return self._child
@@ -190,7 +190,7 @@ def bundles() -> Iterator[dict[str, Path]]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         folder = Path(scratch)
-        made = {
+        folders = {
             "f32": make_tiny_bundle(folder / "f32"),
             "q8_0": make_tiny_bundle(folder / "q8_0", quantization="q8_0", encoder_quantization="int8"),
             "embed": make_tiny_bundle(folder / "embed", architecture="llama-embed", attention="bidirectional"),
@@ -199,18 +199,18 @@ def bundles() -> Iterator[dict[str, Path]]:
             "gemma2": make_gemma2,
             "onnx": make_onnx_bundle,
             "onnx_encoder": make_onnx_encoder_bundle,
-            "adapted": _give_adapter,
-            "pieces": _give_pieces,
-            "calibrated": _give_confidence,
+            "adapted": _add_adapter,
+            "pieces": _add_pieces,
+            "calibrated": _add_temperatures,
         }
         for name, make in makers.items():
-            made[name] = make(Path(shutil.copytree(folder / "f32", folder / name)))
-        for path in made.values():
+            folders[name] = make(Path(shutil.copytree(folder / "f32", folder / name)))
+        for path in folders.values():
             Bundle.open(path).verify()
-        yield made
+        yield folders
 
 
-def _give_adapter(folder: Path) -> Path:
+def _add_adapter(folder: Path) -> Path:
     """Add an adapter to a task of a tiny bundle."""
     name = "tasks/topic/adapter.gguf"
     write_lora(folder / name, lora_weights(np.random.default_rng(SEED)))
@@ -221,7 +221,7 @@ def _give_adapter(folder: Path) -> Path:
     return folder
 
 
-def _give_confidence(folder: Path) -> Path:
+def _add_temperatures(folder: Path) -> Path:
     """Calibrate a task of a tiny bundle, with a threshold."""
     parts = Bundle.open(folder).manifest
     own = {"deu_Latn": 0.5, "swh_Latn": 2.0}
@@ -233,8 +233,8 @@ def _give_confidence(folder: Path) -> Path:
     return folder
 
 
-def _give_pieces(folder: Path) -> Path:
-    """Give a tiny bundle a tokenizer that SentencePiece reads."""
+def _add_pieces(folder: Path) -> Path:
+    """Replace the tokenizer of a tiny bundle by one that SentencePiece reads."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_bytes()) | {"normalizer": json.loads(_REFERENCE.read_bytes())["normalizer"]}
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
@@ -246,7 +246,7 @@ def _give_pieces(folder: Path) -> Path:
 def try_format(
     name: str,
     count: int,
-    made: dict[str, Path],
+    folders: dict[str, Path],
     runner: Runner,
     *,
     seed: int = SEED,
@@ -257,13 +257,13 @@ def try_format(
     Args:
         name: One of `FORMATS`.
         count: Mutants.
-        made: The bundles, which are unchanged afterwards.
+        folders: The bundles, which are unchanged afterwards.
         runner: Runs accepted mutants.
         seed: Seed of all random numbers.
         native_seconds: Maximum time of running; a share of the mutants is run if it does not suffice.
     """
     tally, began = Tally(), time.monotonic()
-    subjects = [_Subject.of(target, made[target.bundle]) for target in FORMATS[name]]
+    subjects = [_Subject.of(target, folders[target.bundle]) for target in FORMATS[name]]
     number = 0
     while tally.mutants < count:
         subject = subjects[number % len(subjects)]
@@ -414,14 +414,14 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     tallies: dict[str, Tally] = {}
-    with bundles() as made:
-        opened = Bundle.open(made["f32"])
+    with bundles() as folders:
+        opened = Bundle.open(folders["f32"])
         settings = engine_settings(opened.path / "llm.gguf", opened.manifest.llm)
         runner = Runner(settings.switches)
         try:
             for name in arguments.formats or FORMATS:
                 tallies[name] = try_format(
-                    name, arguments.count, made, runner, seed=arguments.seed, native_seconds=arguments.native_seconds
+                    name, arguments.count, folders, runner, seed=arguments.seed, native_seconds=arguments.native_seconds
                 )
                 report = {
                     "seed": arguments.seed,

@@ -26,12 +26,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     warnings.simplefilter("ignore")
     settings = EngineSettings(sys.argv[1] == "1", sys.argv[2] == "1", note="found by the parent")
-    loading.engine_settings = lambda *_: settings  # type: ignore[attr-defined]  # no child for every mutant
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # engines print, too
+    loading.engine_settings = lambda *_: settings  # type: ignore[attr-defined]  # no child process for every mutant
+    outcomes = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # engines print to stdout
     for line in sys.stdin:
-        answers.write(_run(line.rstrip("\n")) + "\n")
-        answers.flush()
+        outcomes.write(_run(line.rstrip("\n")) + "\n")
+        outcomes.flush()
 
 
 def _run(folder: str) -> str:
