@@ -286,5 +286,5 @@ def test_files_without_the_required_columns(
 def test_info_shows_the_kind_of_a_task(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(bundle)]) == 0
     output = capsys.readouterr().out
-    for words in ("science, sports", "a pair of texts: no, yes", "multiple choice: the number of one of"):
+    for words in ("science, sports", "a pair of texts: no, yes", "multiple choice: the number of a choice"):
         assert words in output

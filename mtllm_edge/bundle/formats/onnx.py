@@ -197,7 +197,7 @@ def _read_tensor(reader: BinaryReader, end: int) -> tuple[str, int, tuple[int, .
             case 9, 2:
                 size = value - reader.position
             case (13, 2) | (14, 0) if number == 13 or value != 0:
-                raise DamagedFileError(f"tensor {name!r} lies outside the file")
+                raise DamagedFileError(f"tensor {name!r} is outside the file")
     if len(shape) > _MAX_DIMENSIONS:
         raise DamagedFileError(f"tensor {name!r} has {len(shape)} dimensions, expected {_MAX_DIMENSIONS} at most")
     if size is not None and size != _ITEM_SIZES.get(kind, 0) * math.prod(shape):

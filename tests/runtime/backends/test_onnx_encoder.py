@@ -151,7 +151,7 @@ def _external(model: onnx.ModelProto) -> None:
         (_no_table, "word embeddings have shape [], expected [vocabulary, 16]"),
         (_wide, "width is ['64'], expected 16"),
         (_llm, "has inputs inputs_embeds, attention_mask and outputs states, not those of an encoder"),
-        (_external, "tensor 'word_embeddings' lies outside the file"),
+        (_external, "tensor 'word_embeddings' is outside the file"),
         (lambda model: model.CopyFrom(make_encoder(width=32)), "expected [vocabulary, 16]"),
     ],
 )

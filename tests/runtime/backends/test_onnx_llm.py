@@ -169,8 +169,8 @@ def _new(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "fragment"),
     [
-        (_external, "tensor 'matrix' lies outside the file"),
-        (_external_constant, "tensor 'far' lies outside the file"),
+        (_external, "tensor 'matrix' is outside the file"),
+        (_external_constant, "tensor 'far' is outside the file"),
         (_short, "tensor 'matrix' has shape [32, 32] and type 1, but 4 bytes"),
         (_nested, "holds a graph within the graph"),
         (_function, "holds training steps or functions"),
