@@ -200,9 +200,7 @@ def evaluate(fit: Texts, test: Texts, fitted_on: str, evaluated_on: str) -> Task
         "task": select_temperatures(Temperatures(fitted.temperature, {}), test.languages),
         "language": select_temperatures(fitted, test.languages),
     }
-    probabilities = {
-        method: softmax(test.logits_NC / temperature_N[:, None]) for method, temperature_N in temperatures.items()
-    }
+    probabilities = {method: softmax(test.logits_NC, temperature_N) for method, temperature_N in temperatures.items()}
     codes_N = np.array(test.languages)
     masks = {code: codes_N == code for code in sorted(set(test.languages))}
     per_language = {code: scores_of(probabilities, test.classes_N, mask_N) for code, mask_N in masks.items()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 
-from mtllm_edge.bundle.manifest import Manifest
+from mtllm_edge.bundle.manifest import GgufQuantization, Manifest
 from mtllm_edge.cli.views import parity_table
 from mtllm_edge.console import file_size
 from mtllm_edge.errors import UsageError
@@ -53,7 +53,7 @@ def _choice(name: str, choices: tuple[str, ...], help: str) -> Callable[[_Comman
 )
 @click.option(
     "--llm-quantization",
-    type=click.Choice(["q8_0", "q4_0", "q4_k_m", "iq4_nl", "bf16", "f16", "f32", "int8"]),
+    type=click.Choice([*get_args(GgufQuantization), "int8"]),
     help="Type of the LLM's weights.  [default: q8_0 in GGUF, int8 in ONNX, which also supports f32; with both, that "
     "of GGUF]",
 )

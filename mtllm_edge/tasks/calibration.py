@@ -109,7 +109,7 @@ def fit_temperatures(
     for code in codes:
         own_N = np.array([language == code for language in languages])
         logits_LC, classes_L = logits_NC[own_N], classes_N[own_N]
-        fitted = fit_temperature(logits_LC, classes_L, softmax(logits_LC / overall), LANGUAGE_TEXTS)
+        fitted = fit_temperature(logits_LC, classes_L, softmax(logits_LC, overall), LANGUAGE_TEXTS)
         by_language[code] = _rounded(fitted)
     return Temperatures(overall, by_language)
 

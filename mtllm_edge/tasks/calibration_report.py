@@ -84,7 +84,7 @@ def fit_calibration(
     """
     validate_sample_size(len(classes_N))
     codes = frequent_languages(languages)
-    before_NC = softmax(logits_NC / previous_N[:, None])
+    before_NC = softmax(logits_NC, previous_N)
     after_NC, covered_N = _cross_validate(logits_NC, classes_N, languages, codes, threshold or 0.0, target_accuracy)
     fitted = fit_temperatures(logits_NC, classes_N, languages, codes)
     if target_accuracy is not None:
@@ -155,7 +155,7 @@ def find_threshold(
 def _scaled_softmax(
     logits_NC: NDArray[np.float64], fitted: Temperatures, languages: Sequence[str | None]
 ) -> NDArray[np.float64]:
-    return softmax(logits_NC / select_temperatures(fitted, languages)[:, None])
+    return softmax(logits_NC, select_temperatures(fitted, languages))
 
 
 def _language_metrics(

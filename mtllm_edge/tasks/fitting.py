@@ -202,7 +202,7 @@ def _cross_validate(
         weight_CE, bias_C = regress(train)
         logits_NC[test] = vectors_NE[test] @ weight_CE.T + bias_C
     temperature = fit_temperature(logits_NC, classes_N)
-    return temperature, softmax(logits_NC / temperature)
+    return temperature, softmax(logits_NC, temperature)
 
 
 def _regress(vectors_NE: NDArray[np.float64], classes_N: NDArray[np.int64], c: float) -> _Linear:

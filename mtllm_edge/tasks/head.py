@@ -1,4 +1,4 @@
-"""Task heads: a linear layer over pooled vectors, with calibrated probabilities."""
+"""Task heads: logits of pooled vectors, temperature scaling, probabilities."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ class Head:
 
         `temperatures_N` has the temperature of each text; None takes `temperature` for all.
         """
-        divisors_N = np.array([self.temperature]) if temperatures_N is None else temperatures_N
-        return softmax(self.logits(pooled_NE) / divisors_N[:, None])
+        return softmax(self.logits(pooled_NE), self.temperature if temperatures_N is None else temperatures_N)
 
     def choice_probabilities(
         self, pooled_CE: NDArray[np.float32], temperature: float | None = None
     ) -> NDArray[np.float64]:
         """Probabilities of the choices of one text, (choices,), from their pooled vectors (choices, n_embd)."""
         divisor = self.temperature if temperature is None else temperature
-        probabilities_C: NDArray[np.float64] = softmax(self.logits(pooled_CE).T / divisor)[0]
+        probabilities_C: NDArray[np.float64] = softmax(self.logits(pooled_CE).T, divisor)[0]
         return probabilities_C
 
 
-def softmax(logits_NC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Row-wise softmax without overflow."""
-    shifted = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+def softmax(logits_NC: NDArray[np.float64], temperatures: float | NDArray[np.float64] = 1.0) -> NDArray[np.float64]:
+    """Row-wise softmax of logits divided by one temperature, or by one of each row (temperature scaling)."""
+    scaled_NC = logits_NC / np.reshape(temperatures, (-1, 1))
+    shifted = np.exp(scaled_NC - scaled_NC.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities
 
