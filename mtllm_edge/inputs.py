@@ -44,16 +44,7 @@ def kind_of(item: Input) -> Kind | None:
 
 
 def check_kind(items: Sequence[Input], kind: Kind, task: str) -> None:
-    """Refuse inputs of another kind.
-
-    Args:
-        items: The inputs.
-        kind: The kind of the task.
-        task: Name of the task in messages.
-
-    Raises:
-        DataError: An input is of another kind; the message gives its index.
-    """
+    """Raise DataError, with the index, for an input of another kind; `task` is the name of the task in messages."""
     for index, item in enumerate(items):
         if (item_kind := kind_of(item)) != kind:
             raise DataError(f"{task} reads {_SHAPES[kind]} at a time, but text {index} is {_SHAPES[item_kind]}")

@@ -51,11 +51,7 @@ class TranslatorManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     @classmethod
     def load(cls, folder: Path) -> TranslatorManifest:
-        """Read the manifest in a translator's folder.
-
-        Raises:
-            ModelError: It is missing or damaged.
-        """
+        """Read the manifest in a translator's folder; raises ModelError if it is missing or damaged."""
         path = folder / MANIFEST_NAME
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
@@ -150,13 +146,7 @@ class Translator:
         return translations
 
     def _search(self, sources: list[list[str]], indices: list[int], **options: int) -> list[list[str]]:
-        """Return the tokens of a batch's translations.
-
-        Args:
-            sources: Tokens of each text.
-            indices: Index of each text; a hook for benchmarks.
-            options: Options of CTranslate2's search.
-        """
+        """Return the tokens of a batch's translations; `indices` of the texts are a hook for benchmarks."""
         options = {"max_decoding_length": self.manifest.max_target_tokens} | options
         try:
             return [result.hypotheses[0] for result in self._engine.translate_batch(sources, **options)]

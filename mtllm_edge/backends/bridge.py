@@ -25,23 +25,12 @@ class Bridge:
 
     @classmethod
     def load(cls, path: Path, *, stride: int) -> Bridge:
-        """Read `bridge.safetensors`, with a header checked for this stride.
-
-        Raises:
-            ModelError: The file cannot be read, or contains numbers that are not finite.
-        """
+        """Read `bridge.safetensors`, with a header checked for this stride; raises ModelError if it is damaged."""
         arrays = read_arrays(path)
         return cls(arrays["weight"], arrays["bias"], stride)
 
     def __call__(self, hidden: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Return the LLM inputs of a batch of encoder outputs.
-
-        Args:
-            hidden: States of each text, (length, d_model).
-
-        Returns:
-            Inputs of each text, (length / stride, rounded up, n_embd).
-        """
+        """Return the LLM inputs of each text, (length / stride, rounded up, n_embd), for states (length, d_model)."""
         if not hidden:
             return []
         zeros_MD = np.zeros((self.stride - 1, hidden[0].shape[1]), np.float32)

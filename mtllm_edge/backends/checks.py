@@ -14,12 +14,7 @@ from mtllm_edge.tokenization.encoding import Spans
 
 
 def check_ids(batch: Sequence[Sequence[int]], *, vocabulary_size: int, path: Path) -> None:
-    """Refuse texts without tokens, and ids outside the vocabulary, which some engines do not check.
-
-    Raises:
-        EngineError: A text has no tokens; the message names the model's file or folder, `path`.
-        ModelError: An id is outside the vocabulary.
-    """
+    """Refuse ids outside the vocabulary (ModelError), which engines may not check, and empty texts (EngineError)."""
     if not all(batch):
         raise EngineError(f"{path}: a text without tokens reached the model; report this as a bug")
     lowest, highest = min(map(min, batch)), max(map(max, batch))
@@ -31,11 +26,7 @@ def check_ids(batch: Sequence[Sequence[int]], *, vocabulary_size: int, path: Pat
 
 
 def check_inputs(batch: Sequence[NDArray[np.float32]], *, n_embd: int, path: Path) -> None:
-    """Refuse LLM inputs that are not finite float32 arrays of shape (1 or more, n_embd).
-
-    Raises:
-        EngineError: The message names the LLM's file, `path`.
-    """
+    """Raise EngineError for LLM inputs that are not finite float32 arrays of shape (1 or more, n_embd)."""
     for inputs_LE in batch:
         if not isinstance(inputs_LE, np.ndarray) or inputs_LE.dtype != np.float32:
             dtype = getattr(inputs_LE, "dtype", type(inputs_LE).__name__)
@@ -47,11 +38,7 @@ def check_inputs(batch: Sequence[NDArray[np.float32]], *, n_embd: int, path: Pat
 
 
 def check_spans(spans: Sequence[Spans] | None, batch: Sequence[NDArray[Any]], *, path: Path) -> None:
-    """Refuse spans outside their texts.
-
-    Raises:
-        EngineError: The message names the LLM's file, `path`.
-    """
+    """Raise EngineError for spans outside their texts."""
     if spans is None:
         return
     if len(spans) != len(batch):
@@ -64,16 +51,9 @@ def check_spans(spans: Sequence[Spans] | None, batch: Sequence[NDArray[Any]], *,
 def unpad(
     states_NLD: NDArray[np.float32], batch: Sequence[Sequence[Any] | NDArray[Any]], *, width: int, origin: str
 ) -> list[NDArray[np.float32]]:
-    """Return the states of each text, (length, width), without padding.
+    """Return the states of each text, (length, width), of a batch padded on the right.
 
-    Args:
-        states_NLD: The engine's output for a batch padded on the right.
-        batch: The texts of the batch.
-        width: Expected width of the states.
-        origin: Path and engine, for messages.
-
-    Raises:
-        EngineError: The states have an unexpected shape, or are not finite.
+    Raises EngineError, with the path and engine in `origin`, if the states have another shape or are not finite.
     """
     expected = (len(batch), max(map(len, batch)), width)
     if states_NLD.shape != expected:

@@ -53,11 +53,7 @@ def default_threads() -> int:
 
 
 def check_threads(threads: int) -> None:
-    """Refuse a number of threads out of bounds.
-
-    Raises:
-        UsageError: The number is not from 1 to `MAX_THREADS`.
-    """
+    """Raise UsageError unless the number of threads is from 1 to `MAX_THREADS`."""
     if not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
 

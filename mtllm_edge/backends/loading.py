@@ -16,14 +16,9 @@ from mtllm_edge.tokenization.batching import max_llm_inputs
 def load_llm(
     bundle: Bundle, llm: LlmSpec, *, threads: int, max_tokens: int, settings: EngineSettings | None = None
 ) -> Llm:
-    """Load the LLM in one of the bundle's backends.
+    """Load the LLM in one of the bundle's backends, for batches of at most `max_tokens` encoder tokens.
 
-    Args:
-        bundle: The bundle.
-        llm: The backend's part of the manifest.
-        threads: CPU threads.
-        max_tokens: Maximum encoder tokens of a batch.
-        settings: Settings of llama.cpp for an LLM with layers on a GPU; None takes the settings for the CPU.
+    Settings of llama.cpp are for an LLM with layers on a GPU; None takes those for the CPU.
 
     Raises:
         UsageError: The extra [onnx] is required.
@@ -46,12 +41,7 @@ def load_llm(
 
 
 def load_encoder(bundle: Bundle, *, threads: int, device: Device = "cpu") -> Encoder:
-    """Load the encoder.
-
-    Args:
-        bundle: The bundle.
-        threads: CPU threads.
-        device: Device of CTranslate2; ONNX Runtime runs on the CPU.
+    """Load the encoder; `device` is for CTranslate2, since ONNX Runtime runs on the CPU.
 
     Raises:
         UsageError: The extra [onnx] is required.

@@ -27,13 +27,7 @@ class OnnxSession:
     """A model that maps a batch padded on the right, and its mask, to states; safe to use from several threads."""
 
     def __init__(self, path: Path, *, part: str, width: int, threads: int) -> None:
-        """Load an ONNX file.
-
-        Args:
-            path: The file, with a checked structure.
-            part: Name of the model in messages.
-            width: Width of its states.
-            threads: CPU threads.
+        """Load an ONNX file with a checked structure and states of `width`; `part` is its name in messages.
 
         Raises:
             EngineError: ONNX Runtime refuses the file or lacks memory.
@@ -52,9 +46,7 @@ class OnnxSession:
     def states(self, name: str, batch: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the states of each text, (length, width), without padding.
 
-        Args:
-            name: Name of the graph's input besides the mask.
-            batch: Value of that input for each text, (length, ...), at least one row.
+        `name` is the graph's input besides the mask, `batch` its value for each text, (length, ...), at least one row.
 
         Raises:
             EngineError: ONNX Runtime failed, returned numbers that are not finite, or is closed.

@@ -48,9 +48,7 @@ def validate_writable(bundle: Bundle) -> None:
 def update_bundle(bundle: Bundle, plan: Callable[[Bundle], TaskChange]) -> Bundle:
     """Change a task of a bundle on disk, under a lock, and return the new bundle.
 
-    Args:
-        bundle: The bundle, opened earlier.
-        plan: Returns the change, given the bundle as it is on disk now.
+    `plan` returns the change, given the bundle as it is on disk now.
 
     Raises:
         UsageError: The bundle must not change (see `validate_writable`), or another process keeps it locked.

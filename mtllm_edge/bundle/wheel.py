@@ -34,14 +34,9 @@ _CHUNK = 2**20
 
 
 def write_wheel(bundle: Bundle, name: str, folder: Path, *, version: str = "1.0", force: bool = False) -> Path:
-    """Verify a bundle, and return the path of its new wheel.
+    """Verify a bundle, and return the path of its new wheel in a folder, which is created if missing.
 
-    Args:
-        bundle: The bundle.
-        name: Name of the installed bundle; the distribution is ``mtllm-edge-bundle-<name>``.
-        folder: Output folder; created if missing.
-        version: Version of the wheel.
-        force: Replace an existing wheel.
+    The distribution is ``mtllm-edge-bundle-<name>``; `force` replaces an existing wheel.
 
     Raises:
         UsageError: The name or the version is invalid, or the wheel exists.

@@ -86,11 +86,7 @@ def run_batch(
 ) -> None:
     """Compute the results of all rows and write the output; after a MtllmError, the results so far are in the journal.
 
-    Args:
-        batch: Inputs and output.
-        reader: Converts rows to inputs of the model.
-        load: Loads the model for the duration of a block.
-        task: Name of the task, if the command has one.
+    `load` loads the model for the duration of a block.
     """
     output.check_format(batch.form)
     strict = batch.options.strict or batch.options.output is None

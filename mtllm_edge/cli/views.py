@@ -18,7 +18,7 @@ from mtllm_edge.inputs import Kind
 from mtllm_edge.safe_text import printable
 
 if TYPE_CHECKING:
-    from mtllm_edge.jobs.language_summary import LanguageSummary
+    from mtllm_edge.jobs.output import LanguageSummary
     from mtllm_edge.tasks.calibration import Temperatures
     from mtllm_edge.tasks.calibration_report import CalibrationReport
     from mtllm_edge.tasks.fitting import FitReport

@@ -104,40 +104,32 @@ class Report:
         return facts | self.bundle
 
 
-@dataclass
-class _Findings:
-    """Results, advice and faults so far."""
-
-    bundle: dict[str, str]
-    advice: list[str]
-    faults: list[str]
-
-
 def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
     """Examine the installation; faults are reported, not raised, and no engine is imported into this process.
 
-    Args:
-        bundle: Its LLM is probed, if it is in GGUF, without the probing cache.
-        gpu_layers: Layers of the LLM to try on a GPU, together with the encoder.
+    The LLM of a bundle, if it is in GGUF, is probed without the cache. `gpu_layers` of its layers are tried on a GPU,
+    together with the encoder.
     """
     cpu = read_cpu()
     engines = {name: inspect_engine(name) for name in ENGINES if _is_relevant(name, bundle)}
-    findings = _Findings({}, [], [])
+    results: dict[str, str] = {}
+    advice: list[str] = []
+    faults: list[str] = []
     for name, engine in engines.items():
         if engine.fault:
-            findings.faults.append(f"{name} is {engine.fault}; run: pip install --force-reinstall {name}")
+            faults.append(f"{name} is {engine.fault}; run: pip install --force-reinstall {name}")
     has_llama_cpp = engines["llama-cpp-python"].fault is None
     if bundle is not None:
-        findings.bundle["bundle"] = str(bundle.path)
+        results["bundle"] = str(bundle.path)
         backends = {bundle.manifest.encoder.backend, bundle.manifest.llm.backend}
         if "gguf" in backends and has_llama_cpp:
-            _probe_llm(bundle, any(flag.startswith("amx") for flag in cpu.flags), findings)
-        if gpu_layers != 0 and not findings.faults:
-            findings.bundle["GPU"] = _try_gpu(bundle, gpu_layers)
+            _probe_llm(bundle, any(flag.startswith("amx") for flag in cpu.flags), results, advice, faults)
+        if gpu_layers != 0 and not faults:
+            results["GPU"] = _try_gpu(bundle, gpu_layers)
     built_for = gpu_backends()
     if has_llama_cpp and not built_for:
         builds = [f"{gpu}:\n{build}" for gpu, build in GPU_BUILDS.items()]
-        findings.advice.append("\n".join(["For --gpu-layers, llama.cpp must be built for your GPU.", *builds]))
+        advice.append("\n".join(["For --gpu-layers, llama.cpp must be built for your GPU.", *builds]))
     return Report(
         mtllm_edge=mtllm_edge.__version__,
         python=f"{platform.python_version()} ({sys.executable})",
@@ -150,9 +142,9 @@ def diagnose(bundle: Bundle | None = None, gpu_layers: GpuLayers = 0) -> Report:
         engines=engines,
         gpu=_gpu_facts(detect_gpus(), built_for),
         missing_for_extras={extra: missing_modules(*modules) for extra, modules in EXTRAS.items()},
-        bundle=findings.bundle,
-        advice=tuple(findings.advice),
-        faults=tuple(findings.faults),
+        bundle=results,
+        advice=tuple(advice),
+        faults=tuple(faults),
     )
 
 
@@ -163,21 +155,21 @@ def _is_relevant(engine: str, bundle: Bundle | None) -> bool:
     return bundle is not None and "onnx" in (bundle.manifest.encoder.backend, bundle.manifest.llm.backend)
 
 
-def _probe_llm(bundle: Bundle, has_amx: bool, findings: _Findings) -> None:
-    """Find the settings with which llama.cpp runs the LLM of a bundle."""
+def _probe_llm(bundle: Bundle, has_amx: bool, results: dict[str, str], advice: list[str], faults: list[str]) -> None:
+    """Add the settings with which llama.cpp runs the LLM of a bundle, or the fault."""
     try:
         settings = engine_settings(bundle.path / bundle.manifest.llm.file, bundle.manifest.llm, use_cache=False)
     except EngineError as error:
-        findings.faults.append(str(error))
+        faults.append(str(error))
         return
-    findings.bundle["repacked weights"] = "on" if settings.extra_buffers else "off"
-    findings.bundle["flash attention"] = "on" if settings.flash_attention else "off"
-    findings.bundle["reason"] = settings.note
+    results["repacked weights"] = "on" if settings.extra_buffers else "off"
+    results["flash attention"] = "on" if settings.flash_attention else "off"
+    results["reason"] = settings.note
     if bundle.manifest.llm_onnx is not None:
         choice = choose_backend(bundle, default_threads(), use_cache=False)
-        findings.bundle["LLM backend"] = f"{choice.llm.backend.upper()} ({choice.note})"
+        results["LLM backend"] = f"{choice.llm.backend.upper()} ({choice.note})"
     if has_amx and not settings.extra_buffers:
-        findings.advice.append(
+        advice.append(
             f"This processor has AMX, which this build of llama.cpp cannot use. A build that can:\n{AMX_BUILD}"
         )
 

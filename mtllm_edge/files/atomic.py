@@ -22,13 +22,8 @@ def atomic_folder(out: Path, *, force: bool, marker: str) -> Iterator[Path]:
     """Create a folder that is complete under its name, or absent.
 
     Yields a temporary folder beside `out`, which is renamed to `out` when the block ends without an exception. After
-    any exception, KeyboardInterrupt included, the temporary folder and the parents created for it are removed.
-
-    Args:
-        out: The folder to create.
-        force: Replace an existing `out` once the new one is complete. Only a folder with the marker or an empty folder
-            is replaced.
-        marker: Name of a file that all folders of this kind contain.
+    any exception, KeyboardInterrupt included, the temporary folder and the parents created for it are removed. `force`
+    replaces an existing folder at the end, if it is empty or contains a file with the name `marker`.
 
     Raises:
         UsageError: `out` exists without `force`, or has no marker.
@@ -96,11 +91,8 @@ def _rename_over(temporary: Path, out: Path) -> None:
 def atomic_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     """Open a temporary sibling of an output file, which is renamed to `path` when the block succeeds.
 
-    It is created at once, so that a missing write permission is reported before hours of work.
-
-    Args:
-        path: The file to create, as given with ``--output``. The target of a symbolic link is replaced, not the link.
-        force: Replace an existing file.
+    It is created at once, so that a missing write permission is reported before hours of work. `force` replaces an
+    existing file; of a symbolic link, the target is replaced.
 
     Raises:
         UsageError: The file exists and `force` is off, is not a plain file, or its folder does not exist.
@@ -139,11 +131,7 @@ def rename_file(old: Path, new: Path) -> None:
 
 
 def check_output_file(path: Path, *, force: bool) -> Path:
-    """Return the file that an output path resolves to.
-
-    Raises:
-        UsageError: As for `atomic_file`.
-    """
+    """Return the file that an output path resolves to; raises UsageError as `atomic_file` does."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a plain file; name another --output")
     if path.exists() and not force:
@@ -155,11 +143,10 @@ def check_output_file(path: Path, *, force: bool) -> Path:
 
 @contextmanager
 def report_errors_as(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Replace the file name in an OSError by one that the user knows.
+    """Replace the name of a file or folder in an OSError by `path`, which the user knows.
 
-    Args:
-        path: The name to report.
-        temporary: A temporary file or folder; errors in it are reported for `path`, and so are nameless device errors.
+    Replaced are the name of `temporary` (None is the resolved `path`), names of files in it, and missing names of
+    device errors.
     """
     temporary = path.resolve() if temporary is None else temporary
     try:

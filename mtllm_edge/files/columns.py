@@ -37,11 +37,7 @@ class Columns:
         return self.choices or (CHOICES_COLUMN,)
 
     def kind(self, row: Mapping[str, Any], name: str) -> Kind:
-        """Return the kind of task that a file is for.
-
-        Args:
-            row: The first row.
-            name: The file, for messages.
+        """Return the kind of task that a file is for, by its first row; `name` is the file, for messages.
 
         Raises:
             UsageError: A named column is missing, or the file has the columns of two kinds.
@@ -59,11 +55,7 @@ class Columns:
         return "pair" if has_pair else "multiple_choice" if has_choices else "sequence"
 
     def check(self, kind: Kind) -> None:
-        """Refuse column options that a kind of task does not read.
-
-        Raises:
-            UsageError: There is one.
-        """
+        """Raise UsageError for a column option that a kind of task does not read."""
         if self.pair and kind != "pair":
             raise UsageError(f"--pair-column is for tasks of pairs, but the task is of the kind {kind!r}; leave it out")
         if self.choices and kind != "multiple_choice":
@@ -76,11 +68,7 @@ class Columns:
         return {"sequence": (), "pair": (self.pair_name,), "multiple_choice": self.choices_names}[kind]
 
     def join(self, text: str, row: Mapping[str, Any], kind: Kind) -> Input:
-        """Return the input of a task: a text with the second text or the choices of its row.
-
-        Raises:
-            UsageError, DataError: As for `parse_row`.
-        """
+        """Return the input of a task: a text, and the second text or the choices of its row. Errors as `parse_row`."""
         if kind == "sequence":
             return text
         if kind == "pair":
@@ -92,12 +80,6 @@ class Columns:
 
 def parse_row(row: Mapping[str, Any], text_column: str, kind: Kind, columns: Columns) -> Input:
     """Return the input of a task from a row of a table.
-
-    Args:
-        row: Column -> cell.
-        text_column: Name of the text's column.
-        kind: The kind of task.
-        columns: Names of the other columns that it reads.
 
     Raises:
         UsageError: A column is missing. The message follows the name of the row's place, as in `RowError`.
@@ -114,12 +96,9 @@ def missing_column(row: Mapping[str, Any], column: str) -> str:
 
 
 def choose_text_column(row: Mapping[str, Any], name: str, text_column: str | None) -> str:
-    """Return the name of the text's column.
+    """Return the name of the text's column: the one that the user gave, or else ``text`` or the only column.
 
-    Args:
-        row: The first row of a file.
-        name: The file, for messages.
-        text_column: The name that the user gave; None takes ``text``, or the only column.
+    The first row of a file is used; `name` is the file, for messages.
 
     Raises:
         UsageError: There is no such column, or none was named and there are several.
@@ -134,23 +113,14 @@ def choose_text_column(row: Mapping[str, Any], name: str, text_column: str | Non
 
 
 def cell_of(row: Mapping[str, Any], column: str) -> Any:
-    """Return a cell of a row.
-
-    Raises:
-        UsageError: The column is missing.
-    """
+    """Return a cell of a row; raises UsageError if the column is missing."""
     if column not in row:
         raise UsageError(f"{missing_column(row, column)}; name the right column")
     return row[column]
 
 
 def text_cell(row: Mapping[str, Any], column: str) -> str:
-    """Return a cell that holds a text.
-
-    Raises:
-        UsageError: The column is missing.
-        DataError: The cell is empty or no text.
-    """
+    """Return a cell that holds a text; errors as for `cell_of` and `check_text`."""
     text: str = cell_of(row, column)
     check_text(text, f", column {column!r},")
     return text
@@ -188,11 +158,7 @@ def _choices(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
 
 
 def check_text(text: object, place: str) -> None:
-    """Refuse anything but a text that is not blank.
-
-    Raises:
-        DataError: It is another type, blank, not Unicode, or holds a NUL character.
-    """
+    """Raise DataError for another type than a text, or one that is blank, not Unicode, or has a NUL character."""
     if not isinstance(text, str):
         types = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "an array"}
         raise DataError(f"{place} is {types.get(type(text), 'an object')}, expected a string")

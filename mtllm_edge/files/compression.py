@@ -17,9 +17,7 @@ COMPRESSED = (".gz", ".zst")
 def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
     """Yield lines with their ends, split at line ends alone; invalid UTF-8 is kept by ``surrogateescape``.
 
-    Args:
-        file: The file.
-        name: Its name; the suffix shows whether it is compressed.
+    The suffix of `name` shows whether the file is compressed.
 
     Raises:
         DataError: It is compressed, and damaged or truncated.

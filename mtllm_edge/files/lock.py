@@ -21,13 +21,7 @@ LOCK_NAME = ".lock"
 def folder_lock(folder: Path, *, timeout: float | None = None, message: str | None = None) -> Iterator[None]:
     """Hold the lock of a folder while the block runs.
 
-    Args:
-        folder: The folder.
-        timeout: Seconds to wait for its present holder; None means `SECONDS`.
-        message: Text of the error; None reports the wait.
-
-    Raises:
-        UsageError: It is still locked after the timeout.
+    Raises UsageError, with `message` if given, when another holder keeps it for `timeout` seconds (None: `SECONDS`).
     """
     from filelock import FileLock, Timeout  # slow to import
 

@@ -20,12 +20,7 @@ _GROUP_ROWS = 16_384
 
 
 def parquet_rows(file: BinaryIO, name: str, column: str | None = None) -> Iterator[NumberedRow]:
-    """Yield the rows of a parquet file.
-
-    Args:
-        file: The file.
-        name: Its name, for messages.
-        column: The only column to read; None reads all.
+    """Yield the rows of a parquet file, with one column only if it is given; `name` is the file in messages.
 
     Raises:
         DataError: The file cannot be read.
@@ -62,11 +57,7 @@ def parquet_length(file: BinaryIO) -> int:
 
 
 def parquet_types(file: BinaryIO, name: str) -> dict[str, Any]:
-    """Return the Arrow type of each column of a parquet file; for a dictionary, that of its values.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """Return the Arrow type of each column of a parquet file; for a dictionary, that of its values."""
     require("files", "pyarrow")
     import pyarrow
     import pyarrow.parquet
@@ -109,13 +100,7 @@ def arrow_type(types: Collection[type]) -> Any:
 
 
 def write_parquet(file: BinaryIO, types: Mapping[str, Any], rows: Iterable[Row]) -> None:
-    """Write rows to a parquet file.
-
-    Args:
-        file: The file to fill.
-        types: Column -> its Arrow type; a dictionary of numbers, such as probabilities, is a map.
-        rows: The rows; a missing cell is null.
-    """
+    """Write rows, with columns of these Arrow types; a missing cell is null, and a dictionary of numbers is a map."""
     import pyarrow
     import pyarrow.parquet
 

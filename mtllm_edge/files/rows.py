@@ -48,11 +48,7 @@ NumberedRow: TypeAlias = tuple[int, Row | RowError | None]
 
 
 def line_rows(lines: Iterable[str]) -> Iterator[NumberedRow]:
-    """Yield the lines of a text file, each as a column ``text``.
-
-    Args:
-        lines: Lines with their ends; invalid bytes are kept by ``surrogateescape``.
-    """
+    """Yield the lines of a text file, each as a column ``text``; invalid bytes are kept by ``surrogateescape``."""
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\r\n")
         if not text or text.isspace():
@@ -80,12 +76,9 @@ def jsonl_rows(lines: Iterable[str]) -> Iterator[NumberedRow]:
 
 
 def csv_rows(lines: Iterable[str], name: str, delimiter: str | None = None) -> Iterator[NumberedRow]:
-    """Yield the rows of a csv after its header.
+    """Yield the rows of a csv after its header; `lines` as for `line_rows`, `name` is the file in messages.
 
-    Args:
-        lines: As for `line_rows`.
-        name: The file, for messages.
-        delimiter: Between cells; None takes the first of comma, semicolon and tab that the header contains.
+    A delimiter of None is the first of comma, semicolon and tab that the header contains.
 
     Raises:
         DataError: The header cannot be used.
@@ -199,11 +192,7 @@ def _next_rows(reader: Any) -> tuple[list[tuple[list[str], int]], csv.Error | No
 
 
 def check_unique_columns(columns: Sequence[str], name: str) -> None:
-    """Refuse repeated column names.
-
-    Raises:
-        DataError: Two columns have the same name.
-    """
+    """Raise DataError if two columns have the same name."""
     repeated = sorted({column for column in columns if columns.count(column) > 1})
     if repeated:
         raise DataError(f"{name} has several columns called {', '.join(map(repr, repeated))}; rename all but one")

@@ -49,14 +49,7 @@ class Source:
     """Rows that can be read repeatedly, by one reader at a time."""
 
     def __init__(self, name: str, suffix: str, identity: Identity, opener: Callable[[], BinaryIO]) -> None:
-        """Describe a source; `open_source` and `find_sources` make them.
-
-        Args:
-            name: Its name in messages.
-            suffix: Suffix of its format, without that of a compression.
-            identity: Evidence that it is unchanged.
-            opener: Opens its bytes.
-        """
+        """Describe a source; `open_source` and `find_sources` make them. A compression is no part of `suffix`."""
         self.name, self.suffix, self.identity, self.open = name, suffix, identity, opener
         self._progress: Callable[[], float] = lambda: 0.0
 
@@ -77,10 +70,7 @@ class Source:
         return f"{self.name} {'line' if self.suffix in ('.txt', '.jsonl') else 'row'} {number}"
 
     def rows(self, column: str | None = None) -> Iterator[NumberedRow]:
-        """Yield the rows.
-
-        Args:
-            column: The only column to read of a parquet file; None reads all.
+        """Yield the rows; of a parquet file with one column only, if it is given.
 
         Raises:
             DataError: The source cannot be read, or not to its end.
@@ -97,10 +87,9 @@ class Source:
             raise NoRowsError(f"{self.name} holds no {noun}; write {unit}")
 
     def strict_rows(self, column: str | None = None) -> Iterator[tuple[str, Row]]:
-        """Yield the place and the cells of each row that is not blank; arguments as for `rows`.
+        """Yield the place and the cells of each row that is not blank.
 
-        Raises:
-            DataError: A row cannot be read, or there are none.
+        Raises DataError if a row cannot be read, or there are none.
         """
         for number, row in self.rows(column):
             if isinstance(row, RowError):
@@ -133,11 +122,7 @@ class Source:
 
 
 def open_source(name: str, *, suffix: str | None = None) -> Source:
-    """Return the source of one file.
-
-    Args:
-        name: The file.
-        suffix: Suffix of its format; None takes that of its name.
+    """Return the source of one file; its format is that of `suffix`, or else of its name.
 
     Raises:
         UsageError: It is missing, a folder, or of another type than `SUFFIXES`.

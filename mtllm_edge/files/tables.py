@@ -37,32 +37,18 @@ class Table:
         return values
 
     def inputs(self, kind: Kind, columns: Columns) -> list[Input]:
-        """Return the input of a task from each row.
-
-        Raises:
-            UsageError: A column is missing, or one was named that this kind does not read.
-            DataError: A cell is empty or no text, or there are fewer than two choices.
-        """
+        """Return the input of a task from each row; errors as for `parse_row` and `Columns.check`."""
         columns.check(kind)
         texts = iter(self.texts)
         return self.map(lambda row: columns.join(next(texts), row, kind))
 
     def words(self, column: str, noun: str) -> list[str]:
-        """Return the word of each row in a column, such as labels; `noun` is its name in messages.
-
-        Raises:
-            UsageError: The column is missing.
-            DataError: A cell is empty, or neither a word nor a whole number.
-        """
+        """Return the word of each row in a column, such as labels; arguments and errors as for `word_cell`."""
         return self.map(lambda row: word_cell(row, column, noun))
 
 
 def read_table(files: Sequence[str], *, text_column: str | None = None) -> Table:
-    """Read files into one table.
-
-    Args:
-        files: Their names, with one of `sources.SUFFIXES`.
-        text_column: Column of the text in files with columns; None takes ``text``, or the only column.
+    """Read files with one of `sources.SUFFIXES` into one table; the text's column as for `choose_text_column`.
 
     Raises:
         UsageError: A file is missing or of another type, or has no such column.
@@ -77,12 +63,7 @@ def read_table(files: Sequence[str], *, text_column: str | None = None) -> Table
 
 
 def make_table(rows: Iterable[tuple[str, Row]], name: str, text_column: str | None) -> Table:
-    """Make a table of the rows of one source.
-
-    Args:
-        rows: Place and cells of each row.
-        name: The source, for messages.
-        text_column: As for `read_table`.
+    """Make a table of the rows of one source, with the place of each; `name` is the source, for messages.
 
     Raises:
         UsageError: There is no such column, or none was named and there are several.

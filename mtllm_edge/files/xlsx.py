@@ -24,11 +24,7 @@ _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def xlsx_rows(file: BinaryIO, name: str) -> Iterator[NumberedRow]:
-    """Yield the rows of the first sheet of a workbook after its header.
-
-    Args:
-        file: The file.
-        name: Its name, for messages.
+    """Yield the rows of the first sheet of a workbook after its header; `name` is the file in messages.
 
     Raises:
         DataError: It cannot be read, or its header cannot be used.
@@ -71,15 +67,9 @@ def _open(file: BinaryIO, name: str) -> Any:
 
 
 def write_xlsx(file: BinaryIO, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    """Write a sheet with a header and rows.
+    """Write a sheet with a header and at most `MAX_ROWS` rows; a missing cell is left empty.
 
-    Args:
-        file: The file to fill.
-        columns: The header.
-        rows: At most `MAX_ROWS`; a missing cell is left empty.
-
-    Returns:
-        Number of cells that were truncated to the 32,767 characters of Excel.
+    Returns the number of cells that were truncated to the 32,767 characters of Excel.
     """
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
@@ -91,11 +81,9 @@ def write_xlsx(file: BinaryIO, columns: Sequence[str], rows: Iterable[Row]) -> i
 
     def cell(value: object) -> Any:
         nonlocal truncated
-        if value is None or isinstance(value, bool | float):
-            return value
-        if isinstance(value, int) and abs(value) < _MAX_INTEGER:
-            return value
-        if isinstance(value, datetime.date) and getattr(value, "tzinfo", None) is None:
+        fits = isinstance(value, int) and abs(value) < _MAX_INTEGER
+        is_local = isinstance(value, datetime.date) and getattr(value, "tzinfo", None) is None
+        if value is None or isinstance(value, bool | float) or fits or is_local:
             return value
         text = _NOT_IN_XML.sub("\ufffd", as_text(value))
         truncated += len(text) > _MAX_CELL_CHARACTERS

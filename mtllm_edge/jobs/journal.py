@@ -93,11 +93,7 @@ class Journal:
             return bool(self._connection.execute("SELECT complete FROM job").fetchone()[0])
 
     def begin(self, job: Job, path: Path) -> None:
-        """Start or resume a job; `path` is its output, for messages.
-
-        Raises:
-            UsageError: There are results of another job.
-        """
+        """Start or resume a job; UsageError if there are results of another job. `path` is its output, for messages."""
         if self.progress.read:
             other = self.job
             difference = "another release of mtllm-edge began it" if other is None else job.difference(other)
@@ -110,15 +106,10 @@ class Journal:
             connection.execute("UPDATE job SET spec = ?", (msgspec.json.encode(job),))
 
     def append(self, results: Sequence[bytes], rejected: bytes, progress: Progress) -> None:
-        """Store a chunk; it is on disk when this returns.
+        """Store a chunk; it is on disk when this returns. After an OSError, a full disk, the journal is unchanged.
 
-        Args:
-            results: A line of JSON for each row, ``null`` for a rejected one.
-            rejected: Lines of csv.
-            progress: Progress of the job with this chunk.
-
-        Raises:
-            OSError: The disk is full; the journal is unchanged.
+        `results` has a line of JSON for each row, ``null`` for a rejected one; `rejected` are lines of csv; `progress`
+        includes the chunk.
         """
         blocks = (b"\n".join(results[at : at + _BLOCK_ROWS]) for at in range(0, len(results), _BLOCK_ROWS))
         with self._errors(), self._connection as connection:
@@ -129,11 +120,7 @@ class Journal:
             connection.execute("UPDATE job SET read = ?, rejected = ?, crc = ?", progress)
 
     def results(self) -> Iterator[bytes]:
-        """Yield the results from the start.
-
-        Raises:
-            UsageError: The journal is damaged.
-        """
+        """Yield the results from the start; UsageError if the journal is damaged."""
         with self._errors():
             for block, crc in self._connection.execute("SELECT lines, crc FROM results ORDER BY id"):
                 if zlib.crc32(block) != crc:
@@ -189,15 +176,10 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: Path, job: Job, *, force: bool = False, restart: bool = False) -> Iterator[Journal | None]:
-    """Open the journal of a job, and deliver its output when the block succeeds.
+    """Open the journal of a job with the output `path`, and deliver the output when the block succeeds.
 
-    A block that fails leaves the journal for the next run, if it has results.
-
-    Args:
-        path: The job's output.
-        job: The job.
-        force: Replace an existing output.
-        restart: Discard the results of an earlier run.
+    A block that fails leaves the journal for the next run, if it has results. `force` replaces an existing output,
+    `restart` discards the results of an earlier run.
 
     Yields:
         The journal; None if an earlier run was killed when only the output's renaming was left to do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -17,7 +18,6 @@ from mtllm_edge.files.rows import Row, RowError
 from mtllm_edge.inputs import Input
 from mtllm_edge.jobs.inputs import InputReader, JobInput
 from mtllm_edge.jobs.journal import Journal, Progress
-from mtllm_edge.jobs.language_summary import LanguageSummary
 from mtllm_edge.jobs.runner import Result
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
@@ -28,13 +28,34 @@ UNLIMITED = 2**63
 
 
 def check_format(name: str) -> None:
-    """Refuse a format whose package is not installed.
-
-    Raises:
-        UsageError: It is not; the message has the pip command.
-    """
+    """Raise UsageError, with the pip command, for a format whose package is not installed."""
     if name in _PACKAGES:
         require("files", _PACKAGES[name])
+
+
+class LanguageSummary:
+    """Texts, labels and confidences counted by language."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.texts: Counter[str] = Counter()
+        """Language -> number of texts."""
+        self.labels: dict[str, Counter[str]] = defaultdict(Counter)
+        """Language -> label -> number of texts."""
+        self._confidence: dict[str, float] = defaultdict(float)
+
+    def add(self, language: str | None, label: str | None = None, confidence: float = 0.0) -> None:
+        """Count a text; one without a language is left out."""
+        if language is None:
+            return
+        self.texts[language] += 1
+        if label is not None:
+            self.labels[language][label] += 1
+            self._confidence[language] += confidence
+
+    def mean_confidence(self, *languages: str) -> float:
+        """Return the mean confidence over the texts of some languages."""
+        return sum(self._confidence[code] for code in languages) / sum(self.texts[code] for code in languages)
 
 
 @dataclass
@@ -69,11 +90,7 @@ class OutputRows:
         return [*self.input_columns, *self.names.values()]
 
     def __iter__(self) -> Iterator[tuple[Row, Input, Result]]:
-        """Yield each row with its input and result.
-
-        Raises:
-            UsageError: The inputs have changed, or the journal is damaged.
-        """
+        """Yield each row with its input and result; UsageError if inputs have changed or the journal is damaged."""
         decode = msgspec.json.Decoder(dict[str, Any] | None).decode
         encode = msgspec.json.Encoder().encode
         read = crc = 0
@@ -106,15 +123,9 @@ class OutputRows:
 
 
 def write(name: str, file: BinaryIO, rows: OutputRows) -> str | None:
-    """Write the output.
+    """Write rows in one of `FORMATS`, or as ``npy``, which has the column ``embedding`` alone.
 
-    Args:
-        name: Its format: one of `FORMATS`, or ``npy``, which has the column ``embedding`` alone.
-        file: The file to fill.
-        rows: The rows.
-
-    Returns:
-        A note on what the format could not hold, if anything.
+    Returns a note on what the format could not hold, if anything.
     """
     if name == "jsonl":
         writers.write_jsonl(file, rows.rows())

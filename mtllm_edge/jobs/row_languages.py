@@ -16,11 +16,7 @@ class RowLanguages:
     """The language of each row: the value of the language column, or else of the language option."""
 
     def __init__(self, manifest: Manifest, language: str | None, column: str | None) -> None:
-        """Take the manifest of a bundle and the options.
-
-        Raises:
-            UsageError: The language option names an unknown or unsupported language.
-        """
+        """Take the manifest of a bundle and the options; UsageError if the language is unknown or unsupported."""
         self._needed = manifest.encoder.needs_language
         self._resolver = LanguageResolver(manifest.languages, needed=self._needed)
         self._column = column

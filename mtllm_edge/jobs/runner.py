@@ -66,15 +66,9 @@ class Runner:
         strict: bool,
         max_rows: int,
     ) -> None:
-        """Prepare a run.
+        """Prepare a run; rows that the journal has are not computed again.
 
-        Args:
-            reader: Reads the rows.
-            inputs: The inputs.
-            journal: Receives the results; rows that it has are not computed again.
-            display: Shows the progress.
-            strict: Stop at the first row that cannot be read.
-            max_rows: Most rows that the output's format allows.
+        A strict run stops at the first row that cannot be read. The output's format allows `max_rows`.
         """
         self._reader, self._inputs, self._journal, self._display = reader, inputs, journal, display
         self._strict, self._max_rows = strict, max_rows

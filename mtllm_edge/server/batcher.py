@@ -73,13 +73,11 @@ class Batcher(Generic[Key, Item, Result]):
         batch_tokens: int,
         observe: Callable[[int, int], None] = lambda _items, _tokens: None,
     ) -> None:
-        """Create an empty queue; `run` processes it.
+        """Create an empty queue of `max_waiting` items at most; `run` processes it.
 
-        Args:
-            compute: Returns the results of items with the same key, in order. Only the thread of `run` calls it.
-            max_waiting: Maximum number of items in the queue.
-            batch_tokens: Maximum number of tokens per batch, unless a single item has more.
-            observe: Called with the numbers of items and tokens before each batch.
+        Only the thread of `run` calls `compute`, which returns the results of items with the same key, in order. A
+        batch has `batch_tokens` at most, unless a single item has more. `observe` gets the numbers of items and tokens
+        before each batch.
         """
         self._compute, self._observe = compute, observe
         self._max_waiting, self._batch_tokens = max_waiting, batch_tokens

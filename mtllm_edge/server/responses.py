@@ -22,14 +22,7 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
 
 
 def embeddings_json(model: str, rows_E: Sequence[NDArray[np.float32]], tokens: int, encoding: str) -> dict[str, Any]:
-    """Return embeddings in OpenAI's format.
-
-    Args:
-        model: Name of the model.
-        rows_E: Embeddings, each (n_embd,).
-        tokens: Total number of tokens.
-        encoding: ``float`` for lists of numbers, ``base64`` for little-endian float32.
-    """
+    """Return embeddings (n_embd,) in OpenAI's format: ``float`` or, in little-endian float32, ``base64``."""
     embeddings = [_encode(row_E, encoding) for row_E in rows_E]
     data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(embeddings)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -40,16 +40,9 @@ def serve(
     limits: Limits,
     grace_s: int,
 ) -> None:
-    """Serve a bundle until SIGTERM or Ctrl-C.
+    """Serve a bundle until SIGTERM or Ctrl-C; then running requests have `grace_s` seconds.
 
-    Args:
-        bundle: The bundle.
-        load: Loads the model; called in the worker's thread.
-        alias: See `create_app`.
-        address: Host and port to listen on; port 0 selects a free one.
-        policy: Access control.
-        limits: Limits on requests.
-        grace_s: Time for running requests after the signal.
+    The worker's thread calls `load`. See `create_app` for `alias`; port 0 of an address selects a free one.
 
     Raises:
         UsageError: The address is not available.

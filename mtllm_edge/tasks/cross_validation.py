@@ -32,11 +32,7 @@ def random_folds(texts: int) -> list[Fold]:
 
 
 def assign_folds(labels: Sequence[str], groups: Groups | None = None) -> list[Fold]:
-    """Return folds with similar shares of the labels; the texts of a group stay together.
-
-    Args:
-        labels: Label of each text; every label has two texts or more.
-        groups: Group of each text; None puts every text into a group of its own.
+    """Return folds with similar shares of the labels, each of two texts or more; the texts of a group stay together.
 
     Raises:
         DataError: As for `validate_groups`, or no assignment of the groups leaves texts of every label to each fit.

@@ -71,12 +71,7 @@ class Examples:
 
 
 def prepare_examples(inputs: Sequence[Input], labels: Sequence[str], groups: Groups | None = None) -> Examples:
-    """Validate labeled texts, and drop duplicates.
-
-    Args:
-        inputs: The texts, or pairs ``(text, text_pair)``.
-        labels: Label of each.
-        groups: Group of each; None puts every text into a group of its own.
+    """Validate labeled texts or pairs, and drop duplicates.
 
     Raises:
         DataError: As for `validate_labels` and `validate_groups`, or the numbers of texts and labels differ.
@@ -144,15 +139,9 @@ def fit_head(
     examples: Examples,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Head, FitReport]:
-    """Fit a head.
+    """Fit a calibrated head, for raw vectors, its labels sorted; return it with the cross-validated report.
 
-    Args:
-        pooled_NE: Vectors of the examples.
-        examples: Validated examples, from `prepare_examples`.
-        progress: Called after each regression with the number of regressions done and their total.
-
-    Returns:
-        The calibrated head, for raw vectors, its labels sorted; and the cross-validated report.
+    `progress` is called after each regression with the number of regressions done and their total.
 
     Raises:
         DataError: As for `assign_folds`.

@@ -43,12 +43,7 @@ def label_scores(
 
 
 def f1(hits: NDArray[Any], occurrences: NDArray[Any]) -> NDArray[np.float64]:
-    """F1 from counts, element by element.
-
-    Args:
-        hits: Texts that have the label and were predicted to have it.
-        occurrences: Texts with the label plus predictions of it. F1 is 0 where there are none.
-    """
+    """F1, element by element, 0 without occurrences: texts with the label plus predictions of it."""
     return np.asarray(2.0 * hits / np.maximum(occurrences, 1), np.float64)
 
 

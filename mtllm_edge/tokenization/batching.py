@@ -23,14 +23,8 @@ def plan_batches(
 ) -> list[list[int]]:
     """Group texts into batches, longest first, for little padding and an early peak of memory.
 
-    Args:
-        lengths: Tokens of each text, from 1 to `max_tokens`.
-        max_tokens: Maximum tokens of a batch.
-        max_texts: Maximum texts of a batch.
-        padded: Whether every text counts as the longest of its batch.
-
-    Returns:
-        Indices into `lengths`, each exactly once.
+    Returns indices into `lengths`, the tokens of each text. With `padded`, every text counts as the longest of its
+    batch.
 
     Raises:
         ValueError: A length is out of bounds.

@@ -41,15 +41,11 @@ class SpecialTokenTemplate:
     """Code of the language in the special tokens."""
 
     def join(self, parts: Sequence[Sequence[int]], *, choices: bool, max_tokens: int) -> Encoding:
-        """Join parts with special tokens, and truncate them to `max_tokens`.
+        """Join the ids of parts with special tokens, and truncate them to `max_tokens`, at least `min_length`.
 
         The longest parts are cut at the end, so that all parts stay as long as possible: of a long text with short
-        choices, the text is cut. No part is dropped.
-
-        Args:
-            parts: Ids of each part, at least one.
-            choices: Whether the parts after the first get vectors of their own.
-            max_tokens: Maximum length, at least `min_length` of the number of parts.
+        choices, the text is cut. No part is dropped. With `choices`, the parts after the first get vectors of their
+        own.
         """
         lengths = [len(part) for part in parts]
         allocated = allocate_lengths(lengths, max_tokens - self.min_length(len(parts)) + len(parts))
@@ -85,12 +81,7 @@ def downsample_spans(spans: Spans, stride: int) -> Spans:
 
 
 def allocate_lengths(lengths: Sequence[int], total: int) -> list[int]:
-    """Allocate a total length to parts: the longest are cut first, to nearly equal lengths.
-
-    Args:
-        lengths: Lengths of the parts.
-        total: Maximum sum of the allocated lengths.
-    """
+    """Allocate a total length to parts: the longest are cut first, to nearly equal lengths."""
     allocated = [0] * len(lengths)
     shortest_first = sorted(range(len(lengths)), key=lengths.__getitem__)
     for done, index in enumerate(shortest_first):

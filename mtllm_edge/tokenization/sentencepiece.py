@@ -228,8 +228,6 @@ def _number(field: int, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    if value < 128:
-        return bytes((value,))
     out = bytearray()
     while value >= 128:
         out.append(value & 127 | 128)

@@ -71,14 +71,9 @@ class Windows:
 
 
 def check_long_texts(long_texts: str, kind: Kind, name: str) -> None:
-    """Refuse windows for inputs of several parts.
+    """Refuse windows for inputs of several parts; `name` is the task in messages.
 
     Each window of a premise would be compared with the whole hypothesis, and the mean is no comparison of the pair.
-
-    Args:
-        long_texts: One of `LongTexts`.
-        kind: Kind of the inputs.
-        name: Name of the task in messages.
 
     Raises:
         UsageError: `long_texts` is invalid, or requires windows for another kind than ``sequence``.
@@ -91,13 +86,9 @@ def check_long_texts(long_texts: str, kind: Kind, name: str) -> None:
 
 
 def split_into_windows(texts: Sequence[Encoding], *, prefix: int, suffix: int, max_tokens: int) -> Windows:
-    """Split texts into windows, each with the special tokens of the text.
+    """Split single texts, encoded without truncation, into windows of at most `max_tokens`, special tokens included.
 
-    Args:
-        texts: Encodings of single texts without truncation.
-        prefix: Special tokens at the beginning of each.
-        suffix: Special tokens at the end of each.
-        max_tokens: Maximum length of a window, including the special tokens.
+    Each window has the text's special tokens: `prefix` at the beginning, `suffix` at the end.
     """
     windows: list[Encoding] = []
     counts = []
@@ -114,12 +105,7 @@ def split_into_windows(texts: Sequence[Encoding], *, prefix: int, suffix: int, m
 
 
 def window_spans(length: int, max_length: int) -> list[tuple[int, int]]:
-    """Return begin and end (excluded) of each window.
-
-    Args:
-        length: Tokens of the text, without special tokens.
-        max_length: Maximum of them in a window, at least one.
-    """
+    """Return begin and end (excluded) of each window of a text of `length` tokens, special tokens excluded."""
     if length <= max_length:
         return [(0, length)]
     overlap = min(OVERLAP, max_length // 4)

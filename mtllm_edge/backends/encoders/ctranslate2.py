@@ -29,13 +29,9 @@ class CTranslate2Encoder:
     def __init__(
         self, folder: Path, spec: EncoderSpec, *, threads: int, device: Literal["cpu", "cuda"] = "cpu"
     ) -> None:
-        """Load the model folder.
+        """Load the bundle's `encoder/`, with a checked header.
 
-        Args:
-            folder: The bundle's `encoder/`, with a checked header.
-            spec: Its part of the manifest.
-            threads: CPU threads.
-            device: CPU or CUDA. On GPUs without int8 arithmetic, weights in int8 become float32.
+        On GPUs without int8 arithmetic, weights in int8 become float32.
 
         Raises:
             EngineError: CTranslate2 refuses the folder, the quantization or the device.

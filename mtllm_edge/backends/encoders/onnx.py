@@ -20,12 +20,7 @@ class OnnxEncoder:
     pads = True
 
     def __init__(self, path: Path, spec: EncoderSpec, *, threads: int) -> None:
-        """Load an ONNX file.
-
-        Args:
-            path: The bundle's `encoder.onnx`, with a checked structure.
-            spec: Its part of the manifest.
-            threads: CPU threads.
+        """Load the bundle's `encoder.onnx`, with a checked structure.
 
         Raises:
             EngineError: ONNX Runtime refuses the file or lacks memory.

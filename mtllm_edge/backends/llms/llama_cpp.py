@@ -68,16 +68,9 @@ class GgufLlm:
         max_texts: int = TEXTS_PER_BATCH,
         adapters: Mapping[str, Path] = _NO_ADAPTERS,
     ) -> None:
-        """Load a headless GGUF.
+        """Load a headless GGUF and adapters, which are LoRA files by their names in `pool`; all have checked headers.
 
-        Args:
-            path: The file, with a checked header.
-            spec: Its part of the manifest.
-            settings: Settings that work on this machine.
-            threads: CPU threads.
-            max_tokens: Maximum tokens of a batch.
-            max_texts: Maximum texts of a batch.
-            adapters: LoRA files with checked headers, by their names in `pool`.
+        `max_tokens` and `max_texts` are the limits of a batch.
 
         Raises:
             UsageError: The number of threads, tokens or texts is out of bounds.
@@ -165,13 +158,7 @@ class GgufLlm:
         return self._means(states_TE, lengths, spans)
 
     def pool_tokens(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Return means of the final states of texts in the LLM's own tokens, if the file has their embeddings.
-
-        Args:
-            batch: Token ids of each text.
-
-        Returns:
-            (texts, n_embd).
+        """Return means of the final states, (texts, n_embd), of token ids, if the file has their embeddings.
 
         Raises:
             ModelError: An id is outside the file's vocabulary, of which a headless file has only a stub.

@@ -23,12 +23,7 @@ class OnnxLlm:
     pads = True
 
     def __init__(self, path: Path, spec: LlmSpec, *, threads: int) -> None:
-        """Load an ONNX file.
-
-        Args:
-            path: The file, with a checked structure.
-            spec: Its part of the manifest.
-            threads: CPU threads.
+        """Load an ONNX file with a checked structure.
 
         Raises:
             EngineError: ONNX Runtime refuses the file or lacks memory.

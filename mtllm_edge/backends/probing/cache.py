@@ -23,12 +23,9 @@ def cache_folder() -> Path:
 
 
 def get(name: str, key: dict[str, str], kind: type[Result]) -> Result | None:
-    """Return a cached result; None if there is none for this key, or the file is damaged.
+    """Return the result of the probe `name` cached under this key; None without one, or if the file is damaged.
 
-    Args:
-        name: Name of the probe, the beginning of the file's name.
-        key: Everything that the result depends on.
-        kind: Type of the result.
+    The key contains everything that the result depends on.
     """
     try:
         entry = msgspec.json.decode(_file(name, key).read_bytes(), type=dict[str, msgspec.Raw])
@@ -53,14 +50,9 @@ def put(name: str, key: dict[str, str], result: object) -> None:
 def get_or_run(
     name: str, key: dict[str, str], kind: type[Result], probe: Callable[[], tuple[Result, bool]], *, use_cache: bool
 ) -> Result:
-    """Return the cached result of a probe, or run it and cache its result.
+    """Return the cached result of a probe, or run it; without `use_cache`, it is always run.
 
-    Args:
-        name: Name of the probe.
-        key: Everything that the result depends on.
-        kind: Type of the result.
-        probe: Returns the result, and whether it is to be cached.
-        use_cache: Whether a cached result is used; otherwise the probe is run again.
+    `probe` returns the result, and whether it is to be cached. Other arguments are those of `get`.
     """
     cached = get(name, key, kind) if use_cache else None
     if cached is not None:

@@ -62,11 +62,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def run(command: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a child with the same packages and capture its output.
-
-    Args:
-        command: Command line.
-        seconds: Time limit; None is `TIMEOUT_SECONDS`.
+    """Run a child with the same packages, for at most `TIMEOUT_SECONDS` or `seconds`, and capture its output.
 
     Raises:
         subprocess.TimeoutExpired: The time limit was exceeded.
@@ -89,11 +85,7 @@ def run(command: Sequence[str], seconds: float | None = None) -> subprocess.Comp
 
 
 def run_child(command: list[str], kind: type[_Result], seconds: float | None = None) -> _Result | Failure:
-    """Run a child and decode the last line of its output, JSON of the type `kind`.
-
-    Raises:
-        ChildStartError: The child could not be started.
-    """
+    """Run a child, and decode the last line of its output, JSON of a type; ChildStartError if it cannot start."""
     try:
         child = run(command, seconds)
     except subprocess.TimeoutExpired:

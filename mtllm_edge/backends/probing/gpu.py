@@ -110,11 +110,7 @@ class _Trial(msgspec.Struct, frozen=True):
 
 
 def check_gpu_layers(gpu_layers: object) -> GpuLayers:
-    """Return a number of GPU layers, or "all".
-
-    Raises:
-        UsageError: It is neither.
-    """
+    """Return a number of GPU layers, or "all"; raises UsageError for anything else."""
     if gpu_layers == "all":
         return "all"
     if isinstance(gpu_layers, int) and not isinstance(gpu_layers, bool) and gpu_layers >= 0:
@@ -143,13 +139,9 @@ def detect_gpus() -> GpuInventory:
 def plan_offload(
     bundle: Bundle, gpu_layers: GpuLayers, llm_backend: LlmBackend | None = None, *, use_cache: bool = True
 ) -> Offload:
-    """Decide which parts of a bundle run on a GPU.
+    """Decide which parts of a bundle run on a GPU; only GGUF can, and 0 layers mean no search for GPUs.
 
-    Args:
-        bundle: The bundle.
-        gpu_layers: Requested layers of the LLM; 0 leaves everything on the CPU, without a search for GPUs.
-        llm_backend: Requested LLM backend; only GGUF can run on a GPU.
-        use_cache: Whether cached results are used; otherwise the GPU is tried again.
+    Without `use_cache`, the GPU is tried again.
 
     Raises:
         EngineError: llama.cpp cannot run the LLM on the CPU either.

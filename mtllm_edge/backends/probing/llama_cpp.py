@@ -53,15 +53,9 @@ class ProbeResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def engine_settings(path: Path, llm: LlmSpec, *, use_cache: bool = True) -> EngineSettings:
-    """Return the fastest settings with which llama.cpp computes an LLM correctly on this machine.
+    """Return the fastest settings with which llama.cpp computes a GGUF with a checked header correctly on this machine.
 
-    Args:
-        path: The GGUF file, with a checked header.
-        llm: Its part of the manifest.
-        use_cache: Whether a cached result is used; otherwise llama.cpp is tried again.
-
-    Raises:
-        EngineError: No settings work.
+    Without `use_cache`, llama.cpp is tried again. Raises EngineError if no settings work.
     """
     if not child_process.is_available():
         return EngineSettings(*PLAIN, note=f"not tried: {UNAVAILABLE}, so the plain kernels are used")
@@ -102,11 +96,7 @@ def _settings(switches: tuple[bool, bool], failures: list[str]) -> EngineSetting
 def pooled_by_child(
     path: Path, llm: LlmSpec, switches: tuple[bool, bool], gpu_layers: int = 0
 ) -> NDArray[np.float32] | Failure:
-    """Pool random inputs in a child: vectors (texts, n_embd), or the child's failure.
-
-    Raises:
-        ChildStartError: The child could not be started.
-    """
+    """Return vectors (texts, n_embd) of random inputs from a child, or its failure; ChildStartError as `run_child`."""
     result = run_child(_child_command(path, llm, switches, gpu_layers), ProbeResult)
     if isinstance(result, Failure):
         return result

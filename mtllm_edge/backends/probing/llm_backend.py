@@ -7,6 +7,7 @@ of its vectors to GGUF's was measured at export.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import msgspec
@@ -26,8 +27,8 @@ _MEASUREMENT_VERSION = 1
 class BackendSpeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """LLM inputs per second of each backend; 0 if the measurement failed."""
 
-    gguf: float
-    onnx: float
+    gguf: float = 0.0
+    onnx: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,7 @@ class BackendChoice:
 def choose_backend(bundle: Bundle, threads: int, *, use_cache: bool = True) -> BackendChoice:
     """Return a bundle's only LLM backend, or ONNX if it is at least `MIN_SPEED_UP` times as fast as GGUF.
 
-    Args:
-        bundle: The bundle.
-        threads: CPU threads.
-        use_cache: Whether a cached result is used; otherwise both are measured again.
-
-    Raises:
-        EngineError: llama.cpp, which is measured too, cannot run the LLM.
+    Without `use_cache`, both are measured again. Raises EngineError if llama.cpp cannot run the LLM.
     """
     gguf, onnx = bundle.manifest.llm, bundle.manifest.llm_onnx
     if onnx is None:
@@ -82,9 +77,9 @@ def choose_backend(bundle: Bundle, threads: int, *, use_cache: bool = True) -> B
 
 def _measure(arguments: tuple[str, ...]) -> BackendSpeeds:
     """Run the child; a failure is cached too, since every load would repeat it."""
-    try:
-        command = child_process.command("mtllm_edge.backends.probing.llm_backend_child", *arguments)
+    command = child_process.command("mtllm_edge.backends.probing.llm_backend_child", *arguments)
+    with contextlib.suppress(ChildStartError):
         speeds = run_child(command, BackendSpeeds)
-    except ChildStartError:
-        return BackendSpeeds(0.0, 0.0)
-    return BackendSpeeds(0.0, 0.0) if isinstance(speeds, Failure) else speeds
+        if not isinstance(speeds, Failure):
+            return speeds
+    return BackendSpeeds()

@@ -12,7 +12,7 @@ import pytest
 
 from mtllm_edge import Classifier, Embedder, console
 from mtllm_edge.cli import views
-from mtllm_edge.jobs.language_summary import LanguageSummary
+from mtllm_edge.jobs.output import LanguageSummary
 from mtllm_edge.languages.warnings import LanguageWarning
 from tests.fixtures.cli_result import Run
 from tests.fixtures.tolerances import LLAMA_CPP, assert_probabilities_close, assert_vectors_close
