@@ -69,10 +69,6 @@ LlmBackendOption = LlmBackend | Literal["both"]
 DEFAULT_QUANTIZATIONS: dict[LlmBackend, LlmQuantization] = {"gguf": "q8_0", "onnx": "int8"}
 
 
-def _ignore(_: str) -> None:
-    """Discard a log line."""
-
-
 def export_bundle(
     checkpoint: Path,
     out: Path,
@@ -84,7 +80,7 @@ def export_bundle(
     calibration: Path | None = None,
     llm_layers: int | None = None,
     force: bool = False,
-    log: Log = _ignore,
+    log: Log = lambda _: None,
 ) -> Manifest:
     """Export a checkpoint as a bundle.
 
@@ -139,7 +135,7 @@ def export_parts(
     encoder_quantization: EncoderQuantization = "int8",
     llm_quantization: GgufQuantization = "q8_0",
     force: bool = False,
-    log: Log = _ignore,
+    log: Log = lambda _: None,
 ) -> Manifest:
     """Export a checkpoint without its LLM: the parts name the LLM and contain the adapter in float16.
 

@@ -15,6 +15,7 @@ from mtllm_edge.cli.views import parity_table
 from mtllm_edge.console import file_size
 from mtllm_edge.errors import UsageError
 from mtllm_edge.extras import require
+from mtllm_edge_train.library_errors import quiet_transformers
 
 if TYPE_CHECKING:
     from mtllm_edge_export.encoders.spec import EncoderQuantization
@@ -79,7 +80,7 @@ def export(checkpoint: Path, out: Path, *, without_llm: bool, **options: Any) ->
     if without_llm:
         options = _options_of_parts(options)
     require("export", *EXPORT)
-    _quiet_transformers()
+    quiet_transformers()
     from mtllm_edge_export.bundle import export_bundle, export_parts
 
     with _log_steps() as log:
@@ -117,7 +118,7 @@ def join(parts: Path, out: Path, *, llm_backend: str, force: bool) -> None:
     require("reference", "gguf")
     if llm_backend == "both":
         require("export", *EXPORT)
-        _quiet_transformers()
+        quiet_transformers()
     from mtllm_edge_export.parts.join import join as join_parts
 
     with _log_steps() as log:
@@ -132,23 +133,12 @@ def join(parts: Path, out: Path, *, llm_backend: str, force: bool) -> None:
 def export_translator(translator: Path, out: Path, *, quantization: EncoderQuantization, force: bool) -> None:
     """Export a trained TRANSLATOR to CTranslate2: the translate-test baseline of an MT-LLM."""
     require("export", "torch", "transformers")
-    _quiet_transformers()
+    quiet_transformers()
     from mtllm_edge_export.translator import export_translator as write
 
     with _log_steps() as log:
         manifest = write(translator, out, quantization=quantization, force=force)
         log(f"{manifest.name} ({manifest.quantization}) saved to {out}")
-
-
-def _quiet_transformers() -> None:
-    """Suppress progress bars and warnings of transformers."""
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 @contextmanager

@@ -18,12 +18,7 @@ _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?)-(\d\.\d)(?:-([A-Z]{
 
 
 def write_licenses(bundle: Path, sources: Iterable[WeightSource], checkpoint: Path) -> tuple[WeightSource, ...]:
-    """Write one file per license, and copy the license files of the checkpoint.
-
-    Args:
-        bundle: The bundle's folder.
-        sources: Sources of the weights; a `file` is a path inside the checkpoint.
-        checkpoint: The checkpoint's folder.
+    """Write one file per license, and copy the license files that the sources name in the checkpoint.
 
     Returns:
         The sources, each with the path of its license inside the bundle.

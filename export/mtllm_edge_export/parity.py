@@ -87,12 +87,8 @@ def torch_reference(
 ) -> ReferenceOutputs:
     """Run the torch stack on sentences: encoder and bridge on one at a time, the LLM in batches.
 
-    Args:
-        stack: The stack, in eval mode, on the CPU.
-        sentences: The sentences.
-        languages: Language codes of the encoder, empty if it takes none. A sentence in another language gets the first
-            code: the comparison needs equal input, not meaningful input.
-        kinds: Kind of each task.
+    A sentence whose language has no code in `languages` gets the first code: the comparison needs equal input, not
+    meaningful input.
     """
     import torch
 
@@ -155,11 +151,6 @@ def encoder_language(language: str, languages: Sequence[str]) -> str | None:
 def compare_bundle(bundle: Path, reference: ReferenceOutputs, *, llm_backend: LlmBackend) -> tuple[Parity, ...]:
     """Run the runtime's pipeline on the same sentences, part by part and end to end.
 
-    Args:
-        bundle: A bundle folder, complete except for the comparison.
-        reference: Outputs of the torch stack.
-        llm_backend: Backend of the LLM.
-
     Returns:
         ``encoder`` (states of all tokens), ``llm`` (pooled vectors from torch's LLM inputs), ``stack`` (text to pooled
         vector; another row for each other kind of task), and ``task <name>`` (logits) for every head.
@@ -217,10 +208,6 @@ def compare_vectors(component: str, expected_ND: NDArray[Any], actual_ND: NDArra
 
 def check_parity(parity: Sequence[Parity], *, quantized: bool) -> None:
     """Check that an export follows torch.
-
-    Args:
-        parity: The comparison.
-        quantized: Whether any part is quantized.
 
     Raises:
         ModelError: A cosine of the whole stack is too low, or NaN; the message has the numbers of every part.

@@ -95,14 +95,7 @@ def _specification(model: Any) -> transformer_spec.TransformerSpec:
 
 
 def bart_encoder(bert: Any, table_VD: torch.Tensor) -> Any:
-    """Convert a BERT to the equivalent BART encoder.
-
-    Args:
-        bert: A transformers `BertModel`.
-        table_VD: Its word embeddings.
-
-    Returns:
-        A transformers `BartEncoder`.
+    """Convert a `BertModel`, with these word embeddings, to the equivalent `BartEncoder` of transformers.
 
     Raises:
         ModelError: The two differ on a test input, for example because the BERT has other position embeddings.

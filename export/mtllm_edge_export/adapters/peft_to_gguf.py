@@ -25,7 +25,7 @@ from mtllm_edge.bundle.formats.gguf_lora_schema import ALPHA, adapter_problems
 from mtllm_edge.errors import ModelError, UsageError
 from mtllm_edge_export.adapters.merge import check_lora
 from mtllm_edge_train.checkpoints.llm_families import GGUF_NAMES
-from mtllm_edge_train.checkpoints.llm_weights import permute_rope_rows
+from mtllm_edge_train.checkpoints.llm_weights import permute_rope_rows, to_float32
 
 Array = NDArray[np.float32]
 
@@ -169,24 +169,7 @@ def _read_tensors(path: Path) -> dict[str, Array]:
         plain = f"{match[1]}.lora_{match[2]}"
         if plain in lora:
             raise ModelError(f"{path} contains {plain} twice; save one adapter only")
-        lora[plain] = _float32(tensor, f"{path}: {name}")
+        lora[plain] = to_float32(tensor["data"], tensor["dtype"], tensor["shape"], f"{path}: {name}")
+        if not np.isfinite(lora[plain]).all():
+            raise ModelError(f"{path}: {name} has non-finite values; train the adapter again")
     return lora
-
-
-def _float32(tensor: dict[str, Any], origin: str) -> Array:
-    """Return a stored tensor in float32; numpy has no bfloat16, so the bytes are widened here."""
-    data = tensor["data"]
-    values: Array
-    match tensor["dtype"]:
-        case "F32":
-            values = np.frombuffer(data, "<f4")
-        case "F16":
-            values = np.frombuffer(data, "<f2").astype(np.float32)
-        case "BF16":
-            values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-        case dtype:
-            raise ModelError(f"{origin} has type {dtype}; expected F32, F16 or BF16")
-    if not np.isfinite(values).all():
-        raise ModelError(f"{origin} has non-finite values; train the adapter again")
-    shaped: Array = values.reshape(tensor["shape"])
-    return shaped

@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 def write_encoder(encoder: LoadedEncoder, folder: Path, quantization: EncoderQuantization) -> None:
     """Write a CTranslate2 model folder that maps token ids to the encoder's last hidden states.
 
-    Args:
-        encoder: The loaded transformers model; it is left unchanged.
-        folder: The folder to create.
-        quantization: Type of the stored weights.
-
     Raises:
         ModelError: CTranslate2 has no loader for this family, or the loader fails.
     """

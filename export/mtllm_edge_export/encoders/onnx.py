@@ -40,12 +40,8 @@ def write_encoder_onnx(
 ) -> tuple[str, ...]:
     """Write an ONNX file that maps token ids to the encoder's last hidden states.
 
-    Args:
-        path: The file to write.
-        encoder: The loaded transformers model; it is left unchanged.
-        quantization: ``int8`` stores the word embeddings in 8 bits with a scale per row, and keeps matrices in float32
-            where the states would change too much.
-        calibration: Token ids of real texts, to compare int8 with float32 on.
+    ``int8`` stores the word embeddings in 8 bits with a scale per row, and keeps matrices in float32 where the states
+    of `calibration`, token ids of real texts, would change too much.
 
     Returns:
         The matrices that stay in float32 in an int8 model.

@@ -51,11 +51,7 @@ class LlmShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], layers: int | None) -> LlmShape:
-        """Read a configuration.
-
-        Args:
-            config: Keys of transformers' `LlamaConfig`, `Qwen2Config` ...
-            layers: Number of layers to keep, from the first; None keeps all.
+        """Read the configuration keys of transformers for the first `layers` layers; None keeps all.
 
         Raises:
             ModelError: The LLM has fewer layers, or parts that llama.cpp's graph does not support.
@@ -115,7 +111,8 @@ def _shape(config: Mapping[str, Any], layers: int | None) -> LlmShape:
         raise ModelError(
             f"the LLM has {n_head} heads of {head_dim}, which is not its width {n_embd}, as llama.cpp requires"
         )
-    positions = _positions(config)
+    # `rope_parameters` since transformers 5, other keys in older files
+    positions = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta, factors, divisor = _rope(positions.get("full_attention", positions), config, family, head_dim)
     windowed = _windowed(config, family, n_layer)
     return LlmShape(
@@ -177,12 +174,6 @@ def _windowed(config: Mapping[str, Any], family: Family, n_layer: int) -> tuple[
         return tuple((layer + 1) % 4 == 0 for layer in range(n_layer))
     first = 0 if config.get("model_type") == "mistral" else int(config.get("max_window_layers", 28))
     return tuple(layer >= first for layer in range(n_layer))
-
-
-def _positions(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the rotary settings: `rope_parameters` since transformers 5, other keys in older files."""
-    positions: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return positions
 
 
 def _window_rope_theta(positions: Mapping[str, Any], config: Mapping[str, Any], theta: float) -> float:

@@ -42,12 +42,8 @@ def write_llm(
 ) -> LlmSummary:
     """Write a GGUF file without output head, and without vocabulary unless `body.vocabulary` is set.
 
-    Args:
-        path: The file to write.
-        body: Weights, depth, attention and adapter.
-        quantization: ``f32``, ``f16`` and ``bf16`` are written directly; llama.cpp makes the others from a temporary
-            float32 file beside `path`.
-        importance: Importance matrix of `mtllm_edge_export.quantization.imatrix`; only some types use it.
+    Types below 16 bits are made by llama.cpp from a temporary float32 file beside `path`, some with the importance
+    matrix of `mtllm_edge_export.quantization.imatrix`.
 
     Raises:
         ModelError: A tensor is missing, the adapter does not fit, or the model has parts that cannot be exported.
@@ -103,9 +99,8 @@ def _write(path: Path, body: LlmBody, kind: _Float) -> None:
         for name, tensor in fixed.items():
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
         for name, _, dimensions in streamed:
-            stored = _FLOATS["f32" if len(dimensions) == 1 else kind][
-                1
-            ]  # llama.cpp expects norms and biases in float32
+            # llama.cpp expects norms and biases in float32
+            stored = _FLOATS["f32" if len(dimensions) == 1 else kind][1]
             n_bytes = math.prod(dimensions) * (4 if stored == gguf.GGMLQuantizationType.F32 else 2)
             writer.add_tensor_info(name, dimensions, np.dtype(np.float32), n_bytes, raw_dtype=stored)
         writer.write_header_to_file()

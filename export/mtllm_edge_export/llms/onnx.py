@@ -52,13 +52,9 @@ def check_size(body: LlmBody) -> None:
 def write_llm_onnx(
     path: Path, body: LlmBody, quantization: OnnxQuantization, calibration: Sequence[Array]
 ) -> LlmSummary:
-    """Write an ONNX file.
+    """Write an ONNX file; ``int8`` keeps matrices in float32 where the vectors would change too much.
 
-    Args:
-        path: The file to write.
-        body: Weights, depth, attention and adapter.
-        quantization: ``int8`` keeps matrices in float32 where the vectors would change too much.
-        calibration: LLM inputs of real texts, each (length, n_embd), to compare int8 with float32 on.
+    Both are compared on `calibration`, LLM inputs of real texts, each (length, n_embd).
 
     Raises:
         ModelError: The LLM is too large, a tensor is missing, the adapter does not fit, the model has parts that cannot
@@ -84,18 +80,7 @@ def write_llm_onnx(
 def add_llm_onnx(
     folder: Path, body: LlmBody, gguf: LlmSpec, calibration: Sequence[Array], log: Callable[[str], None]
 ) -> LlmSpec:
-    """Add the LLM in ONNX int8 to a bundle that has it in GGUF.
-
-    Args:
-        folder: The bundle.
-        body: The LLM in the GGUF file.
-        gguf: Manifest entry of the GGUF file.
-        calibration: As for `write_llm_onnx`.
-        log: Receives a line per step.
-
-    Raises:
-        ModelError: As `write_llm_onnx`.
-    """
+    """Add the LLM in ONNX int8 to a bundle that has it in GGUF; errors as for `write_llm_onnx`."""
     log("writing the LLM for ONNX Runtime (int8)")
     spec = msgspec.structs.replace(gguf, backend="onnx", quantization="int8")
     summary = write_llm_onnx(folder / spec.file, body, "int8", calibration)

@@ -15,11 +15,7 @@ _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "sentencepiece.bpe.
 
 
 def open_llm(source: str, folder: Path) -> LlmWeights:
-    """Open an LLM; a hub id is downloaded into the hub's cache.
-
-    Args:
-        source: As in `mtllm_edge_train.checkpoints.config.LlmConfig.source`.
-        folder: Checkpoint or parts folder, the base of relative paths.
+    """Open an LLM from `LlmConfig.source`, relative to `folder`; a hub id is downloaded into the hub's cache.
 
     Raises:
         ModelError: Not installed, not found, or not readable.

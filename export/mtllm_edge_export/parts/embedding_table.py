@@ -33,9 +33,7 @@ Array = NDArray[np.float32]
 def split_embedding_table(folder: Path, table_VD: Array) -> None:
     """Replace a bundle's `encoder/model.bin` by its two parts, unless that would lose information.
 
-    Args:
-        folder: The bundle; it is changed in variable.
-        table_VD: The encoder's word embeddings; CTranslate2 may omit the last rows.
+    CTranslate2 may omit the last rows of the table.
     """
     path = folder / MODEL_NAME
     variable = read_model(path).variables[_VARIABLE]

@@ -69,18 +69,9 @@ def split_llm(
     checkpoint: Path,
     quantization: GgufQuantization,
 ) -> Manifest:
-    """Convert a complete bundle folder to parts.
+    """Convert a complete bundle folder to parts, in place, and return their manifest.
 
-    Args:
-        folder: The bundle; it is changed in place.
-        manifest: Its manifest.
-        config: The checkpoint's configuration.
-        lora: The adapter in the bundle's LLM, rounded to float16.
-        checkpoint: The checkpoint's folder, the base of relative sources.
-        quantization: Type of the LLM's weights.
-
-    Returns:
-        The manifest with the parts' files.
+    The adapter is that of the bundle's LLM, rounded to float16. The checkpoint is the base of relative sources.
     """
     source = config.llm.source
     if (checkpoint / source).exists():

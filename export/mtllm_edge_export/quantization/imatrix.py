@@ -43,12 +43,7 @@ def load_texts(path: Path) -> list[Sentence]:
 
 
 def importance_matrix(stack: Stack, sentences: Sequence[Sentence], languages: Sequence[str]) -> dict[str, Array]:
-    """Compute the importance matrix with the torch stack.
-
-    Args:
-        stack: The stack, in eval mode, on the CPU.
-        sentences: Calibration texts.
-        languages: The encoder's language codes, as for `mtllm_edge_export.parity.torch_reference`.
+    """Compute the importance matrix with the torch stack on calibration texts.
 
     Returns:
         transformers' name of a weight -> mean square of each of its inputs, (in,).

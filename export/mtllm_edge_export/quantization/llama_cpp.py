@@ -29,14 +29,9 @@ QuantizedType = Literal["q8_0", "q4_0", "q4_k_m", "iq4_nl"]
 def quantize_gguf(
     source: Path, target: Path, quantization: QuantizedType, importance: Mapping[str, Array] = MappingProxyType({})
 ) -> None:
-    """Quantize the matrices of a GGUF file.
+    """Quantize the matrices of a float32 GGUF file; those of unsuitable width get a similar type.
 
-    Args:
-        source: A float32 GGUF file.
-        target: The file to write.
-        quantization: Target type; llama.cpp uses a similar one for matrices whose width does not allow it.
-        importance: GGUF's name of a matrix -> weight of each of its inputs, (in,); see
-            `mtllm_edge_export.quantization.imatrix`.
+    `importance` maps GGUF's name of a matrix to the weight of each of its inputs, (in,).
 
     Raises:
         EngineError: llama.cpp cannot be imported, or fails.

@@ -65,10 +65,7 @@ def quantize_within_tolerance(
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Quantize a model, keeping as few matrices in float32 as the quality gate requires.
 
-    Args:
-        model: The model in float32; a matrix product has the name of its matrix.
-        matrices: Names of the matrices.
-        gate: The quality gate.
+    A matrix product in the model has the name of its matrix.
 
     Returns:
         The int8 model, and the names of the matrices that stay in float32, in the order of `matrices`.
@@ -115,10 +112,6 @@ def _rank_by_loss(matrices: Sequence[str], loss: Callable[[Sequence[str]], float
 
     Few matrices cause most of the loss, so they are found by bisection: groups of neighbors are quantized together, and
     the group with the largest loss is divided, as often as `_TRIALS` allows.
-
-    Args:
-        matrices: Names, in the order of the model.
-        loss: Loss of the vectors with a group in int8 and all others in float32.
     """
     groups = [(loss(matrices), matrices)]
     singles: list[tuple[float, Sequence[str]]] = []

@@ -139,11 +139,7 @@ def find_task(tasks: Mapping[str, _Task], task: str, folder: Path) -> _Task:
 
 
 def resolve_source(source: str, checkpoint: Path | None = None) -> str:
-    """Resolve a model source to a local path if it exists, else return the hub id unchanged.
-
-    Args:
-        source: As in `EncoderConfig.source` and `LlmConfig.source`.
-        checkpoint: Base folder of relative paths.
+    """Resolve a source to a local path, if it exists as such or in the checkpoint, else return the hub id.
 
     Raises:
         ModelError: The package or file of a ``python:`` source is not installed.

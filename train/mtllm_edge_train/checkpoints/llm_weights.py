@@ -7,7 +7,7 @@ the rows of q and k in GGUF files is reversed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -202,22 +202,30 @@ def llm_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_float32(path: Path, name: str) -> NDArray[np.float32]:
-    """Read a tensor of a safetensors file as float32. numpy has no bfloat16, so its bytes are converted here."""
+    """Read a tensor of a safetensors file as float32."""
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(header_size))[name]
         begin, end = entry["data_offsets"]
         file.seek(8 + header_size + begin)
         data = file.read(end - begin)
+    return to_float32(data, entry["dtype"], entry["shape"], f"{path}: tensor {name}")
+
+
+def to_float32(data: bytes, dtype: str, shape: Sequence[int], origin: str) -> NDArray[np.float32]:
+    """Convert the bytes of a tensor in a safetensors file to float32. numpy has no bfloat16.
+
+    Raises:
+        ModelError: The tensor has another type than float.
+    """
     values: NDArray[np.float32]
-    match entry["dtype"]:
+    match dtype:
         case "BF16":
             values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
         case "F16":
             values = np.frombuffer(data, "<f2").astype(np.float32)
         case "F32":
             values = np.frombuffer(data, "<f4")
-        case dtype:
-            raise ModelError(f"{path}: tensor {name} has type {dtype}; expected F32, F16 or BF16")
-    shape: list[int] = entry["shape"]
+        case _:
+            raise ModelError(f"{origin} has type {dtype}; expected F32, F16 or BF16")
     return values.reshape(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from mtllm_edge.extras import EXTRAS, require
 from mtllm_edge.files.columns import Columns
 from mtllm_edge.safe_text import one_line
 from mtllm_edge_train.checkpoints.config import LlmConfig, LoraConfig
+from mtllm_edge_train.library_errors import quiet_transformers
 from mtllm_edge_train.training import distributed
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ def prepare() -> None:
     """
     require("train", *EXTRAS["train"])
     configure_openmp()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # raised by the libraries about each other
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
 
 
 def options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:

@@ -12,25 +12,7 @@ import click
 
 from mtllm_edge.bundle.manifest import MAX_STRIDE
 from mtllm_edge.errors import UsageError
-from mtllm_edge_train.cli.options import (
-    LABEL_COLUMN,
-    LLM,
-    LORA,
-    OUTPUT,
-    PATH,
-    SECOND_COLUMNS,
-    SOURCES,
-    TEXT_COLUMN,
-    absolute_source,
-    columns_of,
-    log,
-    model_options,
-    optimization,
-    option,
-    prepare,
-    run,
-    run_options,
-)
+from mtllm_edge_train.cli import options as shared
 
 
 class _Stages(click.Group):
@@ -40,36 +22,36 @@ class _Stages(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            log("stopped; repeat the command to resume from the last save")
+            shared.log("stopped; repeat the command to resume from the last save")
             return ctx.exit(130)
 
 
 @click.group(cls=_Stages, no_args_is_help=True)
 def train() -> None:
     """Train a stack by self-distillation: adapt, finetune, distill."""
-    prepare()
+    shared.prepare()
 
 
 @train.command()
 @click.argument("texts", nargs=-1, required=True)
 @click.option("--encoder", required=True, metavar="SOURCE", help="Folder or hub id of the translation encoder.")
-@option("--max-tokens", 512, "Maximum input length of the encoder in tokens.", type=click.IntRange(min=4))
-@LLM
-@LORA
-@option("--stride", 1, "Encoder states per LLM input: more is faster.", type=click.IntRange(1, MAX_STRIDE))
-@option("--steps", 10_000, "Number of training steps.", type=click.IntRange(min=1))
-@option("--bridge-learning-rate", 2e-4, "Peak learning rate of the bridge.", type=click.FloatRange(0))
-@option(
+@shared.option("--max-tokens", 512, "Maximum input length of the encoder in tokens.", type=click.IntRange(min=4))
+@shared.LLM
+@shared.LORA
+@shared.option("--stride", 1, "Encoder states per LLM input: more is faster.", type=click.IntRange(1, MAX_STRIDE))
+@shared.option("--steps", 10_000, "Number of training steps.", type=click.IntRange(min=1))
+@shared.option("--bridge-learning-rate", 2e-4, "Peak learning rate of the bridge.", type=click.FloatRange(0))
+@shared.option(
     "--teacher-cache",
     None,
     "Cache the LLM's vectors here, four bytes per dimension, and embed no text twice. Runs may share it.",
-    type=PATH,
+    type=shared.PATH,
     metavar="FOLDER",
 )
-@optimization(256, 2e-4)
-@TEXT_COLUMN
-@SOURCES
-@OUTPUT
+@shared.optimization(256, 2e-4)
+@shared.TEXT_COLUMN
+@shared.SOURCES
+@shared.OUTPUT
 def adapt(
     texts: tuple[str, ...],
     *,
@@ -94,33 +76,33 @@ def adapt(
 
     stage = Adaptation(
         texts=TextStream(texts, column=text_column),
-        encoder=EncoderConfig(source=absolute_source(encoder), max_tokens=max_tokens),
+        encoder=EncoderConfig(source=shared.absolute_source(encoder), max_tokens=max_tokens),
         steps=steps,
         bridge_learning_rate=bridge_learning_rate,
         stride=stride,
         teacher_cache=teacher_cache,
-        **model_options(options),
-        **run_options(options),
+        **shared.model_options(options),
+        **shared.run_options(options),
     )
-    run(stage, options)
+    shared.run(stage, options)
 
 
 @train.command()
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK=FILE...")
-@LLM
-@LORA
-@option(
+@shared.LLM
+@shared.LORA
+@shared.option(
     "--epochs",
     3,
     "Passes over the texts; the paper has 3 for pairs, 5 for multiple choice, 20 for a few hundred texts.",
     type=click.IntRange(min=1),
 )
-@optimization(32, 1e-4)
-@TEXT_COLUMN
-@SECOND_COLUMNS
-@LABEL_COLUMN
-@SOURCES
-@OUTPUT
+@shared.optimization(32, 1e-4)
+@shared.TEXT_COLUMN
+@shared.SECOND_COLUMNS
+@shared.LABEL_COLUMN
+@shared.SOURCES
+@shared.OUTPUT
 def finetune(
     tasks: tuple[str, ...], *, epochs: int, text_column: str | None, label_column: str, **options: Any
 ) -> None:
@@ -136,28 +118,28 @@ def finetune(
     files = dict(_task_file(task) for task in tasks)
     if len(files) < len(tasks):
         raise UsageError("a task is named twice; give each task one file")
-    columns = columns_of(options)
+    columns = shared.columns_of(options)
     stage = FineTuning(
         tasks={
             task: read_labeled(file, text_column=text_column, label_column=label_column, columns=columns)
             for task, file in files.items()
         },
         epochs=epochs,
-        **model_options(options),
-        **run_options(options),
+        **shared.model_options(options),
+        **shared.run_options(options),
     )
-    run(stage, options)
+    shared.run(stage, options)
 
 
 @train.command()
-@click.argument("adapted", type=PATH)
-@click.argument("teacher", type=PATH)
+@click.argument("adapted", type=shared.PATH)
+@click.argument("teacher", type=shared.PATH)
 @click.argument("texts", nargs=-1, required=True)
-@option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
-@optimization(32, 1e-4)
-@TEXT_COLUMN
-@SECOND_COLUMNS
-@OUTPUT
+@shared.option("--epochs", 3, "Passes over the texts.", type=click.IntRange(min=1))
+@shared.optimization(32, 1e-4)
+@shared.TEXT_COLUMN
+@shared.SECOND_COLUMNS
+@shared.OUTPUT
 def distill(
     adapted: Path, teacher: Path, texts: tuple[str, ...], *, epochs: int, text_column: str | None, **options: Any
 ) -> None:
@@ -169,9 +151,10 @@ def distill(
     from mtllm_edge_train.data.labeled import read_inputs
     from mtllm_edge_train.stages.distill import Distillation
 
-    columns = columns_of(options)
+    columns = shared.columns_of(options)
     inputs = [item for source in texts for item in read_inputs(source, text_column=text_column, columns=columns)]
-    run(Distillation(texts=inputs, adapted=adapted, teacher=teacher, epochs=epochs, **run_options(options)), options)
+    stage = Distillation(texts=inputs, adapted=adapted, teacher=teacher, epochs=epochs, **shared.run_options(options))
+    shared.run(stage, options)
 
 
 def _task_file(argument: str) -> tuple[str, str]:

@@ -101,13 +101,9 @@ class Survey(NamedTuple):
 
 
 def survey(texts: Iterable[str], *, limit: int, sample: int, seed: int) -> Survey:
-    """Read the texts of a run once before it, to find errors early.
+    """Read the texts of a run once before it, to find errors early, and draw a sample of `sample` texts.
 
-    Args:
-        texts: The corpus.
-        limit: Maximum number of texts to read. At most `sample` texts of a remote corpus are read.
-        sample: Size of the sample; the corpus may have fewer texts.
-        seed: Random seed of the sample.
+    At most `limit` texts are read, and of a remote corpus at most `sample`.
     """
     if isinstance(texts, TextStream) and texts.remote:
         limit = min(limit, sample)

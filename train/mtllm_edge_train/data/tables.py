@@ -30,11 +30,9 @@ class LabeledTable(Table):
 
 
 def read_labeled_table(source: str | Path, column: str | None) -> LabeledTable:
-    """Read a file or a data set.
+    """Read a file, or a data set with a name as in `hub.HUB`.
 
-    Args:
-        source: The file, or the data set with a name as in `hub.HUB`.
-        column: Column of the text, except in .txt; None takes ``text`` or the only column.
+    The text column of a table is `column`; None takes ``text`` or the only column.
 
     Raises:
         UsageError: The file is missing or of another type, or has no such column.

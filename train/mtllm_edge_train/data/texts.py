@@ -13,11 +13,9 @@ from mtllm_edge_train.data.hub import is_hub_dataset, open_dataset
 
 
 def read_texts(name: str, *, column: str | None = None) -> Iterator[str]:
-    """Yield the texts of a file or data set, without blank texts and empty cells.
+    """Yield the texts of a file or a data set (`hub.HUB`), without blank texts and empty cells.
 
-    Args:
-        name: The file, or the data set with a name as in `hub.HUB`.
-        column: Column of the text, except in .txt; None takes ``text`` or the only column.
+    The text column of a table is `column`; None takes ``text`` or the only column.
 
     Raises:
         UsageError: The file is missing or of another type, or has no such column.

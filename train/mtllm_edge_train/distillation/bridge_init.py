@@ -21,13 +21,9 @@ _BATCH = 64
 
 
 def initialize_bridge(stack: Stack, texts: Sequence[str], llm_tokenizer: Any, *, ridge: float = 1.0) -> None:
-    """Set weight and bias of a stack's bridge by ridge regression.
+    """Set weight and bias of a stack's bridge by ridge regression on a few thousand English texts.
 
-    Args:
-        stack: The stack, whose bridge is changed in place.
-        texts: English texts; a few thousand are enough.
-        llm_tokenizer: The LLM's fast tokenizer.
-        ridge: Penalty, added to the diagonal of the normal equations; their entries grow with the number of tokens.
+    The penalty `ridge` is added to the diagonal of the normal equations, whose entries grow with the number of tokens.
 
     Raises:
         UsageError: No text has tokens in both tokenizers.

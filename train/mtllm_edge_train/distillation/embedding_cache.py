@@ -29,11 +29,9 @@ class EmbeddingCache:
     """Vectors by text, four bytes per dimension. Several processes may use a file at the same time."""
 
     def __init__(self, folder: Path | None = None, key: Mapping[str, Any] | None = None) -> None:
-        """Open or create the file of one teacher.
+        """Open or create the file of one teacher in a folder; without a folder, the cache is in memory.
 
-        Args:
-            folder: Folder for the files of all teachers; None for a cache in memory.
-            key: Everything that the vectors depend on (`teacher.plain_llm_key`).
+        The key contains everything that the vectors depend on (`teacher.plain_llm_key`).
 
         Raises:
             UsageError: The folder cannot be created.

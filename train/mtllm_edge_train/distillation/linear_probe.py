@@ -51,15 +51,7 @@ def logistic_regression(
 def choose_penalty(
     vectors_VD: Tensor, gold_N: Tensor, rows: int, *, scale: Standardizer, penalties: Sequence[float]
 ) -> float:
-    """Choose a penalty by the cross-entropy in five-fold cross-validation.
-
-    Args:
-        vectors_VD: Features; this and the next three arguments as for `logistic_regression`.
-        gold_N: Correct classes or choices.
-        rows: Rows of the head.
-        scale: Standardization of the features.
-        penalties: Candidates.
-    """
+    """Choose a penalty by the cross-entropy in five-fold cross-validation of `logistic_regression`."""
     vectors_NVD = vectors_VD.reshape(len(gold_N), -1, vectors_VD.shape[1])
     fold_N = torch.randperm(len(gold_N), generator=torch.Generator().manual_seed(0)) % _FOLDS
 

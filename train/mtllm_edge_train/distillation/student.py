@@ -13,21 +13,15 @@ from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import UsageError
 from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge_train.checkpoints import tensors
-from mtllm_edge_train.checkpoints.config import ENCODER_NAME, StackConfig, resolve_source
+from mtllm_edge_train.checkpoints.config import ENCODER_NAME, StackConfig
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.encoder import LoadedEncoder, load_encoder
-from mtllm_edge_train.models.stack import LlmBody, Stack, load_llm_body
+from mtllm_edge_train.models.stack import LlmBody, Stack
 from mtllm_edge_train.training.settings import LoopSettings
 
 
 def student_config(start: Path, teacher: Path, *, name: str, sources: Sequence[WeightSource]) -> StackConfig:
-    """Configuration of a student: the stack that it starts from, with the teacher's tasks.
-
-    Args:
-        start: Checkpoint of a stack.
-        teacher: Checkpoint of fine-tuning.
-        name: Name of the new checkpoint.
-        sources: Sources to add to those of both checkpoints.
+    """Return the configuration of a student: that of the stack `start`, with the tasks of the LLM `teacher`.
 
     Raises:
         UsageError: The checkpoints do not belong together.
@@ -44,10 +38,8 @@ def student_config(start: Path, teacher: Path, *, name: str, sources: Sequence[W
 
 
 def build_llm(config: StackConfig, folder: Path | None, settings: LoopSettings) -> LlmBody:
-    """Load an LLM with a new LoRA for training. Relative sources are looked up in `folder` first."""
-    source, options = resolve_source(config.llm.source, folder), config.llm
-    body = load_llm_body(source, options.layers, dtype=settings.frozen_dtype, nf4=settings.nf4)
-    llm = LlmBody(body, bidirectional=options.attention == "bidirectional", lora=config.lora).to(settings.device)
+    """Load an LLM with a new LoRA for training; see `loading.new_llm`."""
+    llm = loading.new_llm(config, folder, dtype=settings.frozen_dtype, nf4=settings.nf4).to(settings.device)
     if settings.gradient_checkpointing:
         llm.enable_gradient_checkpointing()
     return llm
@@ -56,16 +48,11 @@ def build_llm(config: StackConfig, folder: Path | None, settings: LoopSettings) 
 def build_student(
     config: StackConfig, folder: Path | None, settings: LoopSettings, *, train_encoder: bool = False
 ) -> tuple[Stack, LoadedEncoder]:
-    """Build a stack for training, with a new bridge and LoRA.
+    """Build a stack for training, with a new bridge and LoRA, and return it with its encoder as loaded.
 
-    Args:
-        config: Configuration of the stack.
-        folder: Checkpoint that the student starts from; relative sources are looked up there first.
-        settings: Device, and type of the frozen weights; trained weights are float32.
-        train_encoder: Train the encoder, but not its word embeddings.
-
-    Returns:
-        The stack on its device, and its encoder as loaded.
+    Relative sources are looked up in `folder` first, the checkpoint that the student starts from. Frozen weights have
+    the type of the settings, trained ones are float32. With `train_encoder`, the encoder is trained, but not its word
+    embeddings.
     """
     encoder, tokenizer = loading.load_encoder_and_tokenizer(folder, config)
     if train_encoder:
@@ -90,15 +77,7 @@ def restore_weights(stack: Stack, folder: Path) -> None:
 
 
 def save_student(folder: Path, config: StackConfig, stack: Stack, encoder: LoadedEncoder, start: Path) -> None:
-    """Write a student as a checkpoint, with its encoder if that is trained or was part of the start.
-
-    Args:
-        folder: An existing folder.
-        config: Configuration of the student, with the encoder source of the start.
-        stack: The weights.
-        encoder: The encoder from `build_student`.
-        start: Checkpoint that the student started from.
-    """
+    """Write a student into a folder, with its encoder if that is trained or part of the checkpoint `start`."""
     assert config.encoder is not None
     source = config.encoder.source
     if stack.encoder_learns:

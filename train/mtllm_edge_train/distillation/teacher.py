@@ -39,13 +39,7 @@ class CachedTeacher:
 
 
 def load_teacher(folder: Path, *, max_tokens: int, settings: LoopSettings) -> Callable[[Sequence[Input]], list[Tensor]]:
-    """Load a fine-tuned LLM as a function from inputs to their vectors (V, D) in eval mode.
-
-    Args:
-        folder: Checkpoint of fine-tuning.
-        max_tokens: Longest input in tokens.
-        settings: Device and types.
-    """
+    """Load a fine-tuned LLM as a function from inputs to their vectors (V, D) in eval mode."""
     config = StackConfig.load(folder)
     llm = loading.load_llm(folder, config, dtype=settings.frozen_dtype, nf4=settings.nf4).to(settings.device)
     tokenizer = load_llm_tokenizer(resolve_source(config.llm.source, folder))

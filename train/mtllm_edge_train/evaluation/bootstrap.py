@@ -30,13 +30,7 @@ class Interval(msgspec.Struct, frozen=True):
 def bootstrap_scores(
     labels: Sequence[str], predictions: Sequence[Sequence[str]], *, resamples: int, seed: Sequence[int]
 ) -> NDArray[np.float64]:
-    """Score systems on texts and on bootstrap resamples of them.
-
-    Args:
-        labels: Label of each text.
-        predictions: For each system, its prediction for each text.
-        resamples: Number of resamples, each of as many texts as there are, with replacement.
-        seed: Random seed of the resamples.
+    """Score the predictions of each system on texts and on bootstrap resamples of the same size.
 
     Returns:
         Scores (1 + resamples, systems, measures): the first row is of the texts themselves. A resample is the same for

@@ -40,12 +40,7 @@ class Schema:
 
 
 def read_by_language(sources: Sequence[str | Path], schema: Schema, row_filter: RowFilter) -> dict[str, LabeledTexts]:
-    """Read the rows of all files, grouped by language; languages are sorted.
-
-    Args:
-        sources: Files or data sets.
-        schema: Columns to read.
-        row_filter: Rows to read.
+    """Read the accepted rows of all files and data sets, grouped by language; languages are sorted.
 
     Raises:
         UsageError: A file is missing or of another type, or a column is missing.
@@ -63,13 +58,7 @@ def read_by_language(sources: Sequence[str | Path], schema: Schema, row_filter: 
 
 
 def read_training_rows(source: str | Path, schema: Schema, row_filter: RowFilter, *, language: str) -> LabeledTexts:
-    """Read the training rows of a baseline, all in one language.
-
-    Args:
-        source: As in `read_by_language`; the language column is optional.
-        schema: Columns to read.
-        row_filter: Rows to read.
-        language: The only language allowed.
+    """Read the training rows of a baseline, all in one language; the language column is optional.
 
     Raises:
         UsageError: A row is in another language; otherwise as for `read_by_language`.

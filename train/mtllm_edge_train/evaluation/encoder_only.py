@@ -19,12 +19,7 @@ from mtllm_edge_train.models.stack import predict_labels
 
 
 def load_encoder_only(model: Bundle | Path, *, device: str, threads: int | None) -> EncoderOnly:
-    """Load the encoder of a bundle, or of the folder of a checkpoint.
-
-    Args:
-        model: The bundle or folder.
-        device: Device of a checkpoint's encoder.
-        threads: CPU threads of a bundle's encoder; None chooses the number.
+    """Load the encoder of a bundle, with this number of CPU threads, or of a checkpoint, on this device.
 
     Raises:
         ModelError: The encoder is missing or damaged.

@@ -40,11 +40,9 @@ def language_groups(
 ) -> list[Group]:
     """Group languages; empty groups are left out.
 
-    Args:
-        languages: Language codes. Only FLORES codes are grouped by script.
-        source: Language of the training labels, a group of its own and in no other.
-        seen: Languages that the encoder was trained on; None makes no such groups.
-        sentences: Language -> number of parallel sentences, 0 if absent; None makes no such groups.
+    The language of the training labels, `source`, is a group of its own and in no other. Only FLORES codes are grouped
+    by script. The groups by languages that the encoder was trained on (`seen`), and by number of parallel sentences
+    (`sentences`, 0 if absent), require these arguments.
     """
     others = [language for language in languages if language != source]
     groups = [Group("language", source, (source,))] if source in languages else []
@@ -66,10 +64,8 @@ def language_groups(
 def read_seen(source: str, languages: Sequence[str]) -> Set[str]:
     """Read the codes of the languages that the encoder was trained on.
 
-    Args:
-        source: ``e5`` for multilingual-e5 and other models of the languages of CC-100, or a text file of codes,
-            separated by white space or commas.
-        languages: Languages of the data.
+    The source is ``e5`` for multilingual-e5 and other models of the languages of CC-100, or a text file of codes,
+    separated by white space or commas. `languages` are those of the data.
 
     Raises:
         UsageError: The file is missing.

@@ -33,12 +33,7 @@ class ModelUnderTest:
     """False for a fine-tuned LLM, the teacher of a stack."""
 
     def load(self, languages: Sequence[str], *, device: str, threads: int | None) -> Predictor:
-        """Load the model.
-
-        Args:
-            languages: Codes of all languages that it will predict.
-            device: Device of a checkpoint.
-            threads: CPU threads of a bundle; None chooses the number.
+        """Load a checkpoint on a device, or a bundle with a number of CPU threads, for predictions in `languages`.
 
         Raises:
             UsageError: The encoder requires a language code and lacks one of them.

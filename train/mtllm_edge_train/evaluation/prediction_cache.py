@@ -60,13 +60,7 @@ class CachedPredictor:
     """A model that is loaded for the first predictions that are not cached."""
 
     def __init__(self, model: str, load: Callable[[], Predictor], cache: PredictionCache) -> None:
-        """Describe a model.
-
-        Args:
-            model: Digest of everything that determines the predictions, except the texts and their language.
-            load: Loads the model.
-            cache: Earlier predictions.
-        """
+        """Describe a model by a digest of all that determines its predictions, besides texts and language."""
         self._model, self._load, self._cache = model, load, cache
         self._predict: Predictor | None = None
 

@@ -73,19 +73,7 @@ def make_report(
     resamples: int,
     seed: int,
 ) -> Report:
-    """Score predictions.
-
-    Args:
-        data: Language -> texts and labels.
-        predictions: System -> language -> predicted labels.
-        groups: Groups of languages to average over.
-        model: Name of the evaluated model.
-        task: Name of the task.
-        systems: As in `Report`.
-        left_out: As in `Report`.
-        resamples: Number of bootstrap resamples, drawn within each language.
-        seed: Random seed of the resamples.
-    """
+    """Score predictions, system -> language -> labels, on texts and on resamples drawn within each language."""
     scores = {
         language: bootstrap_scores(
             rows.labels,

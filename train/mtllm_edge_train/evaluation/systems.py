@@ -73,16 +73,7 @@ class SystemFactory:
     def build(
         self, *, train: LabeledTexts | None, train_language: str, teacher: Path | None, translator: Path | None
     ) -> tuple[list[System], dict[str, str]]:
-        """Build the systems that can run.
-
-        Args:
-            train: Training rows.
-            train_language: Language of the training rows.
-            teacher: Checkpoint of the fine-tuned English LLM.
-            translator: Folder made by `export-translator`.
-
-        Returns:
-            The systems, and for the id of each missing system what it requires.
+        """Build the systems that can run, and return for the id of each other system what it requires.
 
         Raises:
             UsageError: The teacher has an encoder, lacks the task, or has other labels.

@@ -28,14 +28,10 @@ class Bridge(nn.Module):
 
 
 def group_states(hidden_NLD: Tensor, mask_NL: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Concatenate neighboring states, from the first token on.
+    """Concatenate `stride` neighboring states, from the first token on.
 
-    Padding is set to zero and fills the last group, so that the groups of a text do not depend on its batch.
-
-    Args:
-        hidden_NLD: States, padded on the right.
-        mask_NL: 1 for tokens, 0 for padding.
-        stride: Number of states in a group.
+    Padding, on the right, is set to zero and fills the last group, so that the groups of a text do not depend on its
+    batch.
 
     Returns:
         Groups (N, G, stride * D), with G = ceil(L / stride), and their mask (N, G): 1 if a group has a token.

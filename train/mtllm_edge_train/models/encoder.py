@@ -58,10 +58,7 @@ class LoadedEncoder:
 
 
 def load_encoder(source: str) -> LoadedEncoder:
-    """Load an encoder, or the encoder of an encoder-decoder, in float32.
-
-    Args:
-        source: Local folder or hub id.
+    """Load an encoder, or the encoder of an encoder-decoder, from a folder or hub id, in float32.
 
     Raises:
         ModelError: The model or the tokenizer is missing, damaged or incomplete.
@@ -98,13 +95,10 @@ def load_encoder(source: str) -> LoadedEncoder:
 
 
 def find_special_tokens(tokenizer_json: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Find the special tokens that the tokenizer adds to a text.
+    """Return the special tokens before and after a text, and the language codes in the vocabulary.
 
     A language token becomes the placeholder ``{language}`` (for ``eng_Latn`` in NLLB, ``en_XX`` in mBART) or
     ``__{language}__`` (for ``__en__`` in M2M100).
-
-    Returns:
-        Tokens before the text, tokens after it, language codes in the vocabulary.
     """
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()

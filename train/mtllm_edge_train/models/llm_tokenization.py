@@ -14,12 +14,7 @@ from mtllm_edge.tokenization.encoding import Encoding, SpecialTokenTemplate
 
 
 def tokenize(tokenizer: Any, items: Sequence[Input], *, max_tokens: int) -> list[Encoding]:
-    """Tokens of what the LLM reads; `mtllm_edge.tokenization.encoding.SpecialTokenTemplate.join` says what is cut.
-
-    Args:
-        tokenizer: Tokenizer of the LLM, from transformers.
-        items: English texts, pairs, or texts with choices.
-        max_tokens: Maximum number of tokens of an item.
+    """Tokenize English inputs for the LLM; see `SpecialTokenTemplate.join` for the truncation.
 
     Raises:
         DataError: A text has more choices than `max_tokens` can hold.

@@ -20,15 +20,7 @@ from mtllm_edge_train.models.stack import LlmBody, Stack, load_llm_body
 def save_parts(
     folder: Path, config: StackConfig, stack: Stack | None, llm: LlmBody, heads: torch.nn.ModuleDict
 ) -> None:
-    """Write the parts of a checkpoint into an existing folder.
-
-    Args:
-        folder: Folder to write to; the caller renames it into place.
-        config: Content of `stack.json`.
-        stack: Source of the bridge; None for an LLM without encoder.
-        llm: Source of the adapter, if any.
-        heads: Module dictionary, task name -> linear head.
-    """
+    """Write the parts of a checkpoint into an existing folder; `stack` is None for an LLM without an encoder."""
     folder.joinpath(CONFIG_NAME).write_bytes(config.to_json())
     if stack is not None:
         save_file(_arrays(stack.bridge.state_dict()), folder / BRIDGE_NAME)
@@ -43,14 +35,18 @@ def _arrays(state: dict[str, Any]) -> dict[str, Array]:
     return {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}
 
 
+def new_llm(config: StackConfig, folder: Path | None, *, dtype: torch.dtype, nf4: bool) -> LlmBody:
+    """Load an LLM with new adapters. Relative sources are looked up in `folder` first."""
+    body = load_llm_body(resolve_source(config.llm.source, folder), config.llm.layers, dtype=dtype, nf4=nf4)
+    return LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
+
+
 def load_llm(
     folder: Path, config: StackConfig | None = None, *, dtype: torch.dtype = torch.float32, nf4: bool = False
 ) -> LlmBody:
     """Load the LLM body of a checkpoint with its adapter, in eval mode."""
     config = config or StackConfig.load(folder)
-    source = resolve_source(config.llm.source, folder)
-    body = load_llm_body(source, config.llm.layers, dtype=dtype, nf4=nf4)
-    llm = LlmBody(body, bidirectional=config.llm.attention == "bidirectional", lora=config.lora)
+    llm = new_llm(config, folder, dtype=dtype, nf4=nf4)
     if config.lora is not None and (folder / LORA_NAME).exists():
         llm.load_lora_state(read_lora(folder))
     return llm.eval()
@@ -75,11 +71,7 @@ def load_heads(folder: Path, config: StackConfig, *, width: int) -> torch.nn.Mod
 
 
 def load_stack(folder: Path, llm: LlmBody | None = None) -> Stack:
-    """Load a stack in float32 on the CPU, in eval mode.
-
-    Args:
-        folder: The checkpoint.
-        llm: Its LLM with the adapter, if already loaded.
+    """Load a stack in float32 on the CPU, in eval mode; `llm` is its LLM with the adapter, if already loaded.
 
     Raises:
         ModelError: A part is missing, damaged, or of another shape.

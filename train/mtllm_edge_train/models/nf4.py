@@ -31,11 +31,7 @@ def check_nf4(device: str) -> None:
 
 
 def pack_nf4(model: Any) -> None:
-    """Replace the linear layers of a decoder by 4-bit layers, which are quantized when the model moves to CUDA.
-
-    Args:
-        model: A transformers decoder on the CPU. Matrix products are computed in its type.
-    """
+    """Replace the linear layers of a decoder by 4-bit layers, which are quantized when the model moves to CUDA."""
     import bitsandbytes
 
     for parent in list(model.modules()):

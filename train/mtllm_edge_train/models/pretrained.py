@@ -10,12 +10,7 @@ from mtllm_edge.errors import ModelError
 
 
 def pretrained_model(auto_class: Any, source: str, **options: Any) -> Any:
-    """Load a model, and refuse weights that transformers would initialize at random.
-
-    Args:
-        auto_class: A class such as ``transformers.AutoModel``.
-        source: Local folder or hub id.
-        options: Arguments of `from_pretrained`.
+    """Load a model from a folder or hub id, and refuse weights that transformers would initialize at random.
 
     Raises:
         ModelError: A weight is missing or has another shape. The decoder of an encoder-decoder is not checked.

@@ -62,13 +62,7 @@ class LlmBody(nn.Module):
     """
 
     def __init__(self, model: nn.Module, *, bidirectional: bool, lora: LoraConfig | None) -> None:
-        """Wrap a transformers decoder (``LlamaModel`` ...).
-
-        Args:
-            model: The body; its weights are frozen in place.
-            bidirectional: Whether tokens attend to later tokens.
-            lora: Low-rank adapters to add, initialized to the identity; None adds none.
-        """
+        """Freeze a transformers decoder (``LlamaModel`` ...), and add `lora`, initialized to the identity."""
         super().__init__()
         model.requires_grad_(False)
         self.bidirectional = bidirectional
@@ -239,16 +233,10 @@ def pad_right(encoded: Sequence[Encoding] | Sequence[Sequence[int]], *, device: 
 
 
 def load_llm_body(source: str, layers: int | None, *, dtype: torch.dtype = torch.float32, nf4: bool = False) -> Any:
-    """Load the body of an LLM: its first layers and its final norm.
+    """Load the body of an LLM in eval mode: its first layers, or all, and its final norm.
 
-    Args:
-        source: GGUF file (Llama architecture), local folder or hub id.
-        layers: Number of layers to keep; None keeps all.
-        dtype: Type of the weights.
-        nf4: Quantize the weights of the linear layers to NF4 when the body moves to CUDA.
-
-    Returns:
-        A transformers decoder in eval mode.
+    The source is a GGUF file (Llama architecture), a folder or a hub id. With `nf4`, the linear layers are quantized
+    when the body moves to CUDA.
 
     Raises:
         ModelError: The LLM cannot be loaded, or has fewer layers.

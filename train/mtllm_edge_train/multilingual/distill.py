@@ -22,15 +22,9 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.tokenization.encoding import Encoding
 from mtllm_edge_train.checkpoints import tensors
 from mtllm_edge_train.data.labeled import LabeledTexts
+from mtllm_edge_train.distillation import student
 from mtllm_edge_train.distillation.embedding_cache import EmbeddingCache
 from mtllm_edge_train.distillation.losses import Standardizer, distillation_loss
-from mtllm_edge_train.distillation.student import (
-    build_student,
-    restore_weights,
-    run_student,
-    save_student,
-    student_config,
-)
 from mtllm_edge_train.distillation.teacher import CachedTeacher, load_teacher
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.llm_tokenization import MAX_TOKENS
@@ -91,7 +85,7 @@ class MultilingualDistillation(Stage):
         """
         if not self.pairs:
             raise UsageError("multilingual distillation needs sentence pairs; give at least one file of them")
-        config = student_config(self.start, self.teacher, name=self.name, sources=self.sources)
+        config = student.student_config(self.start, self.teacher, name=self.name, sources=self.sources)
         stride = config.bridge.stride
         if stride not in (1, self.stride):
             raise UsageError(
@@ -132,7 +126,9 @@ class MultilingualDistillation(Stage):
 
     def _load_student(self, checkpoint: Path | None) -> None:
         train_encoder = self.encoder_learning_rate is not None
-        stack, self._encoder = build_student(self.config, self.start, self.settings, train_encoder=train_encoder)
+        stack, self._encoder = student.build_student(
+            self.config, self.start, self.settings, train_encoder=train_encoder
+        )
         if stack.tokenizer.needs_language:
             raise UsageError(f"the encoder of {self.start} requires a language code, which sentence pairs do not give")
         if self.settings.device == "cpu":  # for short sentences the backward pass of the fused kernel is slower
@@ -141,7 +137,7 @@ class MultilingualDistillation(Stage):
                 module: Any = self._encoder.module
                 module.set_attn_implementation("eager")
         if checkpoint is not None:
-            restore_weights(stack, checkpoint)
+            student.restore_weights(stack, checkpoint)
         else:
             initialize_student(stack, self.start)
         heads = loading.load_heads(checkpoint or self.teacher, self.config, width=stack.llm.width)
@@ -166,7 +162,7 @@ class MultilingualDistillation(Stage):
 
     def loss(self, batch: Sequence[_Example]) -> tuple[Tensor, dict[str, float]]:
         """Distillation loss of the vectors and, for labeled tasks, divergence from the soft labels."""
-        student_ND = run_student(self._stack, [example.text for example in batch], self.settings)
+        student_ND = student.run_student(self._stack, [example.text for example in batch], self.settings)
         english = [example.english for example in batch]
         teacher_ND = self._teacher(english)
         error, metrics = distillation_loss(student_ND, teacher_ND, self._scale)
@@ -177,7 +173,7 @@ class MultilingualDistillation(Stage):
 
     def save(self, folder: Path) -> None:
         """Write the student."""
-        save_student(folder, self.config, self._stack, self._encoder, self.start)
+        student.save_student(folder, self.config, self._stack, self._encoder, self.start)
 
 
 def initialize_student(stack: Stack, start: Path) -> None:

@@ -46,12 +46,7 @@ class PairTokenizer:
     """Tokenizes sentence pairs for an encoder-decoder."""
 
     def __init__(self, encoder_tokenizer_json: str, target_tokenizer_json: str) -> None:
-        """Load both tokenizers.
-
-        Args:
-            encoder_tokenizer_json: Tokenizer of the encoder, with its special-token template.
-            target_tokenizer_json: Tokenizer of the decoder, with the end token ``</s>``.
-        """
+        """Load the tokenizers of the encoder, with special tokens, and the decoder, with the end token ``</s>``."""
         self._encoder_tokenizer = _load(encoder_tokenizer_json)
         self._target_tokenizer = _load(target_tokenizer_json)
         self._end = self._target_tokenizer.get_vocab()["</s>"]
@@ -87,15 +82,7 @@ class PairSampler(Generic[Example]):
         batch_size: int,
         seed: int,
     ) -> None:
-        """Prepare the sampling.
-
-        Args:
-            pairs: The pairs.
-            tokenize: Turns pairs into examples; those of similar lengths go into one batch.
-            max_tokens: Longer examples are skipped.
-            batch_size: Pairs in a batch.
-            seed: Seed of the sampling.
-        """
+        """Prepare the sampling; examples with more than `max_tokens` tokens are skipped."""
         self._pairs, self._tokenize = pairs, tokenize
         weights = np.array([pair.weight for pair in pairs], np.float64)
         self._cumulative_weights = np.cumsum(weights) / weights.sum()

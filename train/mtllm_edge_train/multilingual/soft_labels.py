@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from mtllm_edge.errors import UsageError
-from mtllm_edge_train.checkpoints.config import TaskConfig
+from mtllm_edge_train.checkpoints.config import TaskConfig, find_task
 from mtllm_edge_train.data.labeled import LabeledTexts
 from mtllm_edge_train.distillation.embedding_cache import EmbeddingCache
 from mtllm_edge_train.distillation.encoder_only import EncoderOnly
@@ -48,13 +48,12 @@ def check_tasks(labeled: Mapping[str, LabeledTexts], tasks: Mapping[str, TaskCon
         UsageError: The teacher has no such task or other labels, or the task is not about single texts.
     """
     for task, data in labeled.items():
-        if task not in tasks:
-            raise UsageError(f"{teacher} has no task {task!r}; its tasks: {', '.join(tasks) or 'none'}")
-        if {tasks[task].kind, data.kind} != {"sequence"}:
+        config = find_task(tasks, task, teacher)
+        if {config.kind, data.kind} != {"sequence"}:
             raise UsageError(f"task {task!r} is not about single texts, which soft labels need; leave it out")
-        if {*data.counts} != {*tasks[task].labels}:
+        if {*data.counts} != {*config.labels}:
             raise UsageError(
-                f"task {task!r} has the labels {', '.join(tasks[task].labels)} in {teacher}, but "
+                f"task {task!r} has the labels {', '.join(config.labels)} in {teacher}, but "
                 f"{', '.join(data.counts)} in the labeled rows; give the rows that the teacher was fine-tuned on"
             )
 
@@ -72,17 +71,7 @@ class SoftLabels:
         sample: Sequence[str],
         vectors_ND: Tensor,
     ) -> None:
-        """Fit the encoder-only classifiers, and measure the class frequencies.
-
-        Args:
-            labeled: Task -> English training rows; see `check_tasks`.
-            tasks: Tasks of the LLM.
-            heads: Heads of the LLM.
-            start: Checkpoint with the encoder.
-            settings: Device and type.
-            sample: English texts as in training.
-            vectors_ND: Vectors of the LLM for the sample.
-        """
+        """Fit the encoder-only classifiers, and measure the class frequencies of the English `sample`."""
         encoder = EncoderOnly.from_checkpoint(start, device=settings.device, dtype=settings.frozen_dtype)
         self._encoder = CachedTeacher(encoder, EmbeddingCache(), device=settings.device)
         self._llm_heads = {task: heads[task].to(settings.device) for task in labeled}
@@ -94,12 +83,7 @@ class SoftLabels:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], vectors_ND: Tensor) -> dict[str, Tensor]:
-        """Log soft labels (N, C) by task.
-
-        Args:
-            texts: English texts.
-            vectors_ND: Vectors of the LLM for them.
-        """
+        """Log soft labels (N, C) by task of English texts, with the LLM's vectors of them."""
         states_NE = self._encoder(texts)
         soft = {}
         for task, llm_head in self._llm_heads.items():
@@ -112,11 +96,8 @@ class SoftLabels:
     ) -> tuple[Tensor, dict[str, float]]:
         """KL divergence of a student from the soft labels in nats, class-balanced: sum over the tasks, and each task's.
 
-        Args:
-            heads: Heads of the student.
-            student_ND: Vectors of the student for the texts in some language.
-            texts: The texts in English.
-            vectors_ND: Vectors of the LLM for them.
+        The student's vectors are those of the texts in some language, `vectors_ND` those of the LLM for the English
+        texts.
         """
         by_task: dict[str, Tensor] = {}
         for task, soft_NC in self(texts, vectors_ND).items():

@@ -58,12 +58,7 @@ class ExtendedEmbedding(nn.Module):
     """Word embeddings with frozen rows followed by trained rows."""
 
     def __init__(self, table_VD: Tensor, trained: int) -> None:
-        """Split a table.
-
-        Args:
-            table_VD: All rows.
-            trained: Number of trained rows at the end.
-        """
+        """Split a table into frozen rows and, at the end, `trained` rows."""
         super().__init__()
         self._frozen = len(table_VD) - trained
         self.frozen: Tensor
@@ -87,13 +82,9 @@ class Translator(nn.Module):
     """Encoder and decoder in training; the stack will use the encoder."""
 
     def __init__(self, encoder: LoadedEncoder, decoder: Any, *, target_tokenizer_json: str, new_pieces: int) -> None:
-        """Combine an encoder and a decoder.
+        """Combine a BERT, changed in place, and a `BartForCausalLM` of the same width.
 
-        Args:
-            encoder: A loaded BERT; its module is changed in place.
-            decoder: A `BartForCausalLM` of the same width.
-            target_tokenizer_json: Tokenizer of the decoder.
-            new_pieces: Number of the last word embeddings to train; the others stay frozen.
+        Of the BERT's word embeddings, the last `new_pieces` are trained.
         """
         super().__init__()
         self.loaded, self.target_tokenizer_json = encoder, target_tokenizer_json
@@ -173,16 +164,13 @@ def load_bert(source: str) -> LoadedEncoder:
 
 
 def new_decoder(encoder: LoadedEncoder, target: tokenizers.Tokenizer, rows: Sequence[int], *, layers: int) -> Any:
-    """Create a BART decoder from the weights of an encoder.
+    """Create a BART decoder, a `BartForCausalLM` with tied output, from the weights of an encoder.
 
     Args:
         encoder: The BERT.
         target: Tokenizer of the target vocabulary, with the tokens ``<pad>`` and ``</s>`` (start and end token).
         rows: For each id of the target vocabulary, the encoder's id of the same piece.
         layers: Number of layers, taken at even distances from the encoder's, with the last one.
-
-    Returns:
-        A transformers `BartForCausalLM`, its output tied to its embeddings.
     """
     bert: Any = encoder.module
     end = target.token_to_id("</s>")

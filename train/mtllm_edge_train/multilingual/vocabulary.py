@@ -20,12 +20,7 @@ _MIN_COUNT = 20
 
 
 def count_pieces(tokenizer_json: str, texts: Iterable[Sequence[str]]) -> NDArray[np.int64]:
-    """Frequency of each id in parts per billion, averaged over languages: (vocabulary,).
-
-    Args:
-        tokenizer_json: The tokenizer.
-        texts: A list of texts for each language; languages have equal weights.
-    """
+    """Frequency of each id in parts per billion, averaged over languages with equal weights: (vocabulary,)."""
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     shares = np.zeros(tokenizer.get_vocab_size())
     for number, part in enumerate(texts, start=1):
@@ -36,14 +31,9 @@ def count_pieces(tokenizer_json: str, texts: Iterable[Sequence[str]]) -> NDArray
 
 
 def add_prefix(tokenizer_json: str, text: str) -> str:
-    """Add the pieces of a fixed text to the special-token template, before the encoded text.
+    """Add the pieces of a fixed text, such as `query:` for e5, to the special tokens before the encoded text.
 
-    Args:
-        tokenizer_json: A `tokenizers` file with a template post-processor that adds one token before the text.
-        text: The prefix, such as `query:` for e5.
-
-    Returns:
-        The new tokenizer file.
+    The tokenizer has a template post-processor that adds one token before the text.
     """
     encoding = tokenizers.Tokenizer.from_str(tokenizer_json).encode(text, add_special_tokens=False)
     document = json.loads(tokenizer_json)
@@ -58,12 +48,7 @@ def add_prefix(tokenizer_json: str, text: str) -> str:
 
 
 def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> tuple[str, NDArray[np.int64]]:
-    """Trim a vocabulary to the special tokens, all single characters that occur, and the most frequent pieces.
-
-    Args:
-        tokenizer_json: A `tokenizers` file with a Unigram model.
-        counts: Frequency of each id, from `count_pieces`.
-        size: Number of pieces to keep.
+    """Keep `size` pieces: the special tokens, all single characters that occur, and the most frequent others.
 
     Returns:
         The new tokenizer file, and the old id of each new id: (size,), or more if more pieces must be kept.
@@ -88,10 +73,7 @@ def trim_unigram(tokenizer_json: str, counts: NDArray[np.int64], size: int) -> t
 def add_pieces(tokenizer_json: str, texts: Sequence[str], size: int) -> tuple[str, int]:
     """Extend a Unigram vocabulary with pieces for scripts that it has no characters of.
 
-    Args:
-        tokenizer_json: A `tokenizers` file with a Unigram model.
-        texts: Texts in all languages; pieces are learned from words with an unknown character.
-        size: Number of pieces to learn; those without an unknown character are not added.
+    Of `size` pieces learned from words with an unknown character, those with such a character are added.
 
     Returns:
         The new tokenizer file, with the new pieces at the end, and their number.

@@ -17,10 +17,7 @@ from mtllm_edge_train.models.pretrained import pretrained_model, pretrained_toke
 def merge_adapters(llm: str, adapters: Sequence[str], out: Path) -> None:
     """Write the body of an LLM in bfloat16, with adapters merged one after the other, and its tokenizer.
 
-    Args:
-        llm: Local folder or hub id.
-        adapters: Folders or hub ids in the format of peft.
-        out: Folder to write, complete or not at all.
+    LLM and adapters, in the format of peft, are folders or hub ids. The folder `out` is complete or not written at all.
 
     Raises:
         ModelError: The LLM or an adapter cannot be loaded.

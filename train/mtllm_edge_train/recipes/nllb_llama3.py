@@ -23,6 +23,17 @@ from pathlib import Path
 from mtllm_edge.bundle.manifest import WeightSource
 from mtllm_edge.errors import MtllmError, UsageError
 from mtllm_edge_train.checkpoints.config import EncoderConfig, LlmConfig, LoraConfig
+from mtllm_edge_train.data.labeled import read_labeled
+from mtllm_edge_train.data.streams import TextStream
+from mtllm_edge_train.evaluation.bootstrap import score
+from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
+from mtllm_edge_train.recipes.llm2vec import merge_adapters
+from mtllm_edge_train.stages.adapt import Adaptation
+from mtllm_edge_train.stages.distill import Distillation
+from mtllm_edge_train.stages.finetune import FineTuning
+from mtllm_edge_train.training.loop import run_stage
+from mtllm_edge_train.training.run_state import is_finished
+from mtllm_edge_train.training.settings import LoopSettings
 
 # Models.
 ENCODER = EncoderConfig(source="facebook/nllb-200-distilled-600M", max_tokens=512)
@@ -53,18 +64,11 @@ TASK_BATCH_SIZE = 32
 
 
 def run(data: Path, out: Path, *, device: str) -> None:
-    """Run all stages.
-
-    Args:
-        data: Folder DATA of the module docstring.
-        out: Folder OUT of the module docstring.
-        device: ``cuda`` or ``cpu``.
+    """Run all stages; the module docstring describes the folders `data` and `out`.
 
     Raises:
         MtllmError: DATA is incomplete, or a stage fails.
     """
-    from mtllm_edge_train.recipes.llm2vec import merge_adapters
-
     check_data(data)
     if not (out / "llm").exists():
         merge_adapters(LLM, LLM2VEC, out / "llm")
@@ -77,14 +81,12 @@ def run(data: Path, out: Path, *, device: str) -> None:
             evaluate(data / task / "test", task, out / task, scores, device=device)
 
 
+def _settings(batch_size: int, learning_rate: float, device: str) -> LoopSettings:
+    return LoopSettings(batch_size, learning_rate, warmup=WARMUP, gradient_checkpointing=True, device=device)
+
+
 def adapt_stack(data: Path, out: Path, llm: LlmConfig, *, device: str) -> None:
     """Run general adaptation, unless it is finished."""
-    from mtllm_edge_train.data.streams import TextStream
-    from mtllm_edge_train.stages.adapt import Adaptation
-    from mtllm_edge_train.training.loop import run_stage
-    from mtllm_edge_train.training.run_state import is_finished
-    from mtllm_edge_train.training.settings import LoopSettings
-
     if is_finished(out / "adapted"):
         return
     stage = Adaptation(
@@ -94,13 +96,7 @@ def adapt_stack(data: Path, out: Path, llm: LlmConfig, *, device: str) -> None:
         llm=llm,
         lora=LORA,
         steps=STEPS,
-        settings=LoopSettings(
-            batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
-            warmup=WARMUP,
-            gradient_checkpointing=True,
-            device=device,
-        ),
+        settings=_settings(BATCH_SIZE, LEARNING_RATE, device),
         bridge_learning_rate=LEARNING_RATE,
         sources=SOURCES,
     )
@@ -109,20 +105,7 @@ def adapt_stack(data: Path, out: Path, llm: LlmConfig, *, device: str) -> None:
 
 def train_task(data: Path, task: str, out: Path, llm: LlmConfig, *, epochs: int, device: str) -> None:
     """Fine-tune the teacher of a task and distill it into the adapted stack, unless they are finished."""
-    from mtllm_edge_train.data.labeled import read_labeled
-    from mtllm_edge_train.stages.distill import Distillation
-    from mtllm_edge_train.stages.finetune import FineTuning
-    from mtllm_edge_train.training.loop import run_stage
-    from mtllm_edge_train.training.run_state import is_finished
-    from mtllm_edge_train.training.settings import LoopSettings
-
-    settings = LoopSettings(
-        batch_size=TASK_BATCH_SIZE,
-        learning_rate=TASK_LEARNING_RATE,
-        warmup=WARMUP,
-        gradient_checkpointing=True,
-        device=device,
-    )
+    settings = _settings(TASK_BATCH_SIZE, TASK_LEARNING_RATE, device)
     training = read_labeled(data / "train.parquet")
     teacher, student, name = out / f"{task}-teacher", out / task, f"nllb-llama3-{task}"
     if not is_finished(teacher):
@@ -150,10 +133,6 @@ def train_task(data: Path, task: str, out: Path, llm: LlmConfig, *, epochs: int,
 
 def evaluate(tests: Path, task: str, checkpoint: Path, scores: Path, *, device: str) -> None:
     """Score a task in every language with a test file; write and print one line of JSON each."""
-    from mtllm_edge_train.data.labeled import read_labeled
-    from mtllm_edge_train.evaluation.bootstrap import score
-    from mtllm_edge_train.evaluation.checkpoint_classifier import CheckpointClassifier
-
     classifier = CheckpointClassifier(checkpoint, device=device)
     lines = []
     for file in sorted(tests.glob("*.parquet")):

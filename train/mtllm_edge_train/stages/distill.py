@@ -17,14 +17,8 @@ from mtllm_edge.errors import UsageError
 from mtllm_edge.inputs import Input
 from mtllm_edge_train.checkpoints import tensors
 from mtllm_edge_train.data.batches import BatchOrder
+from mtllm_edge_train.distillation import student
 from mtllm_edge_train.distillation.losses import Standardizer, distillation_loss
-from mtllm_edge_train.distillation.student import (
-    build_student,
-    restore_weights,
-    run_student,
-    save_student,
-    student_config,
-)
 from mtllm_edge_train.distillation.teacher import load_teacher
 from mtllm_edge_train.models import loading
 from mtllm_edge_train.models.stack import encode_english
@@ -51,7 +45,7 @@ class Distillation(Stage):
         Raises:
             UsageError: They do not belong together, or there are fewer than two texts.
         """
-        self.config = student_config(self.adapted, self.teacher, name=self.name, sources=self.sources)
+        self.config = student.student_config(self.adapted, self.teacher, name=self.name, sources=self.sources)
         if len(self.texts) < 2:
             raise UsageError("task distillation needs at least two texts; give the training texts of the tasks")
         return self.epochs, tensors.weights_digest(self.adapted), tensors.weights_digest(self.teacher), list(self.texts)
@@ -61,8 +55,8 @@ class Distillation(Stage):
         log(f"distill: the teacher reads {len(self.texts)} texts")
         self._targets = self._teacher_vectors()
         self._scale = Standardizer.fit(torch.cat(self._targets))
-        self._stack, self._encoder = build_student(self.config, self.adapted, self.settings)
-        restore_weights(self._stack, checkpoint or self.adapted)
+        self._stack, self._encoder = student.build_student(self.config, self.adapted, self.settings)
+        student.restore_weights(self._stack, checkpoint or self.adapted)
         self._stack.bridge.requires_grad_(False)
         self._stack.heads = loading.load_heads(self.teacher, self.config, width=self._stack.llm.width)
         self._encoded = encode_english(self._stack.tokenizer, self.texts)
@@ -80,7 +74,7 @@ class Distillation(Stage):
 
     def loss(self, batch: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         """Distillation loss between the stack and the teacher."""
-        student_VD = run_student(self._stack, [self._encoded[i] for i in batch], self.settings)
+        student_VD = student.run_student(self._stack, [self._encoded[i] for i in batch], self.settings)
         return distillation_loss(student_VD, torch.cat([self._targets[i] for i in batch]), self._scale)
 
     def loss_terms(self, batch: Sequence[int]) -> int:
@@ -89,4 +83,4 @@ class Distillation(Stage):
 
     def save(self, folder: Path) -> None:
         """Write the student with the teacher's heads."""
-        save_student(folder, self.config, self._stack, self._encoder, self.adapted)
+        student.save_student(folder, self.config, self._stack, self._encoder, self.adapted)

@@ -9,13 +9,7 @@ _NOT_PLOTTED = ("step", "seconds_per_step")
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
-    """Plot each metric of a log against the step, in one panel each, as a PNG file.
-
-    Args:
-        history: Entries of the log; early ones may lack a metric.
-        path: The file to write.
-        title: Title of the plot.
-    """
+    """Plot each metric of a log against the step, in one panel each, as PNG; early entries may lack a metric."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

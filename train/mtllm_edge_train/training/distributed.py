@@ -26,11 +26,7 @@ def _world_size() -> int:
 
 
 def join_process_group(device: str) -> ProcessGroup:
-    """Connect to the other processes, if any; on CUDA select this process's GPU.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
-    """
+    """Connect to the other processes, if any; with the device ``cuda``, select this process's GPU."""
     if _world_size() == 1:
         return ProcessGroup()
     import accelerate

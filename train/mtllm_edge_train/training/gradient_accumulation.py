@@ -17,16 +17,9 @@ from mtllm_edge_train.training.distributed import ProcessGroup
 def micro_batches(
     batch: Sequence[Any], accumulate: int, group: ProcessGroup, loss_terms: Callable[[Any], int] = len
 ) -> Iterator[tuple[Sequence[Any], float]]:
-    """Split this process's shard of a batch into at most `accumulate` parts.
+    """Yield the parts of this process's shard of a batch, at most `accumulate`, with their weights in the mean.
 
-    Args:
-        batch: Items of all processes.
-        accumulate: Number of parts.
-        group: The processes.
-        loss_terms: Number of terms in the mean loss of a part.
-
-    Yields:
-        A part, and its weight in the mean over the whole batch.
+    `loss_terms` returns the number of terms in the mean loss of a part.
 
     Raises:
         UsageError: There are fewer items than processes.

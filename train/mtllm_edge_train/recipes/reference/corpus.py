@@ -32,10 +32,7 @@ def _rows(path: Path, *columns: str) -> Iterator[list[Any]]:
 def english_sides(folder: Path, *, min_words: int = 8, max_words: int = 60) -> list[str]:
     """Return the distinct English sentences of all parquet files of a folder, in a fixed order.
 
-    Args:
-        folder: Files with the columns `english` and `license`.
-        min_words: Excludes shorter texts, such as interface strings and headings.
-        max_words: Excludes longer texts.
+    Shorter texts, such as interface strings and headings, and longer texts are excluded.
     """
     texts: dict[str, None] = {}
     for path in sorted(folder.glob("*.parquet")):
@@ -46,13 +43,7 @@ def english_sides(folder: Path, *, min_words: int = 8, max_words: int = 60) -> l
 
 
 def texts_by_language(folder: Path, *, at_most: int = 3000, at_least: int = 300) -> dict[str, list[str]]:
-    """Return the first non-English texts of every language in the parquet files of a folder.
-
-    Args:
-        folder: Files with the columns `lang`, `text` and `license`.
-        at_most: Maximum number of texts per language.
-        at_least: Excludes languages with fewer texts.
-    """
+    """Return the first non-English texts of each language with at least `at_least` in a folder's parquet files."""
     by_language: dict[str, list[str]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):
         for language, text in _rows(path, "lang", "text"):
@@ -79,13 +70,7 @@ def translation_pairs(
     """Return freely licensed sentence pairs, weighted for translation, and English paired with itself.
 
     A language whose rows weigh n in total is drawn in proportion to the cube root of n, three times as often if the
-    encoder does not know it. English is a twentieth of the total.
-
-    Args:
-        folder: Files with the columns `lang`, `text`, `english` and `license`.
-        languages: Language codes to include.
-        known: Codes of the languages that the encoder was trained on.
-        without: Names of files to exclude, without suffix.
+    encoder does not know it. English is a twentieth of the total. The files with names in `without` are excluded.
     """
     by_language: dict[str, list[SentencePair]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):

@@ -148,14 +148,10 @@ def _read_tensors(file: _File) -> dict[str, NDArray[np.float32]]:
 def save_bert(
     weights: E5Weights, rows: NDArray[np.int64], tokenizer_json: str, folder: Path, *, new_rows: int = 0
 ) -> None:
-    """Write the encoder as a transformers folder.
+    """Write the encoder as a transformers folder, with the tokenizer and some rows of the word embeddings.
 
-    Args:
-        weights: The weights of e5.
-        rows: Rows of the word embeddings to keep, in the order of the new tokenizer.
-        tokenizer_json: The new tokenizer. Its ids are the indices of `rows`, followed by the new rows.
-        folder: Folder for `config.json`, `model.safetensors` and `tokenizer.json`.
-        new_rows: Number of rows to add at the end, drawn from the distribution of the others.
+    The ids of the tokenizer are the indices of `rows`, followed by `new_rows` ids, whose embeddings are drawn from the
+    distribution of the others.
     """
     import torch
     import transformers
@@ -176,10 +172,6 @@ def round_word_embeddings(source: Path, folder: Path) -> None:
     """Copy a transformers folder with its word embeddings rounded to Q4_0 of GGML, in which they are shipped.
 
     Rows from the 4-bit file do not change; trained rows are rounded.
-
-    Args:
-        source: Folder with `model.safetensors`.
-        folder: Existing folder to write to.
     """
     import gguf
     from safetensors.numpy import load_file, save_file

@@ -20,11 +20,9 @@ _WORDS = range(4, 41)
 
 
 def sample_sentiment(pairs: Sequence[SentencePair], share: float) -> list[SentencePair]:
-    """Reweight the pairs with positive or negative sentiment.
+    """Reweight the pairs with positive or negative sentiment; pairs of English with itself do not change.
 
-    Args:
-        pairs: Sentence pairs. Pairs of English with itself do not change.
-        share: New weight of all positive pairs, and of all negative ones, as a fraction of the weight of all pairs.
+    The new weight of all positive pairs, and of all negative ones, is `share`, a fraction of the weight of all pairs.
     """
     signs = _signs({pair.english for pair in pairs if pair.language != ENGLISH})
     signed = [(0 if pair.language == ENGLISH else signs[pair.english], pair) for pair in pairs]

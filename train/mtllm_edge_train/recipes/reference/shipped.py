@@ -16,10 +16,7 @@ _WORD = "embeddings.word_embeddings.weight"
 def restore_encoder(shipped: Path, base: Path, folder: Path) -> None:
     """Write the encoder of the translator as a transformers folder.
 
-    Args:
-        shipped: `reference/translator`, which lacks the word embeddings of e5.
-        base: The original encoder, from `stages.build_encoder`.
-        folder: Existing folder to write to.
+    `shipped` lacks the word embeddings of e5, which `base`, the original encoder from `stages.build_encoder`, contains.
     """
     tensors = read_tensors(shipped / "encoder.safetensors")
     new_VD = tensors.pop("new_word_embeddings")
@@ -42,13 +39,7 @@ def restore_translator(shipped: Path, base: Path, folder: Path) -> None:
 
 
 def restore_stack(parts: Path, config: StackConfig, folder: Path) -> None:
-    """Write the bridge, adapter and heads of the shipped parts as a checkpoint.
-
-    Args:
-        parts: `reference/parts`.
-        config: Configuration of the checkpoint, with the tasks of the parts.
-        folder: Existing folder to write to.
-    """
+    """Write the bridge, adapter and heads of the shipped parts as a checkpoint."""
     (folder / CONFIG_NAME).write_bytes(config.to_json())
     (folder / BRIDGE_NAME).write_bytes((parts / BRIDGE_NAME).read_bytes())
     save_file(read_tensors(parts / LORA_NAME), folder / LORA_NAME)

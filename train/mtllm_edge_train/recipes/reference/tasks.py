@@ -15,13 +15,7 @@ ENGLISH = "eng_Latn"
 
 
 def load_split(data: Path, task: str, split: str) -> dict[str, LabeledTexts]:
-    """Read a split, grouped by language; languages are sorted.
-
-    Args:
-        data: Folder with the subfolder `eval`.
-        task: A key of `TASKS`.
-        split: ``train``, ``dev`` or ``test``.
-    """
+    """Read the split ``train``, ``dev`` or ``test`` of a task, grouped by language; languages are sorted."""
     import pyarrow.parquet
 
     file, label_column, splits = TASKS[task]
