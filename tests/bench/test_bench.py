@@ -250,7 +250,8 @@ pathlib.Path(read_job().bundle).write_text(str(os.getpid()))
 time.sleep(600)
 """
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
 from mtllm_edge_bench.jobs import Job
 from mtllm_edge_bench.runner import measure
 measure._CHILD = ("-c", sys.argv[2])

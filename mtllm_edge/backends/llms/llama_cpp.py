@@ -68,7 +68,7 @@ class GgufLlm:
         max_texts: int = TEXTS_PER_BATCH,
         adapters: Mapping[str, Path] = _NO_ADAPTERS,
     ) -> None:
-        """Load a headless GGUF and adapters, which are LoRA files by their names in `pool`; all have checked headers.
+        """Load a headless GGUF and its LoRA adapters, by their names in `pool`; the headers were checked before.
 
         `max_tokens` and `max_texts` are the limits of a batch.
 
