@@ -68,7 +68,7 @@ def torch_pooled(model: peft.PeftModel) -> NDArray[np.float32]:
     return torch.cat(rows).numpy()
 
 
-def worn(folder: Path, attention: Attention = "causal") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def adapted_vectors(folder: Path, attention: Attention = "causal") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Pooled vectors of llama.cpp with the converted adapter, and without."""
     summary = write_llm(folder / "llm.gguf", LlmBody(open_llm_weights(folder / "llm"), None, attention), "f32")
     convert_peft(folder / "peft", folder / "llm.gguf", folder / "adapter.gguf")
@@ -101,19 +101,19 @@ def worn(folder: Path, attention: Attention = "causal") -> tuple[NDArray[np.floa
     ],
     ids=["all", "body alone", "rslora", "q and k", "bfloat16", "float16"],
 )
-def test_worn_is_torch(options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_applied_adapter_is_torch(options: dict[str, Any], tmp_path: Path) -> None:
     save_llm(tmp_path / "llm", width=WIDTH)
     expected_ND = torch_pooled(save_peft(tmp_path, **options))
-    worn_ND, bare_ND = worn(tmp_path)
-    assert_vectors_close(worn_ND, expected_ND, ENGINES)
+    adapted_ND, bare_ND = adapted_vectors(tmp_path)
+    assert_vectors_close(adapted_ND, expected_ND, ENGINES)
     assert cosines(expected_ND, bare_ND).min() < 0.99
 
 
-def test_worn_is_the_merged_file(tmp_path: Path) -> None:
+def test_an_applied_adapter_is_the_merged_file(tmp_path: Path) -> None:
     """Bidirectional, where llama.cpp has an architecture of its own."""
     save_llm(tmp_path / "llm", width=WIDTH)
     save_peft(tmp_path)
-    worn_ND, bare_ND = worn(tmp_path, "bidirectional")
+    adapted_ND, bare_ND = adapted_vectors(tmp_path, "bidirectional")
     stored = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
     lora = {
         name.removeprefix("base_model.model.model.").removesuffix(".weight"): tensor for name, tensor in stored.items()
@@ -129,7 +129,7 @@ def test_worn_is_the_merged_file(tmp_path: Path) -> None:
         pooling="mean",
     )
     llm = GgufLlm(tmp_path / "merged.gguf", described, settings=EngineSettings(*PLAIN, note="test"), threads=1)
-    assert cosines(llm.pool(sequences()), worn_ND).min() >= 0.9999
+    assert cosines(llm.pool(sequences()), adapted_ND).min() >= 0.9999
     assert cosines(llm.pool(sequences()), bare_ND).min() < 0.99
     llm.close()
 
